@@ -1,0 +1,191 @@
+"""Scaled dot-product attention: one function, several back ends with equal results.
+
+    out[b, t, h] = sum_s softmax_s(scale * q[b, t, h] . k[b, s, h // group] + bias) v[b, s, h // group]
+
+Back ends:
+
+* ``xla``   einsum, softmax, einsum; holds all (B, H, T, S) scores at once. Any platform.
+* ``cpu``   the same in blocks whose scores stay in the processor's cache, forward and backward;
+  the backward pass recomputes the scores from the saved log-sum-exp (Dao et al. 2022,
+  "FlashAttention", algorithms 1 and 4, without the tiling over keys).
+* ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit.
+* ``auto``  ``cpu`` on a CPU once the scores outgrow the cache, else ``xla``.
+
+Scores and softmax are float32 whatever the type of the inputs.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+BACKENDS = ("auto", "xla", "cpu", "cudnn")
+
+# Scores of one block (float32): half of a usual 1 MiB second-level cache times two cores.
+_BLOCK_BYTES = 4 << 20
+# Below this many bytes of scores the loop of the blocked back end costs more than it saves.
+_SMALL_BYTES = 8 << 20
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    backend: str = "auto",
+) -> jax.Array:
+    """Multi-head attention; grouped-query when k and v have fewer heads than q.
+
+    Args:
+      q: (B, T, Hq, D).
+      k: (B, S, Hkv, D), with Hq a multiple of Hkv; query head h reads key head h // (Hq / Hkv).
+      v: (B, S, Hkv, D).
+      bias: added to the scaled scores; 4 dimensions, each equal to or 1 in place of (B, Hq, T, S).
+      mask: boolean, True where a query may look; shaped as `bias` (key padding: (B, 1, 1, S)).
+      scale: factor of the scores; 1 / sqrt(D) by default.
+      causal: query t sees keys up to t only; needs T == S.
+      window: query t sees keys with |t - s| < window only; needs T == S.
+      backend: one of `BACKENDS`.
+
+    Returns:
+      (B, T, Hq, D) of q's type. A query that may look nowhere gets zeros.
+
+    Raises:
+      ValueError: shapes that do not fit, an unknown back end, or cuDNN without an NVIDIA GPU.
+    """
+    _check(q, k, v, bias, mask, causal, window, backend)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if backend == "auto":
+        backend = _choose(q, k)
+    if backend == "cudnn":
+        return _cudnn(q, k, v, bias, mask, scale, causal, window)
+    mask = _visible(q.shape[1], mask, causal, window)
+    run = _blocked if backend == "cpu" else _whole
+    return run(q, k, v, bias, mask, scale)
+
+
+def _choose(q, k) -> str:
+    scores = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
+    return "cpu" if jax.default_backend() == "cpu" and scores > _SMALL_BYTES else "xla"
+
+
+def _check(q, k, v, bias, mask, causal, window, backend) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"attention: unknown backend {backend!r}; choose one of {BACKENDS}")
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise ValueError(
+            "attention: q must be (B, T, Hq, D) and k, v (B, S, Hkv, D), "
+            f"got {q.shape}, {k.shape}, {v.shape}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"attention: q {q.shape} and k {k.shape} need the same B and D, and Hq a multiple of Hkv"
+        )
+    if (causal or window is not None) and q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"attention: causal and window need T == S, got T={q.shape[1]}, S={k.shape[1]}; "
+            "pass a mask instead"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window must be at least 1, got {window}")
+    full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is None:
+            continue
+        if array.ndim != 4 or any(a not in (1, f) for a, f in zip(array.shape, full, strict=True)):
+            raise ValueError(f"attention: {name} {array.shape} does not broadcast to {full}")
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise ValueError(f"attention: mask must be boolean, got {mask.dtype}")
+
+
+def _visible(length, mask, causal, window):
+    """`mask` together with the causal and window rules, or None when all is visible."""
+    if causal or window is not None:
+        ahead = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+        rule = (ahead >= 0) if causal else jnp.ones_like(ahead, dtype=bool)
+        if window is not None:
+            rule &= jnp.abs(ahead) < window
+        mask = rule[None, None] if mask is None else mask & rule[None, None]
+    return mask
+
+
+def _cudnn(q, k, v, bias, mask, scale, causal, window):
+    if jax.default_backend() != "gpu":
+        raise ValueError(
+            "attention: backend 'cudnn' needs an NVIDIA GPU, and this process runs on "
+            f"{jax.default_backend()!r}; use backend='auto'"
+        )
+    local = None if window is None else (window - 1, 0 if causal else window - 1)
+    out = jax.nn.dot_product_attention(
+        q, k, v, bias, mask, scale=scale, is_causal=causal, local_window_size=local,
+        implementation="cudnn",
+    )  # fmt: skip
+    if mask is None:
+        return out
+    visible = _visible(q.shape[1], mask, causal, window)
+    some = jnp.any(visible, axis=-1)  # (B|1, Hq|1, T|1)
+    return jnp.where(jnp.swapaxes(some, 1, 2)[..., None], out, 0)
+
+
+def _whole(q, k, v, bias, mask, scale):
+    """All scores at once. Shapes as in `attention`."""
+    batch, length, heads, depth = q.shape
+    keys, groups = k.shape[1], k.shape[2]
+    q = q.reshape(batch, length, groups, heads // groups, depth)
+    scores = scale * jnp.einsum("btngd,bsnd->bngts", q, k, preferred_element_type=jnp.float32)
+    weights = _softmax(scores, _grouped(bias, groups), _grouped(mask, groups))
+    out = jnp.einsum("bngts,bsnd->btngd", weights.astype(v.dtype), v)
+    del keys
+    return out.reshape(batch, length, heads, depth).astype(q.dtype)
+
+
+def _grouped(array, groups):
+    """(b, h, t, s) to (b, n, g, t, s), where every dimension may be 1 for broadcasting."""
+    if array is None:
+        return None
+    b, h, t, s = array.shape
+    return array.reshape(b, groups if h > 1 else 1, h // groups if h > 1 else 1, t, s)
+
+
+def _softmax(scores, bias, mask):
+    """Softmax over the last axis; rows without a visible key are zero."""
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    if mask is None:
+        return jax.nn.softmax(scores, axis=-1)
+    # A finite floor keeps a fully masked row free of NaN in value and in gradient.
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+
+
+def _blocked(q, k, v, bias, mask, scale):
+    """Scores in blocks of one key head of one example at a time, recomputed on the way back."""
+    batch, length, heads, depth = q.shape
+    keys, groups = k.shape[1], k.shape[2]
+    bias, mask = _grouped(bias, groups), _grouped(mask, groups)
+    q = q.reshape(batch, length, groups, heads // groups, depth).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch * groups, heads // groups, length, depth)
+    k = k.transpose(0, 2, 1, 3).reshape(batch * groups, keys, depth)
+    v = v.transpose(0, 2, 1, 3).reshape(batch * groups, keys, depth)
+
+    def pick(array, b, n):
+        if array is None:
+            return None
+        return array[b if array.shape[0] > 1 else 0, n if array.shape[1] > 1 else 0]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(index, q, k, v):
+        scores = scale * jnp.einsum("gtd,sd->gts", q, k, preferred_element_type=jnp.float32)
+        b, n = index // groups, index % groups
+        weights = _softmax(scores, pick(bias, b, n), pick(mask, b, n))
+        return jnp.einsum("gts,sd->gtd", weights.astype(v.dtype), v)
+
+    out = jax.lax.map(lambda args: one(*args), (jnp.arange(batch * groups), q, k, v))
+    out = out.reshape(batch, heads, length, depth).transpose(0, 2, 1, 3)
+    return out.astype(q.dtype)
