@@ -1,0 +1,251 @@
+"""The one loader: upstream tensors into a model's parameters, and back under their names.
+
+Nothing is coerced and nothing is passed over: see the grammar in `medalign_jax.weights.table`.
+"""
+
+import json
+import math
+import os
+import struct
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from medalign_jax.weights.lazy import SAFETENSORS_DTYPES, LazyTensor, WeightError
+from medalign_jax.weights.match import Problems, Slot, flatten, match
+from medalign_jax.weights.source import WeightSource, resolve
+from medalign_jax.weights.table import Index, Shape, ShapeMismatch, Table, full_index
+
+_FLOATS = tuple(np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16))
+_COMPARE_BYTES = 2**26
+
+
+def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
+    """Fills a parameter tree from upstream tensors.
+
+    A leaf with a sharding becomes a global array of which each process reads its own parts only;
+    stacked parameters are read layer by layer. Beside the model, the host holds about one
+    parameter at a time.
+
+    Args:
+      source: anything that `resolve` takes.
+      table: the architecture's mapping table.
+      abstract: tree of `jax.ShapeDtypeStruct`, with shardings or without.
+      dtype: float32, bfloat16 or float16: all parameters of these three become it, whichever of
+        the three the tensors are. None: dtypes must agree exactly.
+
+    Returns:
+      A tree like `abstract`, of arrays.
+
+    Raises:
+      WeightError: lists every tensor that is missing, unused, ambiguous, or of a wrong shape or
+        dtype, with both names, file and nearest name.
+    """
+    opened = resolve(source)
+    target = None if dtype is None else np.dtype(dtype)
+    if target is not None and target not in _FLOATS:
+        raise ValueError(f"dtype {target} is not one of {', '.join(kind.name for kind in _FLOATS)}")
+    leaves, structure = flatten(abstract)
+    problems = Problems()
+    found = match(table, opened, {path: tuple(x.shape) for path, x in leaves.items()}, problems)
+    dtypes = {path: _wanted(np.dtype(leaf.dtype), target) for path, leaf in leaves.items()}
+    for path, slot in found.slots.items():
+        shape = tuple(leaves[path].shape)
+        _check_tensors(slot, opened, shape, dtypes[path], target is not None, problems)
+    for name, other in found.copies:
+        _check_copy(opened, name, other, problems)
+    problems.raise_if_any(f"{opened.label}: does not fit the table {table.name!r}")
+    filled = [
+        _parameter(found.slots[path], opened, leaf, dtypes[path]) for path, leaf in leaves.items()
+    ]
+    return jax.tree_util.tree_unflatten(structure, filled)
+
+
+def _wanted(own: np.dtype, target: np.dtype | None) -> np.dtype:
+    return target if target is not None and own in _FLOATS else own
+
+
+def _check_tensors(
+    slot: Slot,
+    source: WeightSource,
+    shape: Shape,
+    dtype: np.dtype,
+    may_convert: bool,
+    problems: Problems,
+) -> None:
+    """Notes the tensors of a parameter whose shape or dtype does not fit it."""
+    expected = shape[1:] if slot.rule.stacked else shape
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        problems.add("dtype", f"parameter {slot.path} is {dtype}, which JAX cuts to 32 bits")
+    for name in slot.names:
+        tensor = source.get(name)
+        if tensor is None:
+            continue
+        where = f"{name} {list(tensor.shape)} for parameter {slot.path} {list(shape)}"
+        try:
+            made = slot.rule.transform.target_shape(tensor.shape)
+            if made != expected:
+                layer = " a layer" if slot.rule.stacked else ""
+                text = f"{where}: becomes {list(made)}, expected {list(expected)}{layer}"
+                problems.add("shape", f"{text} ({tensor.origin})")
+        except ShapeMismatch as error:
+            problems.add("shape", f"{where}: {error} ({tensor.origin})")
+        convertible = may_convert and tensor.dtype in _FLOATS and dtype in _FLOATS
+        if tensor.dtype != dtype and not convertible:
+            text = f"{name} is {tensor.dtype}, parameter {slot.path} is {dtype}"
+            problems.add("dtype", f"{text} ({tensor.origin})")
+
+
+def _check_copy(source: WeightSource, name: str, other: str, problems: Problems) -> None:
+    """Notes an ignored tensor that is not what the table says it repeats."""
+    if other not in source:
+        problems.add("content", f"{name} must equal {other}, which is not there")
+        return
+    ours, theirs = source[name], source[other]
+    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+        text = f"{list(ours.shape)} {ours.dtype} and {list(theirs.shape)} {theirs.dtype}"
+        problems.add("content", f"{name} must equal {other}, but they are {text}")
+        return
+    rest = full_index(ours.shape)[1:]
+    row_bytes = math.prod(ours.shape[1:]) * ours.dtype.itemsize
+    step = max(1, _COMPARE_BYTES // max(row_bytes, 1))
+    length = ours.shape[0] if ours.shape else 1
+    for first in range(0, length, step):
+        part = (slice(first, min(first + step, length)), *rest) if ours.shape else None
+        if ours.read(part).tobytes() != theirs.read(part).tobytes():
+            problems.add("content", f"{name} must equal {other}, but the numbers differ")
+            return
+
+
+def _parameter(slot: Slot, source: WeightSource, leaf: Any, dtype: np.dtype) -> jax.Array:
+    shape = tuple(leaf.shape)
+    tensors = [source[name] for name in slot.names]
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return jax.device_put(_read(slot, tensors, full_index(shape), dtype))
+    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def part(index: Index) -> np.ndarray:
+        # Devices that hold the same part share one reading of it.
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
+        if bounds not in parts:
+            parts[bounds] = _read(slot, tensors, tuple(slice(*bound) for bound in bounds), dtype)
+        return parts[bounds]
+
+    return jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
+
+
+def _read(slot: Slot, tensors: list[LazyTensor], index: Index, dtype: np.dtype) -> np.ndarray:
+    """The part `index` of a parameter, as a fresh array of `dtype`."""
+    out = _empty(tuple(axis.stop - axis.start for axis in index), dtype)
+    if slot.rule.stacked:
+        for place, tensor in enumerate(tensors[index[0]]):
+            out[place] = _part(slot, tensor, index[1:])
+    else:
+        out[...] = _part(slot, tensors[0], index)
+    return out
+
+
+def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array that begins at a whole 64 bytes: JAX takes such memory over on a CPU, uncopied."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _part(slot: Slot, tensor: LazyTensor, index: Index) -> np.ndarray:
+    wanted, rest = slot.rule.transform.pull_back(index, tensor.shape)
+    return slot.rule.transform.apply(tensor.read(wanted))[rest]
+
+
+def export(
+    params: Any, table: Table, *, names: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Parameters under their upstream names, in the upstream layout, bit for bit.
+
+    With arrays spread over several processes all of them must call this; each gets everything.
+
+    Args:
+      params: tree of arrays that the table describes in full.
+      table: the architecture's mapping table.
+      names: upstream names to be written (those of the checkpoint loaded, say): they decide
+        between alternatives and prefixes. None: the first of each.
+
+    Returns:
+      Tensor by name; what the table ignores is not in it.
+
+    Raises:
+      WeightError: a parameter without a rule, or two that would have the same name.
+    """
+    leaves, _ = flatten(params)
+    problems = Problems()
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    found = match(table, names or (), shapes, Problems())
+    clean = match(table, _written(found.slots), shapes, problems)
+    problems.raise_if_any(f"parameters do not fit the table {table.name!r}")
+    tensors = {}
+    for path, slot in clean.slots.items():
+        host = _on_host(leaves[path])
+        layers = host if slot.rule.stacked else (host,)
+        for name, layer in zip(slot.names, layers, strict=True):
+            # A copy: the host may see the very memory that a training step is given to reuse.
+            tensors[name] = np.array(slot.rule.transform.invert(layer), order="C", copy=True)
+    return tensors
+
+
+def _written(slots: Mapping[str, Slot]) -> list[str]:
+    return [name for slot in slots.values() for name in slot.names]
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils  # only where there are several processes
+
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file; it appears under its name only when it is whole.
+
+    Args:
+      path: file to write or replace; its folder is made if need be.
+      tensors: arrays by name, on the host.
+
+    Raises:
+      WeightError: a dtype that the format does not have.
+    """
+    kinds = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    # The format wants every tensor aligned to its own dtype: widest first.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for name, array in ordered:
+        kind = kinds.get(array.dtype)
+        if kind is None:
+            raise WeightError(f"{path}: tensor {name!r}: safetensors has no dtype {array.dtype}")
+        offsets = [place, place + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        place += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for _, array in ordered:
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

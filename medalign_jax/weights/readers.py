@@ -1,0 +1,167 @@
+"""Weight files: what they hold, without reading it yet.
+
+Supported: safetensors and PyTorch zip files, alone or in shards with an index. A format is
+recognised by its first bytes, not by its name. To add one (GGUF), write
+`open_FORMAT(path) -> dict[str, LazyTensor]` and give it a line in `_FORMATS`; nothing else in
+this room, or after it, knows of file formats.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medalign_jax.weights.lazy import (
+    SAFETENSORS_DTYPES,
+    FileTensor,
+    LazyTensor,
+    WeightError,
+    contiguous_strides,
+)
+from medalign_jax.weights.torch_zip import open_torch_zip
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+
+
+def open_safetensors(path: Path) -> dict[str, FileTensor]:
+    """Tensors of a safetensors file.
+
+    The header is checked in full: sizes fit dtypes and shapes, and the tensors cover the rest of
+    the file without a gap or an overlap (format: github.com/huggingface/safetensors, README).
+
+    Raises:
+      WeightError: the file is damaged or cut short; says how.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise WeightError(
+                f"{path}: not a safetensors file, or cut short: "
+                f"header of {length} bytes announced in a file of {size}"
+            )
+        text = file.read(length)
+    header = _json_object(text, path, "safetensors header")
+    header.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {name: _entry(path, name, entry, start) for name, entry in header.items()}
+    _check_cover(path, tensors, start, size)
+    return tensors
+
+
+def _entry(path: Path, name: str, entry: Any, start: int) -> FileTensor:
+    try:
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightError(f"{path}: tensor {name!r}: damaged header entry {entry!r}") from error
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise WeightError(f"{path}: tensor {name!r}: damaged header entry {entry!r}")
+    dtype = SAFETENSORS_DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        raise WeightError(f"{path}: tensor {name!r}: dtype {kind!r} is not supported")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise WeightError(
+            f"{path}: tensor {name!r}: {end - begin} bytes for shape {list(shape)} of {kind}"
+        )
+    return FileTensor(path, start + begin, shape, contiguous_strides(shape), dtype)
+
+
+def _check_cover(path: Path, tensors: Mapping[str, FileTensor], start: int, size: int) -> None:
+    place = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].extent)):
+        if tensor.start != place:
+            raise WeightError(f"{path}: tensor {name!r} begins at {tensor.start}, not at {place}")
+        place += math.prod(tensor.shape) * tensor.dtype.itemsize
+    if place != size:
+        problem = "cut short" if size < place else "followed by bytes of no tensor"
+        raise WeightError(f"{path}: {problem}: tensors end at byte {place}, the file at {size}")
+
+
+def _open_gguf(path: Path) -> dict[str, LazyTensor]:
+    raise WeightError(f"{path}: GGUF files are not read yet; use the model's safetensors files")
+
+
+def _open_bare_pickle(path: Path) -> dict[str, LazyTensor]:
+    raise WeightError(
+        f"{path}: PyTorch's format from before version 1.6 is not read, because it cannot be "
+        "without running it; load it where you trust it and torch.save it anew"
+    )
+
+
+# First bytes -> reader; whatever fits none is taken for safetensors, which has no mark.
+_FORMATS: tuple[tuple[bytes, Callable[[Path], Mapping[str, LazyTensor]]], ...] = (
+    (b"PK\x03\x04", open_torch_zip),
+    (b"GGUF", _open_gguf),
+    (b"\x80", _open_bare_pickle),
+)
+
+
+def open_file(path: Path) -> Mapping[str, LazyTensor]:
+    """Tensors of one weight file of any supported format.
+
+    Raises:
+      WeightError: missing, empty, damaged, or of a format that is not read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if not head:
+            raise WeightError(f"{path}: the file is empty")
+        for mark, reader in _FORMATS:
+            # A safetensors file may begin with any of these as its header's length; its ninth byte
+            # is then the brace that opens the header.
+            if head.startswith(mark) and head[8:] != b"{":
+                return reader(path)
+        return open_safetensors(path)
+    except OSError as error:
+        raise WeightError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def open_index(path: Path) -> Mapping[str, LazyTensor]:
+    """Tensors of all the shards that an index (`*.index.json`) names.
+
+    Raises:
+      WeightError: damaged index, a shard outside the index's folder, missing, or without a tensor
+        that the index promises or with one that it does not.
+    """
+    try:
+        index = _json_object(path.read_bytes(), path, "index")
+    except OSError as error:
+        raise WeightError(f"{path}: cannot be read ({error.strerror or error})") from error
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise WeightError(f"{path}: has no 'weight_map' of tensor names to files")
+    if not all(isinstance(shard, str) and Path(shard).name == shard for shard in places.values()):
+        raise WeightError(f"{path}: every shard must be the name of a file beside the index")
+    shards = sorted(set(places.values()))
+    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    if missing:
+        raise WeightError(f"{path}: shards missing from {path.parent}: {', '.join(missing)}")
+    opened = {shard: open_file(path.parent / shard) for shard in shards}
+    held = {(name, shard) for shard, tensors in opened.items() for name in tensors}
+    problems = [f"{name!r} is not in {shard}" for name, shard in sorted(set(places.items()) - held)]
+    problems += [f"{name!r} of {shard} is not in the index" for name, shard in
+                 sorted(held - set(places.items()))]  # fmt: skip
+    if problems:
+        raise WeightError(f"{path}: index and shards differ: {'; '.join(problems)}")
+    return {name: opened[shard][name] for name, shard in places.items()}
+
+
+def _json_object(text: bytes, path: Path, what: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise WeightError(f"{path}: damaged {what} ({error})") from error
+    if not isinstance(value, dict):
+        raise WeightError(f"{path}: damaged {what} (not an object)")
+    return value

