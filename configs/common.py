@@ -1,0 +1,56 @@
+"""Blocks that the configs share. Every value can be changed with ``--config.block.key=value``."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Data, encoder, mesh and loop, with AcuLa's published numbers."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            "manifest": "",  # CSV, JSONL, Parquet, or a folder made by data.prepare; "" simulates
+            "targets": (),  # further columns to keep
+            "samples": 131_000,  # 8 s + 3000 samples at 16 kHz: 256 frames
+            "pad": "zero",  # zero, repeat or tile
+            "random_crop": False,
+            "max_seconds": 60.0,
+            "max_bad_fraction": 0.01,
+            "workers": 0,
+            "simulated": 400,  # recordings to simulate where there is no manifest
+            "simulated_seconds": 4.0,
+            "mix": 0,  # simulated recordings to add to the training split
+        }
+    )
+    config.encoder = ConfigDict(
+        {
+            "name": "opera_gt",
+            "source": "",  # Hub id, folder, file, workdir; "" starts from pre-training or random
+            "overrides": ConfigDict(convert_dict=True),
+            "front_end": ConfigDict(convert_dict=True),
+        }
+    )
+    config.augment = ConfigDict({})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.train = ConfigDict(
+        {
+            "batch_size": 48,
+            "accumulate": 1,
+            "epochs": 50,
+            "steps": 0,  # goes before epochs
+            "log_every": 10,
+            "eval_every": 100,  # also saves
+            "patience": 0,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-5,
+            "schedule": "linear",
+            "warmup_steps": 400,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+        }
+    )
+    config.evaluate = ConfigDict({"enabled": True, "pad": "repeat", "trim": False})
+    return config

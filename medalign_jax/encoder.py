@@ -1,0 +1,283 @@
+"""A loaded audio encoder: waveforms of any length and rate in, one vector each out."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soxr
+from jax.sharding import Mesh
+
+from medalign_jax.audio import clip
+from medalign_jax.audio.frontend import front_end
+from medalign_jax.errors import UserError
+from medalign_jax.models import ENCODERS
+from medalign_jax.train.mesh import Rules, batch_sharding, shardings
+from medalign_jax.weights import resolve
+from medalign_jax.weights.load import load
+from medalign_jax.weights.table import Table
+
+SETTINGS_FILE = "encoder.json"
+_ROUND = 64  # windows collected before a batch is formed, so that batches are full
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A registered encoder put together: module, front end, table of its weights, sharding.
+
+    Attributes:
+      name: in `models.ENCODERS`.
+      module: Linen module with `embed` and `reconstruct`.
+      front_end: waveforms (B, S) -> features (B, T, M).
+      table: mapping table of its published weights.
+      sharding: table for `train.mesh.shardings`.
+      settings: JSON-able; `architecture(**settings)` makes the same again.
+    """
+
+    name: str
+    module: nn.Module
+    front_end: Callable[[jax.Array], jax.Array]
+    table: Table
+    sharding: Rules
+    settings: dict[str, Any]
+
+    def abstract_params(self, mesh: Mesh | None = None) -> Any:
+        """Shapes (and shardings, given a mesh) of the parameters."""
+        config = self.module.config
+        features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
+        noise = jax.ShapeDtypeStruct((1, config.tokens(config.frames)), jnp.float32)
+        tree = jax.eval_shape(self.module.init, jax.random.key(0), features, noise)["params"]
+        if mesh is None:
+            return tree
+        places = shardings(tree, self.sharding, mesh)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            tree,
+            places,
+        )
+
+
+def architecture(
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    front_end_overrides: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Looks an encoder up and applies changes to its sizes and to its front end.
+
+    Raises:
+      UserError: an unknown name, size or front-end number.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
+    entry = ENCODERS[name]
+    config, changes = _import(entry.config), dict(overrides or {})
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(changes) - known):
+        raise UserError(f"encoder {name!r} has no setting {unknown}; it has {sorted(known)}")
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    if isinstance(changes.get("dtype"), str):
+        changes["dtype"] = jnp.dtype(changes["dtype"])
+    try:
+        config = dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise UserError(f"encoder {name!r}: {error}") from error
+    table_module = importlib.import_module(entry.table.split(":")[0])
+    return Architecture(
+        name=name,
+        module=_import(entry.module)(config),
+        front_end=front_end(entry.front_end, **dict(front_end_overrides or {})),
+        table=_import(entry.table),
+        sharding=table_module.SHARDING,
+        settings={
+            "name": name,
+            "overrides": json.loads(json.dumps(dict(overrides or {}), default=str)),
+            "front_end_overrides": dict(front_end_overrides or {}),
+        },
+    )
+
+
+def _import(path: str) -> Any:
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Encoder:
+    """An encoder with parameters.
+
+    Attributes:
+      architecture: what it is made of.
+      params: its parameters.
+      samples: length of a window at 16 kHz; longer recordings are cut into windows that overlap
+        by half, and their embeddings averaged (as OPERA-GT's are extracted).
+      pad: how shorter recordings are filled, see `audio.clip.fit`.
+      trim: cut silence from both ends first, as OPERA does.
+      width: D.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        params: Any,
+        samples: int,
+        pad: str = "repeat",
+        trim: bool = False,
+        mesh: Mesh | None = None,
+        batch_size: int = 16,
+    ):
+        self.architecture, self.params = architecture, params
+        self.samples, self.pad, self.trim = samples, pad, trim
+        self.sample_rate = architecture.front_end.sample_rate
+        self.width = architecture.module.config.width
+        self._sharding = None if mesh is None else batch_sharding(mesh)
+        ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self._batch_size = -(-batch_size // ways) * ways
+        self._features = jax.jit(self._embed_features)
+        self._waveforms = jax.jit(
+            lambda params, x: self._embed_features(params, architecture.front_end(x))
+        )
+
+    def _embed_features(self, params: Any, features: jax.Array) -> jax.Array:
+        module = self.architecture.module
+        return module.apply({"params": params}, features, method="embed")[0]
+
+    def embed_features(self, features: jax.Array) -> jax.Array:
+        """(B, T, M) features of this encoder's front end -> (B, D) float32."""
+        return self._features(self.params, jnp.asarray(features, jnp.float32))
+
+    def embed(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> np.ndarray:
+        """Embeddings of recordings of any length.
+
+        Args:
+          waveforms: N arrays (samples,), mono, any float type.
+          sample_rate: theirs, Hz; other rates than the encoder's are resampled.
+
+        Returns:
+          (N, D) float32.
+
+        Raises:
+          UserError: a recording that is empty, not 1-D, or holds NaN; names its index.
+        """
+        if isinstance(waveforms, np.ndarray) and waveforms.ndim == 1:
+            raise UserError("embed takes a list of waveforms; put this one into a list")
+        rows = list(self.stream((w, sample_rate) for w in waveforms))
+        return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
+
+    def stream(self, recordings: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
+        """Embeds (waveform, sample rate) pairs as they come; yields (D,) float32 each, in order.
+
+        Windows of several recordings share a batch, so memory does not grow with their number.
+        """
+        waiting: list[int] = []  # windows of each recording that has not been yielded
+        windows: list[np.ndarray] = []
+        for index, (waveform, rate) in enumerate(recordings):
+            cut = self._windows(index, waveform, rate)
+            waiting.append(len(cut))
+            windows.extend(cut)
+            if len(windows) >= max(_ROUND, self._batch_size):
+                yield from self._drain(waiting, windows)
+                waiting, windows = [], []
+        if waiting:
+            yield from self._drain(waiting, windows)
+
+    def _drain(self, counts: list[int], windows: list[np.ndarray]) -> Iterator[np.ndarray]:
+        size = self._batch_size
+        outputs = []
+        for start in range(0, len(windows), size):
+            batch = np.zeros((size, self.samples), np.float32)
+            part = windows[start : start + size]
+            batch[: len(part)] = part
+            placed = jax.device_put(batch, self._sharding)
+            outputs.append(np.asarray(self._waveforms(self.params, placed))[: len(part)])
+        embedded = np.concatenate(outputs)
+        ends = np.cumsum(counts)
+        for end, count in zip(ends, counts, strict=True):
+            yield embedded[end - count : end].mean(axis=0)
+
+    def _windows(self, index: int, waveform: np.ndarray, rate: int) -> list[np.ndarray]:
+        waveform = np.asarray(waveform)
+        if waveform.ndim != 1 or waveform.size < 2 or waveform.dtype.kind != "f":
+            raise UserError(
+                f"recording {index} must be a float array (samples,) with at least 2 samples, got "
+                f"{waveform.dtype} {waveform.shape}"
+            )
+        if not np.isfinite(waveform).all():
+            raise UserError(f"recording {index} holds NaN or infinite samples")
+        waveform = waveform.astype(np.float32)
+        if rate != self.sample_rate:
+            waveform = soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
+        if self.trim:
+            waveform = clip.trim_silence(waveform)
+        if len(waveform) <= self.samples:
+            return [clip.fit(waveform, self.samples, self.pad)]
+        return list(clip.split_windows(waveform, self.samples, "repeat"))
+
+    def settings(self) -> dict[str, Any]:
+        """What `load_encoder` needs beside the weights; JSON-able."""
+        return self.architecture.settings | {
+            "samples": self.samples,
+            "pad": self.pad,
+            "trim": self.trim,
+        }
+
+
+def load_encoder(
+    name: str | None,
+    source: Any,
+    mesh: Mesh | None = None,
+    *,
+    samples: int | None = None,
+    pad: str | None = None,
+    trim: bool | None = None,
+) -> Encoder:
+    """Loads an encoder from published or exported weights.
+
+    Args:
+      name: in `models.ENCODERS`; None takes the name that an export carries.
+      source: Hub id, local folder or file, mapping of upstream tensor names, or the workdir (or
+        its ``export`` folder) of a training run.
+      mesh: lay the parameters out over it; None for the default device.
+      samples, pad, trim: see `Encoder`; by default as exported, else 8.18 s windows, padded by
+        repetition, silence trimmed (OPERA's extraction).
+
+    Raises:
+      UserError: unknown name, or a name that is not the export's.
+      WeightError: the weights do not fit; lists every difference.
+    """
+    source, settings = _export_settings(source)
+    if name is None and "name" not in settings:
+        raise UserError(f"{source} does not say which encoder it is; name one of {list(ENCODERS)}")
+    if name is not None and settings.get("name", name) != name:
+        raise UserError(f"{source} holds a {settings['name']!r} encoder, not {name!r}")
+    made = architecture(
+        name or settings["name"],
+        settings.get("overrides"),
+        settings.get("front_end_overrides"),
+    )
+    samples = samples or settings.get("samples") or int(8.18 * made.front_end.sample_rate)
+    pad = pad or settings.get("pad", "repeat")
+    trim = settings.get("trim", True) if trim is None else trim
+    params = load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32)
+    return Encoder(made, params, samples, pad, trim, mesh)
+
+
+def _export_settings(source: Any) -> tuple[Any, dict[str, Any]]:
+    """The folder with the weights, and the settings beside them if it is an export of ours."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return source, {}
+    for folder in (Path(source), Path(source) / "export"):
+        if (folder / SETTINGS_FILE).is_file():
+            try:
+                settings = json.loads((folder / SETTINGS_FILE).read_text())
+            except json.JSONDecodeError as error:
+                raise UserError(f"{folder / SETTINGS_FILE} is no JSON: {error}") from error
+            return resolve(folder / "encoder.safetensors"), settings
+    return source, {}

@@ -1,0 +1,274 @@
+"""Turns the blocks of a config into the parts of a run. The only place that reads both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medalign_jax.audio.augment import Augment
+from medalign_jax.data.dataset import AudioDataset, concatenate, open_dataset
+from medalign_jax.data.manifest import write_problems
+from medalign_jax.data.pipeline import BatchSpec, make_iterator
+from medalign_jax.data.simulate import write_dataset
+from medalign_jax.encoder import Architecture, Encoder, architecture
+from medalign_jax.errors import UserError
+from medalign_jax.methods.student import AudioStudent
+from medalign_jax.teachers import EmbeddingCache, Teacher, load_teacher
+from medalign_jax.train.loop import Data, LoopConfig
+from medalign_jax.train.mesh import make_mesh
+from medalign_jax.train.optimizer import OptimizerConfig
+from medalign_jax.train.progress import Progress
+from medalign_jax.weights import resolve
+from medalign_jax.weights.load import load
+
+
+def typed(kind: type, block: ConfigDict, name: str) -> Any:
+    """A frozen dataclass from a config block of the same keys.
+
+    Raises:
+      UserError: a key that the dataclass does not have.
+    """
+    values = {k: _plain(v) for k, v in block.items()}
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"config.{name} has unknown keys {unknown}; it takes {sorted(known)}")
+    return kind(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
+    return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """The mesh that config.mesh asks for."""
+    return make_mesh(**config.mesh.to_dict())
+
+
+def architecture_of(config: ConfigDict) -> Architecture:
+    """The encoder's architecture."""
+    block = config.encoder
+    return architecture(block.name, block.overrides.to_dict(), block.front_end.to_dict())
+
+
+def student_of(config: ConfigDict, made: Architecture, params: Any | None) -> AudioStudent:
+    """The trainable audio side; `params` from an earlier stage or published weights."""
+    augment = typed(Augment, config.augment, "augment")
+    return AudioStudent(made.module, made.front_end, config.data.samples, augment, params)
+
+
+def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
+    """The same encoder for embedding recordings of any length."""
+    evaluate = config.evaluate
+    return Encoder(made, params, config.data.samples, evaluate.pad, evaluate.trim, mesh)
+
+
+def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
+    """Parameters from config.encoder.source, and the hash of the weights."""
+    source = resolve(config.encoder.source)
+    return load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32), source.identity
+
+
+def open_data(config: ConfigDict, workdir: Path) -> AudioDataset:
+    """All recordings of the manifest (or, without one, simulated ones); problems are listed.
+
+    Rows that cannot be used are written to ``unusable_rows.jsonl`` in the workdir and counted on
+    the screen.
+    """
+    data = config.data
+    path = data.manifest or simulated_manifest(config, workdir, data.simulated, "simulated")
+    progress = Progress(None, f"checking {path}", "file")
+    dataset = open_dataset(
+        path,
+        targets=tuple(data.targets),
+        max_seconds=data.max_seconds,
+        max_bad_fraction=data.max_bad_fraction,
+        reports_required=config.method == "acula",
+        progress=lambda done, total: progress.advance(),
+    )
+    progress.close()
+    write_problems(dataset.problems, workdir / "unusable_rows.jsonl")
+    bad = sum(problem.fatal for problem in dataset.problems)
+    splits = ", ".join(f"{count} {name}" for name, count in sorted(dataset.splits().items()))
+    print(f"{path}: {len(dataset)} recordings ({splits})", flush=True)
+    if bad:
+        print(f"{bad} unusable rows are listed in {workdir / 'unusable_rows.jsonl'}", flush=True)
+    return dataset
+
+
+def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str) -> Path:
+    """Simulated recordings under ``workdir/name``, written once."""
+    folder = workdir / name
+    manifest = folder / "metadata.csv"
+    if not manifest.exists():
+        print(f"simulating {count} recordings of auscultation", flush=True)
+        write_dataset(folder, count, config.seed, seconds=config.data.simulated_seconds)
+    return manifest
+
+
+def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> AudioDataset:
+    """The training split, with config.data.mix simulated recordings joined to it."""
+    train = dataset.split("train")
+    if not config.data.mix:
+        return train
+    manifest = simulated_manifest(config, workdir, config.data.mix, "simulated_mix")
+    mixed = open_dataset(manifest, max_seconds=config.data.max_seconds)
+    return concatenate([train, mixed.split("train")])
+
+
+def spec_of(config: ConfigDict, batch_size: int, shuffle: bool) -> BatchSpec:
+    """Shape and order of batches."""
+    data = config.data
+    return BatchSpec(
+        batch_size=batch_size,
+        samples=data.samples,
+        pad=data.pad,
+        random_crop=data.random_crop and shuffle,
+        shuffle=shuffle,
+        seed=config.seed,
+        epochs=None if shuffle else 1,
+        workers=data.workers if shuffle else 0,
+    )
+
+
+def data_of(
+    config: ConfigDict,
+    train: AudioDataset,
+    valid: AudioDataset | None,
+    names: tuple[str, ...],
+    train_extras: Any = None,
+    valid_extras: Any = None,
+) -> Data:
+    """Training batches, and held-out ones if there is a validation split."""
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    iterator = make_iterator(
+        train, spec_of(config, config.train.batch_size, True), train_extras, **processes
+    )
+    held_out = None
+    if valid is not None:
+        spec = spec_of(config, _held_out_batch(config, len(valid)), False)
+
+        def held_out():
+            return make_iterator(valid, spec, valid_extras, **processes)
+
+    return Data(iterator, names, held_out)
+
+
+def _held_out_batch(config: ConfigDict, records: int) -> int:
+    """Evaluation in batches no larger than a training chunk, spread over all devices."""
+    ways = jax.device_count()
+    chunk = max(config.train.batch_size // config.train.accumulate, ways)
+    return -(-min(chunk, records) // ways) * ways
+
+
+def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, OptimizerConfig]:
+    """Length and rhythm of a run; `steps` goes before `epochs` where it is given."""
+    block = config.train
+    steps = block.steps or (len(train) // block.batch_size) * block.epochs
+    if steps < 1:
+        raise UserError(
+            f"{len(train)} training recordings fill no batch of {block.batch_size}: lower "
+            "train.batch_size"
+        )
+    if block.batch_size % (block.accumulate * jax.device_count()):
+        raise UserError(
+            f"train.batch_size {block.batch_size} must be a multiple of train.accumulate "
+            f"{block.accumulate} times the {jax.device_count()} devices"
+        )
+    loop = LoopConfig(
+        total_steps=steps,
+        log_every=block.log_every,
+        eval_every=block.eval_every,
+        accumulate=block.accumulate,
+        seed=config.seed,
+        patience=block.patience,
+    )
+    return loop, typed(OptimizerConfig, config.optimizer, "optimizer")
+
+
+def teacher_of(config: ConfigDict, mesh: Mesh) -> Teacher:
+    """The frozen language model."""
+    block = config.teacher
+    return load_teacher(
+        block.source,
+        mesh,
+        layer=block.layer,
+        pooling=block.pooling,
+        max_tokens=block.max_tokens,
+        lowercase=block.lowercase,
+        dtype=jnp.dtype(block.dtype),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reports:
+    """Every recording's wordings: K texts each, the last repeated where fewer exist.
+
+    Attributes:
+      texts: one tuple of wordings a recording.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, dataset: AudioDataset, count: int, seed: int) -> Reports:
+        """Up to `count` wordings of each recording of a data set."""
+        return cls(tuple(dataset.reports(i, count, seed) for i in range(len(dataset))))
+
+    def unique(self) -> list[str]:
+        """All texts, each once, in a fixed order."""
+        return sorted({text for texts in self.texts for text in texts})
+
+
+@dataclasses.dataclass(frozen=True)
+class TextColumn:
+    """Adds a recording's report to a batch: a fresh wording each time, or the mean of all.
+
+    Attributes:
+      arrays: name -> (U, ...), one row a unique text.
+      rows: for each recording, the rows of its wordings.
+      use: "fresh" draws one, "mean" averages ("text" only), "first" always takes the first.
+    """
+
+    arrays: dict[str, np.ndarray]
+    rows: tuple[np.ndarray, ...]
+    use: str
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        rows = self.rows[index]
+        if self.use == "mean":
+            return {"text": self.arrays["text"][rows].mean(0)}
+        row = rows[rng.integers(len(rows))] if self.use == "fresh" else rows[0]
+        return {name: array[row] for name, array in self.arrays.items()}
+
+
+def cached_texts(
+    teacher: Teacher, reports: Sequence[Reports], folder: Path
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Embeddings (U, H) of all unique texts, computed once and cached, and each text's row."""
+    unique = sorted({text for part in reports for text in part.unique()})
+    progress = Progress(len(unique), "embedding reports", "text")
+    seen = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal seen
+        progress.advance(done - seen)
+        seen = done
+
+    array = EmbeddingCache(folder).embeddings(teacher, unique, progress=advance)
+    progress.close()
+    return array, {text: row for row, text in enumerate(unique)}
+
+
+def rows_of(reports: Reports, row: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """For each recording the rows of its wordings."""
+    return tuple(np.array([row[text] for text in texts]) for texts in reports.texts)

@@ -1,0 +1,50 @@
+"""Writes trained parts under ``export/``: weights by their upstream names, settings as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from medalign_jax.encoder import SETTINGS_FILE, Encoder
+from medalign_jax.weights.load import export, save
+from medalign_jax.weights.table import LINEAR, Rule, Table
+
+HEADS = Table(
+    name="projection heads",
+    rules=tuple(
+        rule
+        for side in ("audio_last", "text", *(f"audio_{layer:02d}" for layer in range(64)))
+        for part, number in (("hidden", 0), ("out", 3))
+        for rule in (
+            Rule(f"{side}.layers.{number}.weight", f"{side}/{part}/kernel", LINEAR),
+            Rule(f"{side}.layers.{number}.bias", f"{side}/{part}/bias"),
+        )
+    ),
+)
+
+
+def host_params(params: Any) -> Any:
+    """Whole arrays of a tree, on this host, wherever its parts are."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_get(params)
+
+
+def export_encoder(folder: Path, encoder: Encoder) -> None:
+    """``encoder.safetensors`` under upstream names, and what `load_encoder` needs beside it."""
+    tensors = export(host_params(encoder.params), encoder.architecture.table)
+    if jax.process_index() == 0:
+        save(folder / "encoder.safetensors", tensors)
+        (folder / SETTINGS_FILE).write_text(json.dumps(encoder.settings(), indent=2) + "\n")
+
+
+def export_heads(folder: Path, heads: Any) -> None:
+    """``heads.safetensors``: the projection heads under the released code's layer names."""
+    tensors = export(host_params(heads), HEADS)
+    if jax.process_index() == 0:
+        save(folder / "heads.safetensors", tensors)

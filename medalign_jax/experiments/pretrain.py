@@ -1,0 +1,49 @@
+"""Masked-reconstruction pre-training, as a run of its own or as the first stage of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.encoder import Architecture
+from medalign_jax.experiments import build
+from medalign_jax.experiments.export import export_encoder
+from medalign_jax.experiments.workdir import note_provenance, open_workdir
+from medalign_jax.methods.pretrain import Pretrain
+from medalign_jax.train.loop import Fit, fit
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """``--config=configs/pretrain.py``: data, training, export."""
+    workdir = open_workdir(workdir, config)
+    mesh, made = build.mesh_of(config), build.architecture_of(config)
+    params = None
+    if config.encoder.source:
+        params, identity = build.published_params(config, made, mesh)
+        note_provenance(workdir, encoder_weights=identity)
+    dataset = build.open_data(config, workdir)
+    fitted = pretrain(config, workdir, dataset, made, mesh, params)
+    encoder = build.encoder_of(config, made, fitted.best_params["encoder"], mesh)
+    export_encoder(workdir / "export", encoder)
+    print(f"encoder of step {fitted.best_step} is in {workdir / 'export'}", flush=True)
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: Path,
+    dataset: AudioDataset,
+    made: Architecture,
+    mesh: Mesh,
+    params: Any | None = None,
+) -> Fit:
+    """Trains on the training split (and simulated recordings, if the config mixes some in)."""
+    train = build.training_part(config, dataset, workdir)
+    valid = dataset.split("valid") if "valid" in dataset.splits() else None
+    method = Pretrain(build.student_of(config, made, params), made.sharding)
+    loop, optimizer = build.loop_of(config, train)
+    data = build.data_of(config, train, valid, ("waveform",))
+    return fit(method, data, optimizer, loop, workdir, mesh, "pre-train")

@@ -1,0 +1,65 @@
+"""``python -m medalign_jax.main --config=configs/acula.py[:variant] --workdir=DIR``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+METHODS = {
+    "acula": "medalign_jax.experiments.acula",
+    "pretrain": "medalign_jax.experiments.pretrain",
+}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/acula.py:demo", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default workdirs/<config>_<variant>"
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes: start jax.distributed (pods, Slurm)"
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the config's method in the workdir."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    from medalign_jax.errors import UserError
+
+    config = _CONFIG.value
+    cache = os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    try:
+        if config.method not in METHODS:
+            raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
+        importlib.import_module(METHODS[config.method]).run(config, _workdir())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print(f"stopped: {stop or 'start again to go on from the last checkpoint'}")
+        sys.exit(130)
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    path, _, variant = flags.FLAGS["config"].config_filename.partition(":")
+    return Path("workdirs") / "_".join(filter(None, (Path(path).stem, variant)))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

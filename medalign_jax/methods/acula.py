@@ -1,0 +1,156 @@
+"""AcuLa: aligning an audio encoder with a frozen language model's view of the reports.
+
+waveform -> augment -> log-mel -+-> encoder -> pooled -> audio head --+
+                                |                                    +-> 1 - CKA
+report -> teacher (or its cache) ---------------------> text head ---+
+                                +-> masked patches -> decoder -> reconstruction error
+
+loss = align_weight * L_align + ssm_weight * L_SSM        (arXiv 2512.04847, section 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from medalign_jax import losses
+from medalign_jax.errors import UserError
+from medalign_jax.methods.base import Encoded, Method, Tree
+from medalign_jax.methods.student import AudioStudent, embedding_health, split
+from medalign_jax.models.heads import ProjectionHead
+
+ALIGN_LOSSES = ("cka", "info_nce", "cosine", "l2")
+
+
+@dataclass(frozen=True)
+class AculaConfig:
+    """What is aligned and how.
+
+    Attributes:
+      align: "cka", or the alternatives "info_nce", "cosine", "l2".
+      estimator: of CKA, see `losses.cka`.
+      align_weight, ssm_weight: λ of the two terms.
+      layers: encoder layers to align, -1 for the pooled output, n >= 0 for the mean over the tokens
+        after block n; each has an audio head of its own and the loss is their mean.
+      hidden, out, dropout: of the projection heads.
+      temperature: of InfoNCE.
+    """
+
+    align: str = "cka"
+    estimator: str = "unbiased"
+    align_weight: float = 1.0
+    ssm_weight: float = 1.0
+    layers: tuple[int, ...] = (-1,)
+    hidden: int = 1024
+    out: int = 512
+    dropout: float = 0.2
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if self.align not in ALIGN_LOSSES:
+            raise UserError(f"loss.align {self.align!r} is not one of {', '.join(ALIGN_LOSSES)}")
+        if self.estimator not in losses.ESTIMATORS:
+            raise UserError(
+                f"loss.estimator {self.estimator!r} is not one of {', '.join(losses.ESTIMATORS)}"
+            )
+        if not self.layers:
+            raise UserError("loss.layers is empty; (-1,) aligns the pooled output")
+
+
+class Acula(Method):
+    """`batch`: "waveform" (B, S), and "text" (B, H) cached report embeddings.
+
+    With a teacher in the step (`teacher.mode=online`), "text_ids" and "text_mask" (B, L) come
+    instead, `frozen` holds the teacher's parameters and `teacher_apply` embeds them.
+    """
+
+    select = ("valid/cka", "max")
+
+    def __init__(
+        self,
+        student: AudioStudent,
+        text_width: int,
+        config: AculaConfig,
+        sharding_rules: tuple,
+        frozen: Tree | None = None,
+        frozen_rules: tuple = ((r".*", ()),),
+        teacher_apply: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None,
+    ):
+        self.student, self.config, self.text_width = student, config, text_width
+        self.sharding_rules = (*sharding_rules, (r"heads/", ()))
+        self.frozen, self.frozen_rules = ({} if frozen is None else frozen), frozen_rules
+        self._teacher_apply = teacher_apply
+        self._head = ProjectionHead(config.hidden, config.out, config.dropout)
+
+    def init(self, key: jax.Array) -> Tree:
+        """Parameters {"encoder": ..., "heads": {"audio_<layer>": ..., "text": ...}}."""
+        encoder_key, head_key = jax.random.split(key)
+        return {"encoder": self.student.init(encoder_key), "heads": self._heads(head_key)}
+
+    def initial_params(self, key: jax.Array) -> Tree:
+        """Loaded encoder and fresh heads."""
+        encoder_key, head_key = jax.random.split(key)
+        return {"encoder": self.student.initial(encoder_key), "heads": self._heads(head_key)}
+
+    def _heads(self, key: jax.Array) -> Tree:
+        widths = {"text": self.text_width}
+        widths |= {_audio(layer): self.student.module.config.width for layer in self.config.layers}
+        return {
+            name: self._head.init(jax.random.fold_in(key, i), jnp.zeros((1, width)))["params"]
+            for i, (name, width) in enumerate(sorted(widths.items()))
+        }
+
+    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+        """Head outputs of both sides and the reconstruction error of each example."""
+        feature_keys, mask_keys, audio_keys, text_keys = split(keys, 4)
+        features = self.student.features(batch["waveform"], feature_keys, train)
+        pooled, intermediates = self.student.embed(params["encoder"], features)
+        coupled = {"pooled": pooled, "audio": {}}
+        for layer in self.config.layers:
+            x = pooled if layer == -1 else intermediates[f"block{layer:02d}"][:, 1:].mean(1)
+            coupled["audio"][_audio(layer)] = self._project(
+                params, _audio(layer), x, audio_keys, train
+            )
+        text = self._text(frozen, batch)
+        coupled["text"] = self._project(params, "text", text, text_keys, train)
+        error = jnp.zeros(pooled.shape[0])
+        if self.config.ssm_weight:
+            error = self.student.reconstruction(params["encoder"], features, mask_keys)
+        return Encoded(coupled, self.config.ssm_weight * error, {"reconstruction": error})
+
+    def _text(self, frozen: Tree, batch: dict[str, jax.Array]) -> jax.Array:
+        if self._teacher_apply is None:
+            return batch["text"].astype(jnp.float32)
+        return jax.lax.stop_gradient(
+            self._teacher_apply(frozen, batch["text_ids"], batch["text_mask"])
+        )
+
+    def _project(self, params, name: str, x, keys, train: bool) -> jax.Array:
+        return self._head.apply({"params": params["heads"][name]}, x, keys if train else None)
+
+    def couple(self, coupled, mask=None):
+        """Alignment over the whole batch, mean over the aligned layers; CKA is always reported."""
+        sides = list(coupled["audio"].values())
+        text = coupled["text"]
+        align = sum(self._align(audio, text, mask) for audio in sides) / len(sides)
+        score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
+        metrics = {"align": align, "cka": jax.lax.stop_gradient(score)}
+        metrics |= embedding_health(coupled["pooled"], mask)
+        return self.config.align_weight * align, metrics
+
+    def _align(self, audio: jax.Array, text: jax.Array, mask) -> jax.Array:
+        config = self.config
+        if config.align == "cka":
+            return losses.cka_loss(audio, text, estimator=config.estimator, mask=mask)
+        if config.align == "info_nce":
+            return losses.info_nce_loss(audio, text, temperature=config.temperature, mask=mask)
+        return {"cosine": losses.cosine_loss, "l2": losses.l2_loss}[config.align](
+            audio, text, mask=mask
+        )
+
+
+def _audio(layer: int) -> str:
+    return "audio_last" if layer == -1 else f"audio_{layer:02d}"

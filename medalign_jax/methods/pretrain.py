@@ -1,0 +1,75 @@
+"""Masked-reconstruction pre-training of an audio encoder: the stage before alignment."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from medalign_jax.methods.base import Encoded, Method, Tree
+from medalign_jax.methods.student import AudioStudent, embedding_health, split
+
+
+class Pretrain(Method):
+    """Predict hidden patches of the log-mel (OPERA-GT's objective; He et al. 2022).
+
+    `batch` holds "waveform" (B, S). Parameters: {"encoder": ...}.
+    """
+
+    select = ("valid/reconstruction", "min")
+
+    def __init__(self, student: AudioStudent, sharding_rules: tuple):
+        self.student, self.sharding_rules = student, sharding_rules
+
+    def init(self, key: jax.Array) -> Tree:
+        """Random parameters."""
+        return {"encoder": self.student.init(key)}
+
+    def initial_params(self, key: jax.Array) -> Tree:
+        """Loaded parameters where the student has some."""
+        return {"encoder": self.student.initial(key)}
+
+    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+        """Reconstruction error of each example; nothing is compared across samples."""
+        feature_keys, mask_keys = split(keys, 2)
+        features = self.student.features(batch["waveform"], feature_keys, train)
+        error = self.student.reconstruction(params["encoder"], features, mask_keys)
+        return Encoded({}, error, {"reconstruction": error})
+
+
+class Supervised(Method):
+    """Fine-tunes the encoder with class labels: the ceiling that alignment is measured against.
+
+    `batch` holds "waveform" (B, S) and "label" (B,) int32. Parameters: {"encoder", "classifier"}.
+    """
+
+    select = ("valid/cross_entropy", "min")
+
+    def __init__(self, student: AudioStudent, classes: int, sharding_rules: tuple):
+        self.student, self.classes = student, classes
+        self.sharding_rules = (*sharding_rules, (r"classifier/", ()))
+
+    def init(self, key: jax.Array) -> Tree:
+        """Random encoder, zero classifier."""
+        return {"encoder": self.student.init(key), "classifier": self._classifier()}
+
+    def initial_params(self, key: jax.Array) -> Tree:
+        """Loaded encoder, zero classifier."""
+        return {"encoder": self.student.initial(key), "classifier": self._classifier()}
+
+    def _classifier(self) -> Tree:
+        width = self.student.module.config.width
+        return {"kernel": jnp.zeros((width, self.classes)), "bias": jnp.zeros((self.classes,))}
+
+    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+        """Cross-entropy of each example under a linear classifier on the pooled embedding."""
+        features = self.student.features(batch["waveform"], keys, train)
+        pooled, _ = self.student.embed(params["encoder"], features)
+        logits = pooled @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+        chosen = jnp.take_along_axis(logits, batch["label"][:, None], axis=1)[:, 0]
+        entropy = jax.nn.logsumexp(logits, axis=1) - chosen
+        right = (logits.argmax(1) == batch["label"]).astype(jnp.float32)
+        return Encoded({"pooled": pooled}, entropy, {"cross_entropy": entropy, "accuracy": right})
+
+    def couple(self, coupled, mask=None):
+        """No loss between samples; only the collapse signs."""
+        return jnp.zeros((), jnp.float32), embedding_health(coupled["pooled"], mask)

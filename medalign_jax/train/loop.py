@@ -1,0 +1,279 @@
+"""The one training loop: any method, any data, one mesh."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from medalign_jax.methods.base import Method
+from medalign_jax.train import monitors
+from medalign_jax.train.checkpoint import Checkpoints
+from medalign_jax.train.feed import Feed, put_batch
+from medalign_jax.train.mesh import shardings
+from medalign_jax.train.metrics import MetricWriter, read_metrics
+from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
+from medalign_jax.train.progress import Progress
+from medalign_jax.train.step import (
+    TrainState,
+    compile_train_step,
+    init_state,
+    make_eval_step,
+    state_shardings,
+)
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how often.
+
+    Attributes:
+      total_steps: updates in the run.
+      log_every: steps between two lines of metrics.jsonl.
+      eval_every: steps between two evaluations on held-out data, each followed by a checkpoint.
+      accumulate: equal parts that a batch is computed in; the result is the same for any number.
+      seed: of the parameters and of all training noise.
+      patience: evaluations without a new best before the run ends early; 0 never ends early.
+    """
+
+    total_steps: int
+    log_every: int = 10
+    eval_every: int = 100
+    accumulate: int = 1
+    seed: int = 0
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches of a run.
+
+    Attributes:
+      iterator: yields dicts of this process's rows; has get_state() and set_state().
+      names: the arrays of a batch that the method reads.
+      held_out: makes an iterable of evaluation batches whose "index" is -1 in padding rows; None
+        for no evaluation.
+    """
+
+    iterator: Any
+    names: tuple[str, ...]
+    held_out: Callable[[], Iterable[dict[str, np.ndarray]]] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Outcome: parameters of the best (by the method's `select`) and of the last checkpoint."""
+
+    best_params: Tree
+    best_step: int
+    best_metrics: dict[str, float]
+    last_params: Tree
+    last_step: int
+
+
+class _Run:
+    """One call of `fit`: the objects that live as long as it does."""
+
+    def __init__(self, method, data, optimizer, config, workdir, mesh, what):
+        self.method, self.data, self.config, self.mesh = method, data, config, mesh
+        self.workdir, self.what = Path(workdir), what
+        self.checkpoints = Checkpoints(self.workdir / "checkpoints", method.select)
+        self.state, self.frozen = self._start(optimizer)
+        self.begun = int(self.state.step)
+        self.writer = MetricWriter(self.workdir, self.begun)
+        self.monitors = monitors.Monitors(config.total_steps)
+        self.eval_step = make_eval_step(method, mesh)
+        self.stopping = threading.Event()
+        name, mode = method.select
+        self._sign = 1.0 if mode == "max" else -1.0
+        past = read_metrics(self.workdir / "metrics.jsonl")
+        self._scores = [self._sign * line[name] for line in past if name in line]
+
+    def _start(self, optimizer: OptimizerConfig) -> tuple[TrainState, Tree]:
+        """Order of precedence: a checkpoint in the workdir > loaded weights > random ones."""
+        method, config = self.method, self.config
+        key = jax.random.key(config.seed)
+        abstract_params = jax.eval_shape(method.init, key)
+        self.optimizer, self.schedule = make_optimizer(
+            optimizer, abstract_params, config.total_steps
+        )
+        abstract = jax.eval_shape(
+            lambda params: init_state(params, self.optimizer, config.seed), abstract_params
+        )
+        layout = state_shardings(abstract, method.sharding_rules, self.mesh)
+        frozen = jax.device_put(
+            method.frozen, shardings(method.frozen, method.frozen_rules, self.mesh)
+        )
+        step = self.checkpoints.latest()
+        if step is None:
+            params = jax.device_put(method.initial_params(key), layout.params)
+            make = jax.jit(
+                lambda params: init_state(params, self.optimizer, config.seed), out_shardings=layout
+            )
+            return make(params), frozen
+        template = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract,
+            layout,
+        )
+        state, position = self.checkpoints.restore(step, template)
+        self.data.iterator.set_state(position)
+        print(f"{self.what}: going on from the checkpoint of step {step}", flush=True)
+        return state, frozen
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics: `couple` over the whole set at once, the rest as means."""
+        if self.data.held_out is None:
+            return {}
+        parts = []
+        for batch in self.data.held_out():
+            real = np.asarray(batch["index"]) >= 0
+            arrays = put_batch({name: batch[name] for name in self.data.names}, self.mesh)
+            encoded = jax.device_get(self.eval_step(self.state.params, self.frozen, arrays))
+            parts.append(jax.tree.map(lambda x, real=real: x[real], encoded))
+        encoded = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        loss, metrics = jax.jit(self.method.couple)(encoded.coupled)
+        metrics = jax.device_get(metrics) | {k: v.mean() for k, v in encoded.metrics.items()}
+        metrics["loss"] = jax.device_get(loss) + encoded.per_example.mean()
+        return {f"valid/{name}": float(value) for name, value in metrics.items()}
+
+    def log(self, step: int, metrics: dict[str, float], progress: Progress) -> None:
+        """Monitors first, so that a broken step never reaches a checkpoint."""
+        good = self.checkpoints.latest()
+        named = "none yet" if good is None else str(self.checkpoints.folder / str(good))
+        for warning in self.monitors.check(step, metrics, named):
+            progress.say(f"warning: {warning}")
+        self.writer.write(step, metrics)
+
+    def save(self, step: int, position: Any, progress: Progress) -> bool:
+        """Evaluates and saves; True when the run should end early."""
+        held_out = self.evaluate()
+        if held_out:
+            self.writer.write(step, held_out)
+        self.checkpoints.save(step, self.state, position, held_out)
+        name = self.method.select[0]
+        if name not in held_out:
+            return False
+        progress.say(f"{self.what}: step {step} {name} {held_out[name]:.4f}")
+        self._scores.append(self._sign * held_out[name])
+        since_best = len(self._scores) - 1 - int(np.argmax(self._scores))
+        return bool(self.config.patience) and since_best >= self.config.patience
+
+
+def fit(
+    method: Method,
+    data: Data,
+    optimizer: OptimizerConfig,
+    config: LoopConfig,
+    workdir: Path,
+    mesh: Mesh,
+    what: str = "train",
+) -> Fit:
+    """Trains `method` on `data`; resumes from the newest checkpoint in `workdir`.
+
+    The step is compiled once, for the shapes of the first batch, and runs under a guard that
+    forbids implicit transfers between host and device. SIGTERM and Ctrl-C save and stop.
+
+    Raises:
+      TrainingStoppedError: the loss became NaN or infinite; names the last good checkpoint.
+      KeyboardInterrupt: after the state was saved on SIGTERM or Ctrl-C.
+    """
+    run = _Run(method, data, optimizer, config, workdir, mesh, what)
+    feed = Feed(data.iterator, mesh, data.names)
+    progress = Progress(config.total_steps, what, done=run.begun)
+    restore_signals = _catch_signals(run.stopping)
+    try:
+        if run.begun < config.total_steps:
+            _train(run, feed, progress)
+        run.checkpoints.wait()
+        return _outcome(run)
+    finally:
+        restore_signals()
+        feed.close()
+        progress.close()
+        run.writer.close()
+        run.checkpoints.close()
+
+
+def _train(run: _Run, feed: Feed, progress: Progress) -> None:
+    config, step_fn = run.config, None
+    batches = iter(feed)
+    step, clock = run.begun, time.monotonic()
+    pending: list[Tree] = []
+    samples = 0
+    while step < config.total_steps:
+        batch, position = next(batches)
+        if step_fn is None:
+            step_fn = compile_train_step(
+                run.method, run.optimizer, run.schedule, run.mesh, run.state, run.frozen, batch,
+                config.accumulate,
+            )  # fmt: skip
+            clock, feed.waited = time.monotonic(), 0.0
+        with jax.transfer_guard("disallow"):
+            run.state, metrics = step_fn(run.state, run.frozen, batch)
+        step += 1
+        samples += jax.tree.leaves(batch)[0].shape[0]
+        pending.append(metrics)
+        last = step == config.total_steps or run.stopping.is_set()
+        note = ""
+        if step % config.log_every == 0 or step % config.eval_every == 0 or last:
+            values = _mean_metrics(pending)
+            elapsed = max(time.monotonic() - clock, 1e-9)
+            values |= {"samples_per_second": samples / elapsed, "data_wait": feed.waited / elapsed}
+            run.log(step, values, progress)
+            note = _note(values)
+            pending, samples, clock, feed.waited = [], 0, time.monotonic(), 0.0
+        progress.advance(1, note)
+        if step % config.eval_every == 0 or last:
+            ended = run.save(step, position, progress)
+            clock = time.monotonic()
+            if run.stopping.is_set():
+                run.checkpoints.wait()
+                raise KeyboardInterrupt(f"saved step {step}; start again to go on")
+            if ended:
+                progress.say(f"{run.what}: no better for {config.patience} evaluations, ending")
+                return
+
+
+def _mean_metrics(pending: list[Tree]) -> dict[str, float]:
+    """Mean over the steps since the last line; a learning rate or a norm is meant as such too."""
+    host = jax.device_get(pending)
+    return {name: float(np.mean([m[name] for m in host])) for name in host[0]}
+
+
+def _note(values: dict[str, float]) -> str:
+    shown = [n for n in ("loss", "cka", "reconstruction", "accuracy") if n in values]
+    text = ", ".join(f"{name} {values[name]:.4f}" for name in shown)
+    return f"{text}, {values['samples_per_second']:.1f} samples/s"
+
+
+def _outcome(run: _Run) -> Fit:
+    last, best = run.checkpoints.latest(), run.checkpoints.best()
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), run.state
+    )
+    best_params = run.state.params
+    if best != last:
+        best_params = run.checkpoints.restore(best, template)[0].params
+    return Fit(best_params, best, run.checkpoints.metrics(best), run.state.params, last)
+
+
+def _catch_signals(stopping: threading.Event) -> Callable[[], None]:
+    """SIGTERM and Ctrl-C ask for a save; returns what puts the old handlers back."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    old = {
+        number: signal.signal(number, lambda *_: stopping.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    return lambda: [signal.signal(number, handler) for number, handler in old.items()] and None

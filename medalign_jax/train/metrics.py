@@ -1,0 +1,52 @@
+"""metrics.jsonl and TensorBoard events of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Appends one JSON object a logged step to ``metrics.jsonl``, and TensorBoard events beside it.
+
+    After a restart the lines past the restored step are removed: a step has one line.
+    """
+
+    def __init__(self, workdir: Path, restored_step: int = 0):
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._keep_until(restored_step)
+        self._events = SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=restored_step + 1, flush_secs=10
+        )
+
+    def _keep_until(self, step: int) -> None:
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        temporary = self._path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line; values that are not finite are written as strings, as JSON has none."""
+        line = {name: v if math.isfinite(v) else str(v) for name, v in sorted(metrics.items())}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step} | line) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Lines of a metrics file; a last line cut by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
