@@ -1,0 +1,164 @@
+"""`evaluation.json`: what was measured, on what, with which interval.
+
+Schema: `{"provenance": {...}, "results": [{"task", "dataset", "kind", "stage", "metric",
+"value", "ci_low", "ci_high", "n_train", "n_test", "seeds", "notes"}]}`, UTF-8, no NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate.statistics import Interval
+
+
+class ResultsError(UserError):
+    """A result that must not be written, or a file that does not hold results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One measured number.
+
+    Attributes:
+      task: What is asked, for example "diagnosis".
+      dataset: Name of the data set.
+      kind: How it is asked: "probe", "probe_10_labels", "zero_shot", "retrieval", ...
+      stage: "before", "after", or the name of an ablation or reference.
+      metric: "auroc", "mae", "accuracy", "recall@1", ...
+      value: The number, finite.
+      ci_low: Lower end of its 95 % bootstrap interval over subjects; None with `ci_high` where
+        there is no interval, and `notes` then says why.
+      ci_high: Upper end.
+      n_train: Training recordings used (0 for zero-shot).
+      n_test: Test recordings.
+      seeds: Seeds, or numbers of the draws, that the value is averaged over.
+      notes: Anything a reader must know.
+    """
+
+    task: str
+    dataset: str
+    kind: str
+    stage: str
+    metric: str
+    value: float
+    ci_low: float | None
+    ci_high: float | None
+    n_train: int
+    n_test: int
+    seeds: tuple[int, ...] = (0,)
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(int(s) for s in self.seeds))
+        where = self.key
+        for name in ("task", "dataset", "kind", "stage", "metric"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ResultsError(f"result {where}: {name} is empty or not a text")
+        for name in ("value", "ci_low", "ci_high"):
+            self._check_number(name)
+        if (self.ci_low is None) != (self.ci_high is None):
+            raise ResultsError(f"result {where}: one end of the interval is missing")
+        if self.ci_low is None and not self.notes:
+            raise ResultsError(f"result {where}: no interval; say why in notes")
+        if self.ci_low is not None and self.ci_low > self.ci_high:
+            raise ResultsError(f"result {where}: interval {self.ci_low} > {self.ci_high}")
+        if self.n_train < 0 or self.n_test < 1:
+            raise ResultsError(f"result {where}: n_train {self.n_train}, n_test {self.n_test}")
+
+    def _check_number(self, name: str) -> None:
+        number = getattr(self, name)
+        if number is None and name != "value":
+            return
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ResultsError(f"result {self.key}: {name} is {number!r}, not a number")
+        if not math.isfinite(number):
+            raise ResultsError(
+                f"result {self.key}: {name} is {number}; a score that is not defined is left "
+                "out and named, not written as a number"
+            )
+
+    @property
+    def key(self) -> str:
+        """Task, data set, kind, stage and metric: unique in a file."""
+        return "/".join((self.task, self.dataset, self.kind, self.stage, self.metric))
+
+    @classmethod
+    def of(cls, interval: Interval, **fields: Any) -> Result:
+        """A result whose value and interval come from the bootstrap."""
+        return cls(value=interval.value, ci_low=interval.low, ci_high=interval.high, **fields)
+
+
+def write_results(
+    path: str | os.PathLike, results: Sequence[Result], provenance: Mapping[str, Any]
+) -> None:
+    """Writes `evaluation.json` in one step: a reader sees the old file or the whole new one.
+
+    Raises:
+      ResultsError: two results with the same key, or provenance that JSON cannot hold.
+    """
+    _check_unique(results)
+    content = {
+        "provenance": dict(provenance),
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ResultsError(f"provenance cannot be written as JSON: {error}") from error
+    write_atomically(path, text)
+
+
+def read_results(path: str | os.PathLike) -> tuple[list[Result], dict[str, Any]]:
+    """Reads `evaluation.json`; returns results and provenance.
+
+    Raises:
+      ResultsError: not JSON, not this schema, or a value that a result may not have.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultsError(f"cannot read results from {path}: {error}") from error
+    if not isinstance(content, dict) or set(content) != {"provenance", "results"}:
+        raise ResultsError(f'{path} is not an object of "provenance" and "results"')
+    names = {field.name for field in dataclasses.fields(Result)}
+    results = []
+    for i, row in enumerate(content["results"]):
+        if not isinstance(row, dict) or set(row) != names:
+            odd = set(row) ^ names if isinstance(row, dict) else row
+            raise ResultsError(f"{path}: result {i} lacks or has unknown fields: {odd}")
+        results.append(Result(**row))
+    _check_unique(results)
+    return results, content["provenance"]
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text beside `path` and renames it into place; creates the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _check_unique(results: Sequence[Result]) -> None:
+    seen: set[str] = set()
+    for result in results:
+        if result.key in seen:
+            raise ResultsError(f"two results {result.key}")
+        seen.add(result.key)
