@@ -1,0 +1,197 @@
+"""`AudioDataset`: recordings with their rows, from a manifest or a prepared folder."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medalign_jax.data import records, reports
+from medalign_jax.data.manifest import (
+    SPLIT_ALIASES,
+    ManifestError,
+    Problem,
+    Row,
+    check,
+    read_manifest,
+)
+from medalign_jax.data.sources import CACHE_BYTES, CachedSource, Clip, FileSource
+
+MAX_SECONDS = 120.0
+
+
+class AudioDataset:
+    """Recordings by index. Selections share their parent's files and memory.
+
+    Attributes:
+        rows: what the manifest says of each recording.
+        problems: what was wrong with rows left out, and notes (`manifest.write_problems`).
+        sample_rate: samples a second of every waveform.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        clips: Iterable[tuple[CachedSource, int]],
+        problems: Iterable[Problem] = (),
+    ):
+        """`clips[i]` is the source of recording i, and its position there.
+
+        Raises:
+            ManifestError: no recordings, or sources of different sample rates.
+        """
+        self.rows = tuple(rows)
+        self.problems = tuple(problems)
+        self._clips = tuple(clips)
+        if not self.rows or len(self.rows) != len(self._clips):
+            raise ManifestError(f"{len(self.rows)} rows for {len(self._clips)} recordings")
+        rates = sorted({source.sample_rate for source, _ in self._clips})
+        if len(rates) > 1:
+            raise ManifestError(f"recordings at different sample rates: {rates}; open all at one")
+        self.sample_rate = rates[0]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def clip(self, index: int) -> Clip:
+        """Recording `index` as 16-bit samples and their scale."""
+        source, position = self._clips[index]
+        return source.clip(position)
+
+    def waveform(self, index: int) -> np.ndarray:
+        """Recording `index`, (samples,) float32, mono, at `sample_rate`.
+
+        The values are 16-bit integers times a power of two chosen for the clip
+        (`sources.quantise`), the same from a manifest, a prepared folder, or memory.
+
+        Raises:
+            AudioError: the file has become unreadable since it was checked.
+        """
+        return self.clip(index).waveform()
+
+    def reports(self, index: int, count: int, seed: int) -> tuple[str, ...]:
+        """The manifest's own report, or up to `count` wordings of the metadata.
+
+        Raises:
+            ReportError: there is no report and the metadata says nothing.
+        """
+        row = self.rows[index]
+        if row.report is not None:
+            return (row.report,)
+        return reports.wordings(row.metadata, count, seed)
+
+    def select(self, which: Sequence[int] | np.ndarray | Callable[[Row], bool]) -> "AudioDataset":
+        """The recordings at these indices (in their order), or whose row passes a predicate.
+
+        Raises:
+            ManifestError: none is left.
+        """
+        if callable(which):
+            indices = [i for i, row in enumerate(self.rows) if which(row)]
+        else:
+            indices = [int(i) for i in which]
+        if not indices:
+            raise ManifestError(f"no row is left of {len(self)} after filtering")
+        return AudioDataset(
+            [self.rows[i] for i in indices], [self._clips[i] for i in indices], self.problems
+        )
+
+    def splits(self) -> dict[str, int]:
+        """Number of recordings by split."""
+        return dict(Counter(row.split for row in self.rows))
+
+    def split(self, name: str) -> "AudioDataset":
+        """The recordings of one split ("train", "valid", "test"; usual other names are known).
+
+        Raises:
+            ManifestError: the split has no row.
+        """
+        name = SPLIT_ALIASES.get(name, name)
+        if name not in self.splits():
+            there = ", ".join(f"{split}: {count}" for split, count in self.splits().items())
+            raise ManifestError(f"no row is left in split '{name}'; rows there are: {there}")
+        return self.select(lambda row: row.split == name)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for the waveforms of each source."""
+        return max(source.cache_bytes for source, _ in self._clips)
+
+    def with_cache(self, cache_bytes: int) -> "AudioDataset":
+        """The same recordings, keeping at most so many bytes of each source in memory."""
+        sources = {id(source): source for source, _ in self._clips}
+        renewed = {key: CachedSource(s.source, cache_bytes) for key, s in sources.items()}
+        clips = [(renewed[id(source)], position) for source, position in self._clips]
+        return AudioDataset(self.rows, clips, self.problems)
+
+
+def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
+    """All recordings of several data sets, in order.
+
+    Raises:
+        ManifestError: nothing to join, different sample rates, or a subject in two splits.
+    """
+    rows = [row for dataset in datasets for row in dataset.rows]
+    clips = [clip for dataset in datasets for clip in dataset._clips]
+    problems = dict.fromkeys(problem for dataset in datasets for problem in dataset.problems)
+    splits: dict[str, str] = {}
+    for row in rows:
+        # A recording that is its own subject is known by its whole path: sets may both
+        # have an "audio/1.wav".
+        own = row.audio_path.endswith(os.path.normpath(row.subject_id))
+        subject = row.audio_path if own else row.subject_id
+        if splits.setdefault(subject, row.split) != row.split:
+            raise ManifestError(
+                f"subject '{subject}' is in split '{splits[subject]}' of one data set and in "
+                f"'{row.split}' of another; make their subject names distinct"
+            )
+    return AudioDataset(rows, clips, problems)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    targets: Sequence[str] = (),
+    max_seconds: float | None = MAX_SECONDS,
+    sample_rate: int = 16_000,
+    max_bad_fraction: float = 0.01,
+    reports_required: bool = True,
+    cache_bytes: int = CACHE_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> AudioDataset:
+    """Opens a manifest file, every recording checked, or a folder written by `data.prepare`.
+
+    Args:
+        path: manifest (CSV, JSONL, Parquet) or prepared folder.
+        targets: further columns to keep in `Row.targets`.
+        max_seconds: what is read of a longer recording; None reads all of it.
+        sample_rate: samples a second to resample to; a prepared folder has to have it.
+        max_bad_fraction: share of a manifest's rows that may be unusable.
+        reports_required: whether a row has to have a report or metadata for one.
+        cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
+        progress: called with (files checked, files in all) of a manifest.
+
+    Raises:
+        ManifestError: see `manifest.read_manifest`, `manifest.check`, `records.open_records`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = records.open_records(path, targets, max_seconds, sample_rate)
+        cached = CachedSource(found.source, cache_bytes)
+        return AudioDataset(found.rows, [(cached, n) for n in found.numbers], found.problems)
+    rows, problems = read_manifest(path, targets, reports_required=reports_required)
+    paths = [row.audio_path for row in rows]
+    cached = CachedSource(FileSource(paths, sample_rate, max_seconds), cache_bytes)
+    position = {row.row: i for i, row in enumerate(rows)}
+    checked = check(
+        rows,
+        problems,
+        max_bad_fraction=max_bad_fraction,
+        max_seconds=max_seconds,
+        # Decoding to check fills the memory that the first epoch reads from.
+        read=lambda row: cached.clip(position[row.row]).samples,
+        progress=progress,
+    )
+    clips = [(cached, position[row.row]) for row in checked.rows]
+    return AudioDataset(checked.rows, clips, checked.problems)

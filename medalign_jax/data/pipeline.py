@@ -1,0 +1,265 @@
+"""Batches of waveforms with grain: shuffled, sharded by process, resumable to the bit.
+
+What a batch holds follows from the data set, the `BatchSpec` and the batch's number alone. Worker
+processes, threads, the number of processes and restarts change nothing: every random choice is
+drawn from (seed, position in the whole run), and the state of an iterator is a batch number.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import grain
+import numpy as np
+from absl import flags
+
+from medalign_jax.audio import clip
+from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.errors import UserError
+
+PADDINGS = ("zero", "repeat", "tile")
+THREADS = 4  # that build batches ahead where there are no worker processes
+_CROP, _EXTRAS, _ORDER = range(3)  # so that no two uses share random numbers
+
+Extras = Callable[[int, np.random.Generator], dict[str, np.ndarray]]
+
+
+class PipelineError(UserError):
+    """A batch specification or iterator state that does not fit the data set or the machine."""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What batches look like and in which order they come.
+
+    Attributes:
+        batch_size: recordings in a batch, over all processes.
+        samples: length of every clip.
+        pad: how shorter recordings are filled, see `audio.clip.fit`.
+        random_crop: cut longer ones at a random place, drawn anew each time; else at the start.
+        shuffle: a new order each epoch, the last partial batch dropped; else manifest order,
+            the last batch filled up with zeros and index -1.
+        seed: of the order, the crops and the extras' generators.
+        epochs: how many; None never ends.
+        workers: processes that decode; 0 decodes in threads.
+        prefetch: batches held ready (by each worker).
+    """
+
+    batch_size: int
+    samples: int
+    pad: str = "zero"
+    random_crop: bool = True
+    shuffle: bool = True
+    seed: int = 0
+    epochs: int | None = None
+    workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self):
+        least = {"batch_size": 1, "samples": 1, "seed": 0, "workers": 0, "prefetch": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise PipelineError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
+        if self.epochs is not None and self.epochs < 1:
+            raise PipelineError(f"epochs is {self.epochs}; give at least 1, or None for no end")
+        if self.pad not in PADDINGS:
+            raise PipelineError(f"unknown pad '{self.pad}'; there are {', '.join(PADDINGS)}")
+
+    def batches_per_epoch(self, records: int) -> int:
+        """Batches of one epoch over so many recordings."""
+        whole, rest = divmod(records, self.batch_size)
+        return whole + (not self.shuffle and rest > 0)
+
+
+class _Load:
+    """Makes one batch element out of (position in the process's stream, recording)."""
+
+    def __init__(
+        self,
+        dataset: AudioDataset,
+        spec: BatchSpec,
+        extras: Extras | None,
+        process_index: int,
+        process_count: int,
+    ):
+        self.dataset, self.spec, self.extras = dataset, spec, extras
+        self.process_index, self.process_count = process_index, process_count
+
+    def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
+        position = position * self.process_count + self.process_index  # in the whole run
+        if index >= len(self.dataset):
+            return self._filling(position)
+        waveform = self.dataset.waveform(index)
+        samples, start = self.spec.samples, 0
+        if self.spec.random_crop and len(waveform) > samples:
+            start = int(self._rng(_CROP, position).integers(len(waveform) - samples + 1))
+        return {
+            "waveform": clip.fit(waveform, samples, self.spec.pad, start=start),
+            "length": np.int32(min(len(waveform), samples)),
+            "index": np.int32(index),
+            **self._extra(index, position),
+        }
+
+    def _rng(self, use: int, position: int) -> np.random.Generator:
+        return np.random.default_rng((self.spec.seed, use, position))
+
+    def _extra(self, index: int, position: int) -> dict[str, np.ndarray]:
+        if self.extras is None:
+            return {}
+        found = self.extras(index, self._rng(_EXTRAS, position))
+        if taken := {"waveform", "length", "index"} & found.keys():
+            raise PipelineError(f"extras may not name an array {', '.join(sorted(taken))}")
+        return {name: np.asarray(array) for name, array in found.items()}
+
+    def _filling(self, position: int) -> dict[str, np.ndarray]:
+        """Zeros in every array; recording 0 shows what arrays the extras are."""
+        extra = {name: np.zeros_like(a) for name, a in self._extra(0, position).items()}
+        empty = np.zeros(self.spec.samples, np.float32)
+        return {"waveform": empty, "length": np.int32(0), "index": np.int32(-1), **extra}
+
+
+class BatchIterator(grain.DatasetIterator):
+    """Batches from any batch number on; grain does the reading.
+
+    `get_state()` is a small dict of numbers and text, the same for every process, that JSON can
+    hold (grain's and Orbax's handlers write it as they do for any grain iterator). It can be set
+    in an iterator with other workers, prefetch, epochs or process count.
+    """
+
+    def __init__(self, batches: grain.MapDataset, spec: BatchSpec, identity: dict[str, object]):
+        """`batches[k]` is this process's share of batch k."""
+        super().__init__()
+        self._batches, self._spec, self._identity = batches, spec, identity
+        self._next, self._reading, self._end = 0, None, None
+
+    def __len__(self) -> int:
+        """Batches from the beginning to the end; a huge number if there is no end."""
+        return len(self._batches)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._next >= len(self._batches):
+            raise StopIteration
+        if self._reading is None:
+            self._reading = self._read_from(self._next)
+            # Also when Python ends: workers that outlive it complain at length.
+            self._end = weakref.finalize(self, self._reading.close)
+        try:
+            batch = next(self._reading)
+        except StopIteration:
+            self.close()
+            raise PipelineError(
+                f"the readers ended at batch {self._next} of {len(self)}; this should not be: "
+                "start again from the last checkpoint"
+            ) from None
+        except BaseException:
+            self.close()  # asked again, the same batch is tried: none is passed over
+            raise
+        self._next += 1
+        if self._spec.workers:  # out of shared memory, which ends with the worker
+            batch = {name: np.array(array) for name, array in batch.items()}
+        return batch
+
+    def _read_from(self, number: int) -> grain.DatasetIterator:
+        spec = self._spec
+        batches = self._batches[number:]
+        if spec.workers == 0:
+            threads = min(THREADS, spec.prefetch)
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=spec.prefetch)
+            return iter(batches.to_iter_dataset(options))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # workers read grain's; a library parses no command line
+        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        processes = grain.multiprocessing.MultiprocessingOptions(
+            num_workers=spec.workers, per_worker_buffer_size=spec.prefetch
+        )
+        return iter(batches.to_iter_dataset(one).mp_prefetch(processes))
+
+    def get_state(self) -> dict[str, object]:
+        """The number of the next batch, and what it counts in."""
+        return {"batch": self._next, **self._identity}
+
+    def set_state(self, state: dict[str, object]) -> None:
+        """Goes on after the batches that had been taken when `state` was.
+
+        Raises:
+            PipelineError: the state counts batches of other data or of another specification.
+        """
+        other = [
+            f"{name} is {state.get(name)!r} in the state and {value!r} here"
+            for name, value in self._identity.items()
+            if state.get(name) != value
+        ]
+        number = state.get("batch")
+        if other or not isinstance(number, int) or number < 0:
+            raise PipelineError(
+                "this state of the data pipeline does not fit: "
+                f"{'; '.join(other) or f'batch is {number!r}'}. Resume with the data and the "
+                "settings of the run that wrote it, or start a new run"
+            )
+        self.close()
+        self._next, self._closed = number, False
+
+    def close(self) -> None:
+        """Ends threads and worker processes; iterating on starts them again."""
+        if self._reading is not None:
+            self._end()
+            self._reading = None
+
+
+def make_iterator(
+    dataset: AudioDataset,
+    spec: BatchSpec,
+    extras: Extras | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Iterates over this process's share of every batch.
+
+    Args:
+        dataset: the recordings.
+        spec: what batches look like.
+        extras: further arrays of a recording, from its index and a generator of its own;
+            picklable where `spec.workers` is above 0.
+        process_index, process_count: this process among all; it gets every
+            `process_count`-th recording of each batch.
+
+    Returns:
+        An iterator over dicts of b = batch_size / process_count recordings:
+        "waveform" (b, samples) float32, "length" (b,) int32, samples of the recording in the
+        clip, not counting padding, "index" (b,) int32 into `dataset`, and the extras (b, ...).
+
+    Raises:
+        PipelineError: the batch size is not a multiple of the process count, or above the
+            number of recordings when shuffled.
+    """
+    records = len(dataset)
+    if spec.batch_size % process_count or not 0 <= process_index < process_count:
+        raise PipelineError(
+            f"process {process_index} of {process_count} cannot take its share of batches of "
+            f"{spec.batch_size}; make batch_size a multiple of the number of processes"
+        )
+    used = spec.batches_per_epoch(records) * spec.batch_size
+    if used == 0:
+        raise PipelineError(
+            f"{records} recordings fill no batch of {spec.batch_size}; make batch_size smaller"
+        )
+    if spec.workers:  # each worker has its own memory of waveforms
+        dataset = dataset.with_cache(dataset.cache_bytes // spec.workers)
+    load = _Load(dataset, spec, extras, process_index, process_count)
+    if spec.shuffle:
+        # Grain counts its seed up by one each epoch: mixed first, or seed 1 would be seed 0 an
+        # epoch later.
+        order = int(np.random.SeedSequence((spec.seed, _ORDER)).generate_state(1)[0])
+        indices = grain.MapDataset.range(records).shuffle(seed=order)[:used]
+    else:
+        indices = grain.MapDataset.range(used)
+    stream = indices.repeat(spec.epochs)[process_index::process_count]
+    elements = stream.map_with_index(load)
+    batches = elements.batch(spec.batch_size // process_count, drop_remainder=True)
+    return BatchIterator(batches, spec, _identity(records, spec))
+
+
+def _identity(records: int, spec: BatchSpec) -> dict[str, object]:
+    """What decides the content of a batch besides its number."""
+    free = ("epochs", "workers", "prefetch")
+    return {"records": records} | {k: v for k, v in asdict(spec).items() if k not in free}
