@@ -1,0 +1,49 @@
+"""How the hidden states of a text become one vector."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from medalign_jax.errors import UserError
+
+POOLINGS = ("mean", "last")
+
+
+class TeacherError(UserError):
+    """A teacher cannot be built as asked, or a text cannot be embedded."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a text is turned into a vector.
+
+    Attributes:
+      layer: Hidden state, counted as in transformers: 0 = embeddings, -1 = last.
+      pooling: ``"mean"`` over real tokens (special tokens included, padding never), or ``"last"``
+        real token.
+      max_tokens: A longer text is cut at the right.
+      lowercase: Whether texts are lower-cased first.
+      normalise: Whether vectors are scaled to L2 norm 1.
+    """
+
+    layer: int = -1
+    pooling: str = "mean"
+    max_tokens: int = 128
+    lowercase: bool = True
+    normalise: bool = False
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            raise TeacherError(f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
+        if self.max_tokens < 1:
+            raise TeacherError(f"max_tokens has to be at least 1, not {self.max_tokens}")
+
+
+def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
+    """One vector a text: (N, L, H) and mask (N, L) -> (N, H); every row needs a real token."""
+    if pooling == "mean":
+        weights = mask.astype(hidden.dtype)[..., None]
+        return jnp.sum(hidden * weights, axis=1) / jnp.sum(weights, axis=1)
+    last = jnp.sum(mask, axis=1) - 1
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,370 @@
+"""A frozen language model as a function from texts to vectors.
+
+A text becomes one vector: the hidden state of one layer, pooled over the text's real tokens.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from medalign_jax.models.bert import Bert, BertConfig, bert_config
+from medalign_jax.models.decoder import Decoder
+from medalign_jax.models.decoder_config import DecoderConfig, gemma3_config
+from medalign_jax.models.layer_stack import normalise_layers
+from medalign_jax.teachers.reading import Reading, TeacherError, pool
+from medalign_jax.teachers.tokenizers import FolderTokenizer, HashTokenizer, Tokenizer
+from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
+from medalign_jax.weights.load import load
+from medalign_jax.weights.source import resolve
+from medalign_jax.weights.table import Table
+from medalign_jax.weights.tables import bert as bert_table
+from medalign_jax.weights.tables import gemma3 as gemma3_table
+
+ModelConfig = BertConfig | DecoderConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build and fill one kind of language model."""
+
+    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    module: Callable[..., nn.Module]
+    table: Callable[[int, int], Table]
+    sharding: Sequence[tuple[str, tuple[Any, ...]]]
+
+
+_BERT = Architecture(bert_config, Bert, bert_table.table, bert_table.SHARDING)
+_GEMMA3 = Architecture(gemma3_config, Decoder, gemma3_table.table, gemma3_table.SHARDING)
+
+# What config.json may say under model_type.
+ARCHITECTURES = {"bert": _BERT, "gemma3": _GEMMA3, "gemma3_text": _GEMMA3}
+
+
+class Teacher:
+    """A frozen language model with its tokeniser and the way its hidden states are read.
+
+    Attributes:
+      params: The frozen tree, sharded over the mesh if there is one.
+      width: H, length of an embedding.
+      identity: Hex digest of the weights.
+      sharding_rules: Table that lays ``params`` out on a mesh (see train/mesh.py).
+      fingerprint: Hex digest of everything that an embedding depends on: weights, sizes,
+        tokeniser, precision and ``reading``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Any,
+        tokenizer: Tokenizer,
+        reading: Reading,
+        identity: str,
+        mesh: Mesh | None = None,
+    ):
+        self.model = model
+        self.params = params
+        self.reading = reading
+        self.identity = identity
+        self.width = model.config.width
+        self.sharding_rules = _architecture_of(model.config).sharding
+        self._tokenizer = tokenizer
+        self._mesh = mesh
+        self._embed = jax.jit(self.apply, out_shardings=replicated(mesh) if mesh else None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an embedding depends on, readable."""
+        return {
+            "weights": self.identity,
+            "tokenizer": self._tokenizer.identity,
+            "model": asdict(self.model.config),
+            "dtype": jnp.dtype(self.model.dtype).name,
+            **asdict(self.reading),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+    def apply(self, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Embeddings of right-padded tokens; pure.
+
+        Args:
+          params: Tree like ``self.params``.
+          ids: (N, L) int32.
+          mask: (N, L) bool, True for a real token.
+
+        Returns:
+          (N, H) float32.
+        """
+        hidden, _ = self.model.apply({"params": params}, ids, mask, (self.reading.layer,))
+        vectors = pool(hidden.astype(jnp.float32), mask, self.reading.pooling)
+        if self.reading.normalise:
+            norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+            vectors = vectors / jnp.maximum(norm, 1e-12)
+        return vectors
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N, L) int32 and mask (N, L) bool, padded at the right to a bucket's length.
+
+        Raises:
+          TeacherError: for no text, an empty text (named by its index) or an id that the model
+            does not have.
+        """
+        if not texts:
+            raise TeacherError("no texts to tokenize")
+        return self._padded(self._encode(texts))
+
+    def embed(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Embeddings of texts, in their order.
+
+        Texts of like length share a batch, padded to one of a few lengths.
+
+        Args:
+          texts: N texts, none of them empty.
+          batch_size: Texts a batch.
+
+        Returns:
+          (N, H) float32.
+
+        Raises:
+          TeacherError: as ``tokenize``; no texts give an empty array.
+        """
+        if batch_size < 1:
+            raise TeacherError(f"batch_size has to be at least 1, not {batch_size}")
+        result = np.empty((len(texts), self.width), np.float32)
+        tokens = self._encode(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ids, mask = self._padded([tokens[i] for i in chosen])
+            rows = _rows(len(chosen), batch_size, self._ways())
+            # Rows that fill up the batch repeat its last text, so that no row is without tokens.
+            fill = ((0, rows - len(chosen)), (0, 0))
+            ids, mask = self._put(np.pad(ids, fill, "edge")), self._put(np.pad(mask, fill, "edge"))
+            result[chosen] = np.asarray(self._embed(self.params, ids, mask))[: len(chosen)]
+        return result
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raises TeacherError naming the first entry that is no text or empty."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TeacherError(f"text {index} is {type(text).__name__}, not a string")
+            if not text.strip():
+                raise TeacherError(f"text {index} is empty: an embedding of nothing means nothing")
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise TeacherError("texts is one string; give a list of strings")
+        self.check_texts(texts)
+        if not texts:
+            return []
+        texts = [text.lower() for text in texts] if self.reading.lowercase else list(texts)
+        tokens = self._tokenizer.encode(texts, self.reading.max_tokens)
+        vocabulary = self.model.config.vocab_size
+        for index, row in enumerate(tokens):
+            if not row:
+                raise TeacherError(f"text {index} has no tokens: {texts[index][:60]!r}")
+            if max(row) >= vocabulary:
+                raise TeacherError(
+                    f"text {index} has token id {max(row)}, but the model's vocabulary has "
+                    f"{vocabulary}: the tokenizer belongs to another model"
+                )
+        return tokens
+
+    def _padded(self, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        length = _bucket(max(map(len, tokens)), self.reading.max_tokens)
+        ids = np.full((len(tokens), length), self._tokenizer.pad_id, np.int32)
+        mask = np.zeros((len(tokens), length), bool)
+        for row, sequence in enumerate(tokens):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = True
+        return ids, mask
+
+    def _ways(self) -> int:
+        """Devices over which a batch is spread."""
+        return self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        if self._mesh is None:
+            return jnp.asarray(array)
+        sharding = batch_sharding(self._mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def load_teacher(
+    source: Any,
+    mesh: Mesh | None = None,
+    *,
+    layer: int = -1,
+    pooling: str = "mean",
+    max_tokens: int = 128,
+    lowercase: bool = True,
+    normalise: bool = False,
+    dtype: Any = jnp.float32,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+) -> Teacher:
+    """Loads a published language model as a frozen teacher.
+
+    Only the layers that are read are loaded.
+
+    Args:
+      source: What ``weights.source.resolve`` takes: Hub id, folder, file, mapping of tensors.
+      mesh: Mesh with axes (data, fsdp, tensor) over which the weights are laid out.
+      layer, pooling, max_tokens, lowercase, normalise: See ``Reading``.
+      dtype: float32 or bfloat16, of weights and computation; pooling is always float32.
+      config: The parsed config.json, where the source has none.
+      tokenizer: Folder of tokeniser files or a ready one; by default the source's folder.
+
+    Raises:
+      TeacherError: if the architecture is unknown or the settings do not fit the model.
+      ModelConfigError: if config.json asks for something unsupported.
+      WeightError: if the tensors are not those of the architecture.
+      TokenizerError: if there is no readable tokeniser.
+    """
+    reading = Reading(layer, pooling, max_tokens, lowercase, normalise)
+    weights = resolve(source)
+    config = config or weights.config
+    architecture = _architecture(config, weights.label)
+    full = architecture.read_config(config)
+    reading = _fitted(reading, full)
+    model = _read_part(architecture, full, reading, dtype)
+    table = architecture.table(model.config.depth, full.depth)
+    params = load(weights, table, _abstract(model, architecture, mesh), dtype=model.dtype)
+    if tokenizer is None:
+        if weights.folder is None:
+            raise TeacherError(
+                f"{weights.label}: no folder to read a tokenizer from; give tokenizer="
+            )
+        tokenizer = weights.folder
+    if isinstance(tokenizer, str | Path):
+        tokenizer = FolderTokenizer(tokenizer)
+    return Teacher(model, params, tokenizer, reading, weights.identity, mesh)
+
+
+def random_teacher(
+    config: ModelConfig,
+    seed: int = 0,
+    *,
+    reading: Reading | None = None,
+    tokenizer: Tokenizer | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Teacher:
+    """A teacher of the given shape with random weights, for tests and benchmarks.
+
+    Args:
+      config: E.g. ``decoder_config.GEMMA3_270M``.
+      seed: Of the weights.
+      reading, dtype, mesh: As in ``load_teacher``.
+      tokenizer: By default words are hashed into the vocabulary.
+    """
+    architecture = _architecture_of(config)
+    reading = _fitted(reading or Reading(), config)
+    model = _read_part(architecture, config, reading, dtype)
+    neutral = 1.0 - getattr(config, "norm_offset", 0.0)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _random_leaf(path_name(path), leaf, seed, neutral),
+        _abstract(model, architecture, mesh),
+    )
+    identity = hashlib.sha256(f"random {seed} {config}".encode()).hexdigest()
+    return Teacher(
+        model, params, tokenizer or HashTokenizer(config.vocab_size), reading, identity, mesh
+    )
+
+
+def _architecture_of(config: ModelConfig) -> Architecture:
+    return _BERT if isinstance(config, BertConfig) else _GEMMA3
+
+
+def _architecture(config: Mapping[str, Any] | None, label: str) -> Architecture:
+    if not config:
+        raise TeacherError(
+            f"{label}: no config.json beside the weights, so the sizes are unknown; "
+            "put it there or give config="
+        )
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise TeacherError(
+            f"{label}: config.json has model_type {kind!r} (architectures "
+            f"{config.get('architectures')}); teachers can be {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[kind]
+
+
+def _fitted(reading: Reading, config: ModelConfig) -> Reading:
+    """The reading with its layer counted from 0, checked against the model's sizes."""
+    if reading.max_tokens > config.max_positions:
+        raise TeacherError(
+            f"max_tokens {reading.max_tokens} is more than the model's {config.max_positions} "
+            "positions"
+        )
+    try:
+        (layer,) = normalise_layers((reading.layer,), config.depth)
+    except ValueError as error:
+        raise TeacherError(str(error)) from error
+    return Reading(**{**asdict(reading), "layer": layer})
+
+
+def _read_part(
+    architecture: Architecture, config: ModelConfig, reading: Reading, dtype: Any
+) -> nn.Module:
+    """The model up to the layer that is read (at least one layer)."""
+    dtype = jnp.dtype(dtype)
+    if dtype.name not in ("float32", "bfloat16"):
+        raise TeacherError(f"dtype {dtype} is not float32 or bfloat16")
+    part = config.truncate(max(reading.layer, 1))
+    return architecture.module(part, dtype=dtype, param_dtype=dtype)
+
+
+def _abstract(model: nn.Module, architecture: Architecture, mesh: Mesh | None) -> Any:
+    """Shapes, dtypes and (with a mesh) shardings of the model's parameters."""
+    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+    tree = jax.eval_shape(model.init, jax.random.key(0), ids, mask)["params"]
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, architecture.sharding, mesh),
+    )
+
+
+def _random_leaf(path: str, leaf: jax.ShapeDtypeStruct, seed: int, neutral: float) -> jax.Array:
+    """Kernels and embeddings scaled to keep variance, norms that do nothing, no biases.
+
+    Drawn on the host: the same numbers on any mesh and in any precision, and nothing to compile.
+    """
+    if path.endswith(("scale", "bias")):
+        values = np.full(leaf.shape, neutral if path.endswith("scale") else 0.0, np.float32)
+    else:
+        fan_in = leaf.shape[-1] if path.endswith("embedding") else leaf.shape[-2]
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        values = rng.standard_normal(leaf.shape, np.float32)
+        values *= np.float32(fan_in**-0.5)
+    values = values.astype(leaf.dtype)
+    if leaf.sharding is None:
+        return jnp.asarray(values)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: values[index])
+
+
+def _bucket(length: int, max_tokens: int) -> int:
+    """Padded length: 16, then multiples of 32, at most ``max_tokens``; few compilations."""
+    return min(16 if length <= 16 else -(-length // 32) * 32, max_tokens)
+
+
+def _rows(count: int, batch_size: int, ways: int) -> int:
+    """Rows of a batch: a power of two or the full batch, in either case a multiple of ``ways``."""
+    rows = min(1 << (count - 1).bit_length(), batch_size)
+    return -(-rows // ways) * ways
