@@ -1,6 +1,7 @@
 """`AudioDataset`: recordings with their rows, from a manifest or a prepared folder."""
 
 import os
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -179,7 +180,8 @@ def open_dataset(
     if path.is_dir():
         found = records.open_records(path, targets, max_seconds, sample_rate)
         cached = CachedSource(found.source, cache_bytes)
-        return AudioDataset(found.rows, [(cached, n) for n in found.numbers], found.problems)
+        clips = [(cached, n) for n in found.numbers]
+        return AudioDataset(_with_organ(found.rows), clips, found.problems)
     rows, problems = read_manifest(path, targets, reports_required=reports_required)
     paths = [row.audio_path for row in rows]
     cached = CachedSource(FileSource(paths, sample_rate, max_seconds), cache_bytes)
@@ -194,4 +196,16 @@ def open_dataset(
         progress=progress,
     )
     clips = [(cached, position[row.row]) for row in checked.rows]
-    return AudioDataset(checked.rows, clips, checked.problems)
+    return AudioDataset(_with_organ(checked.rows), clips, checked.problems)
+
+
+def _with_organ(rows: Iterable[Row]) -> list[Row]:
+    """Rows that say only "normal" learn from the whole set which organ was listened to."""
+    rows = list(rows)
+    organ = reports.infer_organ(row.metadata.get("diagnosis", "") for row in rows)
+    return [
+        dataclasses.replace(row, metadata={**row.metadata, "organ": organ})
+        if organ and row.metadata.get("diagnosis") and not row.metadata.get("organ")
+        else row
+        for row in rows
+    ]
