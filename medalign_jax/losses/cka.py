@@ -7,8 +7,8 @@ With K = X Xᵀ and L = Y Yᵀ the Gram matrices of n samples,
 and the estimators differ in what the prime does:
 
 * ``unbiased`` (default): U-centring, which leaves the diagonal out, so that <K', L'> is n(n-3)
-  times the unbiased HSIC estimator (Song et al. 2012, "Feature Selection via Dependence Maximization",
-  eq. 5). Independent samples score 0 on average; values below 0 occur.
+  times the unbiased HSIC estimator (Song et al. 2012, "Feature Selection via Dependence
+  Maximization", eq. 5). Independent samples score 0 on average; values below 0 occur.
 * ``biased``: double centring, the textbook form (Kornblith et al. 2019, eq. 4 with HSIC of eq. 3).
   With n of the order of the width it is pushed towards 1: independent Gaussians with n = 24 and
   width 512 score 0.96.

@@ -22,8 +22,6 @@ import jax.numpy as jnp
 
 BACKENDS = ("auto", "xla", "cpu", "cudnn")
 
-# Scores of one block (float32): half of a usual 1 MiB second-level cache times two cores.
-_BLOCK_BYTES = 4 << 20
 # Below this many bytes of scores the loop of the blocked back end costs more than it saves.
 _SMALL_BYTES = 8 << 20
 
@@ -61,6 +59,8 @@ def attention(
     """
     _check(q, k, v, bias, mask, causal, window, backend)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    bias = None if bias is None else jnp.asarray(bias)
+    mask = None if mask is None else jnp.asarray(mask)
     if backend == "auto":
         backend = _choose(q, k)
     if backend == "cudnn":
@@ -136,12 +136,11 @@ def _cudnn(q, k, v, bias, mask, scale, causal, window):
 def _whole(q, k, v, bias, mask, scale):
     """All scores at once. Shapes as in `attention`."""
     batch, length, heads, depth = q.shape
-    keys, groups = k.shape[1], k.shape[2]
+    groups = k.shape[2]
     q = q.reshape(batch, length, groups, heads // groups, depth)
     scores = scale * jnp.einsum("btngd,bsnd->bngts", q, k, preferred_element_type=jnp.float32)
     weights = _softmax(scores, _grouped(bias, groups), _grouped(mask, groups))
     out = jnp.einsum("bngts,bsnd->btngd", weights.astype(v.dtype), v)
-    del keys
     return out.reshape(batch, length, heads, depth).astype(q.dtype)
 
 
@@ -165,27 +164,103 @@ def _softmax(scores, bias, mask):
 
 
 def _blocked(q, k, v, bias, mask, scale):
-    """Scores in blocks of one key head of one example at a time, recomputed on the way back."""
+    """One key head of one example at a time; see `_cores`."""
     batch, length, heads, depth = q.shape
     keys, groups = k.shape[1], k.shape[2]
-    bias, mask = _grouped(bias, groups), _grouped(mask, groups)
-    q = q.reshape(batch, length, groups, heads // groups, depth).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(batch * groups, heads // groups, length, depth)
+    per_group = heads // groups
+    rows = q.reshape(batch, length, groups, per_group, depth).transpose(0, 2, 3, 1, 4)
+    rows = (rows * jnp.asarray(scale, q.dtype)).reshape(batch * groups, per_group * length, depth)
     k = k.transpose(0, 2, 1, 3).reshape(batch * groups, keys, depth)
     v = v.transpose(0, 2, 1, 3).reshape(batch * groups, keys, depth)
-
-    def pick(array, b, n):
-        if array is None:
-            return None
-        return array[b if array.shape[0] > 1 else 0, n if array.shape[1] > 1 else 0]
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(index, q, k, v):
-        scores = scale * jnp.einsum("gtd,sd->gts", q, k, preferred_element_type=jnp.float32)
-        b, n = index // groups, index % groups
-        weights = _softmax(scores, pick(bias, b, n), pick(mask, b, n))
-        return jnp.einsum("gts,sd->gtd", weights.astype(v.dtype), v)
-
-    out = jax.lax.map(lambda args: one(*args), (jnp.arange(batch * groups), q, k, v))
+    out = _cores((groups, per_group), rows, k, v, _grouped(bias, groups), _grouped(mask, groups))
     out = out.reshape(batch, heads, length, depth).transpose(0, 2, 1, 3)
     return out.astype(q.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cores(layout, q, k, v, bias, mask):
+    """Attention of N independent (example, key head) pairs in a loop.
+
+    Args:
+      layout: (key heads, query heads a key head); static.
+      q: (N, R, D), already scaled; the R rows are (query head of the group, query).
+      k, v: (N, S, D).
+      bias, mask: (b, n, g, t, s) with 1 for what is shared, or None.
+
+    Returns:
+      (N, R, D) float32.
+    """
+    return _cores_forward(layout, q, k, v, bias, mask)[0]
+
+
+def _cores_forward(layout, q, k, v, bias, mask):
+    def one(args):
+        index, q, k, v = args
+        scores = _scores(layout, index, q, k, bias, mask)
+        highest = jnp.max(scores, axis=-1, keepdims=True)
+        # A row that sees nothing has only -inf; 0 as its highest makes its weights 0.
+        highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        total = jnp.where(total > 0.0, total, 1.0)
+        return out / total, (highest + jnp.log(total))[:, 0]
+
+    out, log_total = jax.lax.map(one, (jnp.arange(q.shape[0]), q, k, v))
+    return out, (q, k, v, bias, mask, out, log_total)
+
+
+def _cores_backward(layout, saved, gradient):
+    q, k, v, bias, mask, out, log_total = saved
+    inner = jnp.sum(gradient * out, axis=-1)
+
+    def one(bias_gradient, args):
+        index, q, k, v, gradient, log_total, inner = args
+        scores = _scores(layout, index, q, k, bias, mask)
+        weights = jnp.exp(scores - log_total[:, None])
+        gradient = gradient.astype(v.dtype)
+        f32 = {"preferred_element_type": jnp.float32}
+        slope = weights * (jnp.dot(gradient, v.T, **f32) - inner[:, None])
+        to_v = jnp.dot(weights.astype(v.dtype).T, gradient, **f32)
+        if bias is not None:
+            bias_gradient = _add_at(layout, bias_gradient, index, slope)
+        slope = slope.astype(q.dtype)
+        to_q, to_k = jnp.dot(slope, k, **f32), jnp.dot(slope.T, q, **f32)
+        return bias_gradient, (to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype))
+
+    start = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+    inputs = (jnp.arange(q.shape[0]), q, k, v, gradient, log_total, inner)
+    bias_gradient, (to_q, to_k, to_v) = jax.lax.scan(one, start, inputs)
+    to_bias = None if bias is None else bias_gradient.astype(bias.dtype)
+    return to_q, to_k, to_v, to_bias, None
+
+
+_cores.defvjp(_cores_forward, _cores_backward)
+
+
+def _place(layout, array, index):
+    """Where pair `index` reads a (b, n, ...) array, of which b or n may be 1."""
+    b, n = index // layout[0], index % layout[0]
+    return (b if array.shape[0] > 1 else 0), (n if array.shape[1] > 1 else 0)
+
+
+def _scores(layout, index, q, k, bias, mask):
+    """(R, S) float32 scores of one pair; -inf where masked."""
+    scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
+    if bias is None and mask is None:
+        return scores
+    full = (layout[1], scores.shape[0] // layout[1], scores.shape[1])
+    scores = scores.reshape(full)
+    if bias is not None:
+        scores = scores + bias[_place(layout, bias, index)].astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[_place(layout, mask, index)], scores, -jnp.inf)
+    return scores.reshape(-1, full[2])
+
+
+def _add_at(layout, total, index, slope):
+    """Adds one pair's (R, S) gradient of the scores to that of the bias."""
+    slope = slope.reshape(layout[1], -1, slope.shape[1])
+    b, n = _place(layout, total, index)
+    shared = tuple(axis for axis in range(3) if total.shape[2 + axis] == 1)
+    return total.at[b, n].add(jnp.sum(slope, axis=shared, keepdims=True))

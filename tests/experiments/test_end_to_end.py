@@ -1,0 +1,100 @@
+"""The contract of a workdir, from a config to the page, on a tiny encoder and simulated sounds."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import medalign_jax
+from configs import acula
+from medalign_jax.errors import UserError
+from medalign_jax.experiments import acula as experiment
+from medalign_jax.train.metrics import read_metrics
+from medalign_jax.weights.readers import open_safetensors
+
+
+def _tiny():
+    config = acula.get_config("demo")
+    config.data.update({"simulated": 60, "simulated_seconds": 2.1, "samples": 31 * 512, "mix": 0})
+    config.encoder.overrides.update(
+        {"frames": 32, "patch": (8, 16), "width": 32, "depth": 2, "heads": 2,
+         "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+    )  # fmt: skip
+    config.reports.wordings = 2
+    config.loss.update({"hidden": 32, "out": 16})
+    config.train.update({"batch_size": 8, "steps": 4, "eval_every": 2, "log_every": 1})
+    for stage in (config.pretrain, config.ceiling):
+        stage.changes.train.update({"batch_size": 8, "steps": 4, "eval_every": 2})
+    config.evaluate.update({"per_class": 2, "draws": 3, "seeds": 2, "resamples": 100})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "acula"
+    experiment.run(_tiny(), workdir)
+    return workdir
+
+
+def test_workdir_holds_what_the_contract_names(finished):
+    for name in ("config.json", "metrics.jsonl", "evaluation.json", "report.html"):
+        assert (finished / name).stat().st_size > 0, name
+    assert any((finished / "tensorboard").iterdir())
+    steps = {int(p.name) for p in (finished / "checkpoints").iterdir() if p.name.isdigit()}
+    assert 4 in steps
+    provenance = json.loads((finished / "config.json").read_text())["provenance"]
+    assert len(provenance["teacher_weights"]) == 64 and provenance["packages"]["jax"]
+
+
+def test_metrics_have_the_named_columns(finished):
+    lines = read_metrics(finished / "metrics.jsonl")
+    training = next(line for line in lines if "loss" in line)
+    wanted = {
+        "loss", "align", "cka", "reconstruction", "learning_rate", "grad_norm",
+        "embedding_variance", "effective_rank", "samples_per_second", "data_wait",
+    }  # fmt: skip
+    assert wanted <= training.keys()
+    assert any("valid/cka" in line for line in lines)
+
+
+def test_evaluation_has_three_stages_with_intervals(finished):
+    content = json.loads((finished / "evaluation.json").read_text())
+    assert content["provenance"]["teacher_weights"]
+    probes = [r for r in content["results"] if r["kind"] == "probe_2_labels"]
+    assert {"before", "after", "ceiling"} <= {r["stage"] for r in probes}
+    assert all(r["ci_low"] <= r["value"] <= r["ci_high"] for r in probes)
+    assert {"zero_shot", "retrieval"} <= {r["kind"] for r in content["results"]}
+
+
+def test_page_is_whole_and_self_contained(finished):
+    page = (finished / "report.html").read_text()
+    HTMLParser().feed(page)
+    assert "http://" not in page and "https://" not in page
+    assert page.count("<audio") >= 3
+
+
+def test_export_loads_as_the_encoder_that_was_measured(finished):
+    encoder = medalign_jax.load_encoder(None, finished)
+    assert encoder.width == 32
+    one = encoder.embed([np.sin(np.arange(9000, dtype=np.float32))], sample_rate=8000)
+    assert one.shape == (1, 32) and np.isfinite(one).all()
+    names = open_safetensors(finished / "export" / "encoder.safetensors")
+    assert "blocks.0.attn.qkv.weight" in names and "decoder_pred.bias" in names
+    heads = open_safetensors(finished / "export" / "heads.safetensors")
+    assert heads["audio_last.layers.3.weight"].shape == (16, 32)
+
+
+def test_starting_again_trains_nothing_and_changes_nothing(finished):
+    before = (finished / "metrics.jsonl").read_text()
+    results = json.loads((finished / "evaluation.json").read_text())["results"]
+    experiment.run(_tiny(), finished)
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert json.loads((finished / "evaluation.json").read_text())["results"] == results
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished):
+    config = _tiny()
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: .* there, 0\.5 now"):
+        experiment.run(config, finished)
