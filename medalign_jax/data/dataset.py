@@ -1,7 +1,7 @@
 """`AudioDataset`: recordings with their rows, from a manifest or a prepared folder."""
 
-import os
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -35,6 +35,9 @@ class AculaConfig:
       align_weight, ssm_weight: λ of the two terms.
       layers: encoder layers to align, -1 for the pooled output, n >= 0 for the mean over the tokens
         after block n; each has an audio head of its own and the loss is their mean.
+      audio_head, text_head: "mlp", or "none" to align that side's embedding itself. CKA needs no
+        equal widths; without an audio head it shapes the very geometry that a probe reads, where a
+        head can do the alignment alone and leave the embedding as it was.
       hidden, out, dropout: of the projection heads.
       temperature: of InfoNCE.
     """
@@ -44,6 +47,8 @@ class AculaConfig:
     align_weight: float = 1.0
     ssm_weight: float = 1.0
     layers: tuple[int, ...] = (-1,)
+    audio_head: str = "mlp"
+    text_head: str = "mlp"
     hidden: int = 1024
     out: int = 512
     dropout: float = 0.2
@@ -56,6 +61,9 @@ class AculaConfig:
             raise UserError(
                 f"loss.estimator {self.estimator!r} is not one of {', '.join(losses.ESTIMATORS)}"
             )
+        for side in (self.audio_head, self.text_head):
+            if side not in ("mlp", "none"):
+                raise UserError(f"a head is 'mlp' or 'none', not {side!r}")
         if not self.layers:
             raise UserError("loss.layers is empty; (-1,) aligns the pooled output")
 
@@ -79,6 +87,7 @@ class Acula(Method):
         frozen_rules: tuple = ((r".*", ()),),
         teacher_apply: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None,
     ):
+        _check_layers(config.layers, student.module.config.depth)
         self.student, self.config, self.text_width = student, config, text_width
         self.sharding_rules = (*sharding_rules, (r"heads/", ()))
         self.frozen, self.frozen_rules = ({} if frozen is None else frozen), frozen_rules
@@ -96,8 +105,12 @@ class Acula(Method):
         return {"encoder": self.student.initial(encoder_key), "heads": self._heads(head_key)}
 
     def _heads(self, key: jax.Array) -> Tree:
-        widths = {"text": self.text_width}
-        widths |= {_audio(layer): self.student.module.config.width for layer in self.config.layers}
+        widths = {}
+        if self.config.text_head == "mlp":
+            widths["text"] = self.text_width
+        if self.config.audio_head == "mlp":
+            width = self.student.module.config.width
+            widths |= {_audio(layer): width for layer in self.config.layers}
         return {
             name: self._head.init(jax.random.fold_in(key, i), jnp.zeros((1, width)))["params"]
             for i, (name, width) in enumerate(sorted(widths.items()))
@@ -129,6 +142,8 @@ class Acula(Method):
         )
 
     def _project(self, params, name: str, x, keys, train: bool) -> jax.Array:
+        if name not in params["heads"]:
+            return x.astype(jnp.float32)
         return self._head.apply({"params": params["heads"][name]}, x, keys if train else None)
 
     def couple(self, coupled, mask=None):
@@ -150,6 +165,16 @@ class Acula(Method):
         return {"cosine": losses.cosine_loss, "l2": losses.l2_loss}[config.align](
             audio, text, mask=mask
         )
+
+
+def _check_layers(layers: tuple[int, ...], depth: int) -> None:
+    if lacking := [layer for layer in layers if not -1 <= layer < depth]:
+        raise UserError(
+            f"loss.layers names {lacking}; the encoder has {depth} blocks, 0 to {depth - 1}, and "
+            "-1 for its pooled output"
+        )
+    if len(set(layers)) != len(layers):
+        raise UserError(f"loss.layers {layers} names a layer twice")
 
 
 def _audio(layer: int) -> str:

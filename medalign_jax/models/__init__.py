@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class EncoderEntry(NamedTuple):
-    """Where an encoder's parts are; import paths `module:attribute`, so that nothing is loaded here.
+    """Where an encoder's parts are: import paths `module:attribute`, so nothing is loaded here.
 
     Attributes:
       config: a frozen dataclass with its sizes.

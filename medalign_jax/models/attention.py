@@ -1,6 +1,8 @@
 """Scaled dot-product attention: one function, several back ends with equal results.
 
-    out[b, t, h] = sum_s softmax_s(scale * q[b, t, h] . k[b, s, h // group] + bias) v[b, s, h // group]
+    out[b, t, h] = sum_s softmax_s(scale * q[b, t, h] . k[b, s, n] + bias[b, h, t, s]) v[b, s, n]
+
+with n = h // (query heads / key heads).
 
 Back ends:
 
@@ -85,7 +87,7 @@ def _check(q, k, v, bias, mask, causal, window, backend) -> None:
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         raise ValueError(
-            f"attention: q {q.shape} and k {k.shape} need the same B and D, and Hq a multiple of Hkv"
+            f"attention: q {q.shape} and k {k.shape} need equal B and D, and Hq a multiple of Hkv"
         )
     if (causal or window is not None) and q.shape[1] != k.shape[1]:
         raise ValueError(
@@ -202,7 +204,7 @@ def _cores_forward(layout, q, k, v, bias, mask):
         highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = _dot(weights.astype(v.dtype), v)
         total = jnp.where(total > 0.0, total, 1.0)
         return out / total, (highest + jnp.log(total))[:, 0]
 
@@ -216,16 +218,16 @@ def _cores_backward(layout, saved, gradient):
 
     def one(bias_gradient, args):
         index, q, k, v, gradient, log_total, inner = args
-        scores = _scores(layout, index, q, k, bias, mask)
-        weights = jnp.exp(scores - log_total[:, None])
+        # Keys first, (S, R): two of the three products below then need no transposed operand.
+        scores = _scores(layout, index, q, k, bias, mask).T
+        weights = jnp.exp(scores - log_total)
         gradient = gradient.astype(v.dtype)
-        f32 = {"preferred_element_type": jnp.float32}
-        slope = weights * (jnp.dot(gradient, v.T, **f32) - inner[:, None])
-        to_v = jnp.dot(weights.astype(v.dtype).T, gradient, **f32)
+        slope = weights * (_dot(v, gradient.T) - inner)
+        to_v = _dot(weights.astype(v.dtype), gradient)
         if bias is not None:
-            bias_gradient = _add_at(layout, bias_gradient, index, slope)
+            bias_gradient = _add_at(layout, bias_gradient, index, slope.T)
         slope = slope.astype(q.dtype)
-        to_q, to_k = jnp.dot(slope, k, **f32), jnp.dot(slope.T, q, **f32)
+        to_q, to_k = _dot(slope.T, k), _dot(slope, q)
         return bias_gradient, (to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype))
 
     start = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
@@ -238,6 +240,10 @@ def _cores_backward(layout, saved, gradient):
 _cores.defvjp(_cores_forward, _cores_backward)
 
 
+def _dot(left, right):
+    return jnp.dot(left, right, preferred_element_type=jnp.float32)
+
+
 def _place(layout, array, index):
     """Where pair `index` reads a (b, n, ...) array, of which b or n may be 1."""
     b, n = index // layout[0], index % layout[0]
@@ -246,7 +252,7 @@ def _place(layout, array, index):
 
 def _scores(layout, index, q, k, bias, mask):
     """(R, S) float32 scores of one pair; -inf where masked."""
-    scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
+    scores = _dot(q, k.T)
     if bias is None and mask is None:
         return scores
     full = (layout[1], scores.shape[0] // layout[1], scores.shape[1])

@@ -7,14 +7,13 @@ three things that one would not expect:
 * the position table is built for a 16x64 grid, while tokens run over 64 time rows of 16 mel
   columns; shorter inputs use the first rows of the table;
 * the feature is the mean over the patch tokens, and the last LayerNorm comes after that mean;
-* the decoder's windows are not windows of the token grid (see `_to_windows`).
+* the decoder's windows are not windows of the token grid (see `windowed_decoder`).
 
 `SMALL` is the same family with an ordinary ViT decoder (He et al. 2022), sized for a laptop.
 Shapes: B clips, T frames, M mel bins, L patch tokens, K kept tokens, W channels.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -22,18 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.models.attention import attention
+from medalign_jax.models.vit_layers import (
+    Block,
+    Dense,
+    PatchEmbed,
+    layer_norm,
+    patchify,
+    sincos_table,
+)
+from medalign_jax.models.windowed_decoder import CHANNELS, WindowedBlock
 
 Intermediates = dict[str, jax.Array]
-
-_WINDOW = 4  # side of a decoder window
-_GROUP = _WINDOW * _WINDOW  # tokens that see each other
-_SHIFT = 2  # roll of every second decoder block
-_GRID = (32, 8)  # the decoder takes the channels for a grid of this size
-_CHANNELS = _GRID[0] * _GRID[1]
-_MIN_NORM = 1e-6  # least |q||k| of the cosine attention
-_MIN_TAU = 0.01  # least temperature of the cosine attention
-_META_WIDTH = 384  # hidden width of the network that makes the relative position bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +76,13 @@ class ViTMAEConfig:
     def __post_init__(self) -> None:
         time, mel = self.patch_size
         if self.frames % time or self.mels % mel:
-            raise ValueError(f"{self.frames}x{self.mels} is not divisible into {time}x{mel} patches")
+            raise ValueError(
+                f"{self.frames}x{self.mels} is not divisible into {time}x{mel} patches"
+            )
         if self.decoder not in ("plain", "windowed"):
             raise ValueError(f"decoder must be 'plain' or 'windowed', got {self.decoder!r}")
-        if self.decoder == "windowed" and self.decoder_width != _CHANNELS:
-            raise ValueError(f"the windowed decoder needs decoder_width={_CHANNELS}")
+        if self.decoder == "windowed" and self.decoder_width != CHANNELS:
+            raise ValueError(f"the windowed decoder needs decoder_width={CHANNELS}")
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
             if width % heads or width % 4:
                 raise ValueError(f"width {width} must be a multiple of 4 and of {heads} heads")
@@ -154,224 +154,7 @@ SMALL = ViTMAEConfig(
 )
 
 
-def sincos_table(width: int, grid: tuple[int, int]) -> np.ndarray:
-    """Fixed position table (1, 1 + rows * columns, width), float32; the class token's row is 0.
-
-    The first half of the channels encodes the column, the second half the row; each half holds
-    sines, then cosines, of position / 10000^(2i / (width / 2)). Worked out in float32, in the order
-    of operations that gives the published table bit for bit.
-    """
-    rows, columns = np.divmod(np.arange(grid[0] * grid[1], dtype=np.float32), np.float32(grid[1]))
-    exponents = np.arange(width // 4, dtype=np.float32) / np.float32(width / 4)
-    frequencies = np.float32(1.0) / np.float32(10000.0) ** exponents
-    halves = []
-    for position in (columns, rows):
-        angles = np.outer(position, frequencies)
-        halves += [np.sin(angles), np.cos(angles)]
-    table = np.concatenate(halves, axis=1)
-    return np.pad(table, ((1, 0), (0, 0)))[None].astype(np.float32)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x * Phi(x); the tanh approximation is off by up to 1e-3."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5).astype(x.dtype)))
-
-
-class Mlp(nn.Module):
-    """Two dense layers with GELU between them; keeps the width of its input."""
-
-    hidden: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        x = gelu(_dense(self.hidden, self.dtype, "fc1")(x))
-        return _dense(width, self.dtype, "fc2")(x)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over all tokens, (B, N, W) to (B, N, W)."""
-
-    heads: int
-    backend: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        qkv = _dense(3 * width, self.dtype, "qkv")(x)
-        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, -1), 3, axis=2)
-        out = attention(q, k, v, backend=self.backend)
-        return _dense(width, self.dtype, "proj")(out.reshape(x.shape))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    heads: int
-    mlp_ratio: int
-    eps: float
-    backend: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        attend = SelfAttention(self.heads, self.backend, self.dtype, name="attn")
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")
-        x = x + attend(_norm(self.eps, self.dtype, "norm1")(x))
-        return x + mlp(_norm(self.eps, self.dtype, "norm2")(x))
-
-
-class CosineAttention(nn.Module):
-    """Scaled cosine attention with a log-spaced relative position bias (Liu et al. 2022, Swin V2).
-
-    Within groups of 16 tokens that stand for a 4x4 window, (G, 16, W) to (G, 16, W).
-    """
-
-    heads: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, shift_bias: jax.Array | None) -> jax.Array:
-        """`shift_bias`: (P, 16, 16), added to the scores of group j as [j mod P], or None."""
-        groups, size, width = x.shape
-        tau = self.param("tau", nn.initializers.ones_init(), (self.heads,), jnp.float32)
-        qkv = _dense(3 * width, self.dtype, "qkv")(x).reshape(groups, size, 3, self.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("gihc,gjhc->ghij", q, k, preferred_element_type=jnp.float32)
-        lengths = _length(q)[..., :, None] * _length(k)[..., None, :]
-        scores = scores / jnp.maximum(lengths, _MIN_NORM)
-        scores = scores / jnp.maximum(tau, _MIN_TAU)[:, None, None] + self._position_bias()
-        if shift_bias is not None:
-            period = shift_bias.shape[0]
-            scores = scores.reshape(-1, period, self.heads, size, size) + shift_bias[:, None]
-            scores = scores.reshape(groups, self.heads, size, size)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        out = jnp.einsum("ghij,gjhc->gihc", weights, v)
-        return _dense(width, self.dtype, "proj")(out.reshape(x.shape))
-
-    def _position_bias(self) -> jax.Array:
-        """(heads, 16, 16) from the offsets within a window."""
-        place = np.stack(np.divmod(np.arange(_GROUP), _WINDOW), axis=-1)
-        offset = (place[:, None] - place[None, :]).reshape(-1, 2)
-        offset = np.sign(offset) * np.log1p(np.abs(offset))
-        bias = MetaMlp(self.heads, name="meta_mlp")(jnp.asarray(offset, jnp.float32))
-        return bias.T.reshape(self.heads, _GROUP, _GROUP)
-
-
-class MetaMlp(nn.Module):
-    """Log-spaced offset (..., 2) to one bias a head, (..., heads)."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, offset: jax.Array) -> jax.Array:
-        hidden = nn.relu(_dense(_META_WIDTH, jnp.float32, "fc1")(offset))
-        return _dense(self.heads, jnp.float32, "fc2")(hidden)
-
-
-class WindowedBlock(nn.Module):
-    """Post-norm block of the OPERA-GT decoder, (B, L, 256) to (B, L, 256)."""
-
-    heads: int
-    mlp_ratio: int
-    eps: float
-    dtype: Any
-    shifted: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        attend = CosineAttention(self.heads, self.dtype, name="attn")
-        mlp = Mlp(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")
-        bias = jnp.asarray(_shift_bias()) if self.shifted else None
-        y = _from_windows(attend(_to_windows(x, self.shifted), bias), x.shape, self.shifted)
-        x = x + _norm(self.eps, self.dtype, "norm1")(y)
-        return x + _norm(self.eps, self.dtype, "norm2")(mlp(x))
-
-
-def _to_windows(x: jax.Array, shifted: bool) -> jax.Array:
-    """(B, L, 256) to groups (B * L / 16, 16, 256), the way that the published code reads memory.
-
-    That code hands (B, L, C) to a block written for (B, C, rows, columns). So the memory of a
-    clip is read as a 32x8 grid of vectors of length L, that grid is cut into 4x4 windows, and the
-    memory of the windows is read as groups of 16 tokens of 256 channels.
-    """
-    batch, length, _ = x.shape
-    rows, columns = _GRID
-    x = x.reshape(batch, rows, columns, length)
-    if shifted:
-        x = jnp.roll(x, -_SHIFT, axis=1)
-    x = x.reshape(batch, rows // _WINDOW, _WINDOW, columns // _WINDOW, _WINDOW, length)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, _GROUP, _CHANNELS)
-
-
-def _from_windows(groups: jax.Array, shape: tuple[int, ...], shifted: bool) -> jax.Array:
-    """Groups back to (B, L, 256); undoes `_to_windows` for L = 256 only, as published."""
-    rows, columns = _GRID
-    x = groups.reshape(
-        -1, rows // _WINDOW, columns // _WINDOW, _WINDOW, _WINDOW, _CHANNELS
-    ).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(-1, rows, columns, _CHANNELS)
-    if shifted:
-        x = jnp.roll(x, _SHIFT, axis=1)
-    return x.reshape(shape)
-
-
-def _shift_bias() -> np.ndarray:
-    """(16, 16, 16): -100 between the halves of the last two groups of every 16."""
-    half = np.arange(_GROUP) >= _GROUP // 2
-    apart = np.where(half[:, None] != half[None, :], -100.0, 0.0)
-    per_image = _CHANNELS // _GROUP
-    bias = np.zeros((per_image, _GROUP, _GROUP), np.float32)
-    bias[-2:] = apart
-    return bias
-
-
-def _length(x: jax.Array) -> jax.Array:
-    """Euclidean length over channels, (G, 16, heads, C) to (G, heads, 16), float32."""
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)
-    # The floor, far below _MIN_NORM squared, only keeps the gradient at 0 finite.
-    return jnp.sqrt(jnp.maximum(squares, 1e-24)).transpose(0, 2, 1)
-
-
-def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(
-        features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
-    )
-
-
-def _norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
-    # The two-pass variance: the one-pass form loses digits that the parity tests look at.
-    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
-
-
-class PatchEmbed(nn.Module):
-    """Linear map of a patch; the kernel has the layout of a convolution (time, mel, 1, W)."""
-
-    width: int
-    patch: tuple[int, int]
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        """(B, N, values of a patch, time-major) to (B, N, W)."""
-        init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2))
-        kernel = self.param("kernel", init, (*self.patch, 1, self.width), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,), jnp.float32)
-        kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-        return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)
-
-
-def patchify(features: jax.Array, patch: tuple[int, int]) -> jax.Array:
-    """(B, T, M) to (B, L, values): time rows of mel columns, each patch flattened time-major."""
-    time, mel = patch
-    rows, columns = features.shape[1] // time, features.shape[2] // mel
-    x = features[:, : rows * time].reshape(-1, rows, time, columns, mel)
-    return x.transpose(0, 1, 3, 2, 4).reshape(-1, rows * columns, time * mel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=())
+@jax.custom_vjp
 def _restore(kept: jax.Array, fill: jax.Array, order: jax.Array, place: jax.Array) -> jax.Array:
     """Puts kept tokens back to their places and `fill` everywhere else.
 
@@ -423,31 +206,23 @@ class ViTMAE(nn.Module):
         self.decoder_pos_embed = self._table("decoder_pos_embed", c.decoder_width)
         self.patch_embed = PatchEmbed(c.width, c.patch_size, c.dtype)
         block = nn.remat(Block) if c.remat else Block
-        windowed = nn.remat(WindowedBlock) if c.remat else WindowedBlock
         self.blocks = [
             block(c.heads, c.mlp_ratio, c.eps, c.attention, c.dtype, name=f"block{i}")
             for i in range(c.depth)
         ]
-        self.norm = _norm(c.eps, c.dtype, None)
-        self.decoder_embed = _dense(c.decoder_width, c.dtype, None)
+        self.norm = layer_norm(c.eps, c.dtype)
+        self.decoder_embed = Dense(c.decoder_width, c.dtype)
+        self.decoder_blocks = [self._decoder_block(i) for i in range(c.decoder_depth)]
+        self.decoder_norm = layer_norm(c.eps, c.dtype)
+        self.decoder_pred = Dense(c.patch_values, c.dtype)
+
+    def _decoder_block(self, i: int) -> nn.Module:
+        c, name = self.config, f"decoder_block{i}"
         if c.decoder == "windowed":
-            self.decoder_blocks = [
-                windowed(
-                    c.decoder_heads, c.mlp_ratio, c.eps, c.dtype, i % 2 == 1,
-                    name=f"decoder_block{i}",
-                )
-                for i in range(c.decoder_depth)
-            ]  # fmt: skip
-        else:
-            self.decoder_blocks = [
-                block(
-                    c.decoder_heads, c.mlp_ratio, c.eps, c.attention, c.dtype,
-                    name=f"decoder_block{i}",
-                )
-                for i in range(c.decoder_depth)
-            ]  # fmt: skip
-        self.decoder_norm = _norm(c.eps, c.dtype, None)
-        self.decoder_pred = _dense(c.patch_values, c.dtype, None)
+            block = nn.remat(WindowedBlock) if c.remat else WindowedBlock
+            return block(c.decoder_heads, c.mlp_ratio, c.eps, c.dtype, i % 2 == 1, name=name)
+        block = nn.remat(Block) if c.remat else Block
+        return block(c.decoder_heads, c.mlp_ratio, c.eps, c.attention, c.dtype, name=name)
 
     def _table(self, name: str, width: int) -> jax.Array:
         table = self.param(name, lambda _: jnp.asarray(sincos_table(width, self.config.grid)))
@@ -481,9 +256,7 @@ class ViTMAE(nn.Module):
         out["pooled"] = jnp.mean(out["tokens"].astype(jnp.float32), axis=1)
         return self.norm(out["pooled"]).astype(jnp.float32), out
 
-    def reconstruct(
-        self, features: jax.Array, noise: jax.Array
-    ) -> tuple[jax.Array, Intermediates]:
+    def reconstruct(self, features: jax.Array, noise: jax.Array) -> tuple[jax.Array, Intermediates]:
         """Removes tokens, encodes the rest and predicts what was removed.
 
         Args:
@@ -534,9 +307,9 @@ class ViTMAE(nn.Module):
                 f"reconstruction needs whole patches: {frames} frames are not a multiple of "
                 f"{self.config.patch_size[0]}"
             )
-        if self.config.decoder == "windowed" and tokens % _CHANNELS:
+        if self.config.decoder == "windowed" and tokens % CHANNELS:
             raise ValueError(
-                f"the windowed decoder needs a multiple of {_CHANNELS} tokens, "
+                f"the windowed decoder needs a multiple of {CHANNELS} tokens, "
                 f"{frames} frames give {tokens}"
             )
 
@@ -551,7 +324,7 @@ class ViTMAE(nn.Module):
     def _decode(
         self, latent: jax.Array, order: jax.Array, place: jax.Array, out: Intermediates
     ) -> jax.Array:
-        """(B, 1 + K, W) to predicted patches (B, L, values), float32; the class token is dropped."""
+        """(B, 1 + K, W) to predicted patches (B, L, values), float32; drops the class token."""
         x = self.decoder_embed(latent[:, 1:])
         x = _restore(x, self.mask_token[0, 0].astype(x.dtype), order, place)
         x = x + self.decoder_pos_embed[:, 1 : x.shape[1] + 1].astype(x.dtype)

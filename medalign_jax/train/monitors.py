@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from medalign_jax.errors import UserError
 
-
 _VARIANCE = (
     "collapse: the variance of the audio embeddings is {now:.2g}, it began at {first:.2g}. "
     "Raise loss.ssm_weight or lower optimizer.learning_rate"
@@ -56,7 +55,7 @@ class Monitors:
         if broken:
             raise TrainingStoppedError(
                 f"step {step}: {' and '.join(broken)} became NaN or infinite, so training stopped. "
-                f"The last good checkpoint is {last_good}. Lower optimizer.learning_rate or look at "
+                f"The last good checkpoint is {last_good}. Lower optimizer.learning_rate or check "
                 "the recordings, then start again"
             )
         for name, value in metrics.items():

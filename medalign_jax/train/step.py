@@ -70,7 +70,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = metrics | {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": schedule(state.step),
     }
     params = optax.apply_updates(state.params, updates)

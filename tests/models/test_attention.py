@@ -1,0 +1,171 @@
+"""All back ends of attention give the same values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import pytest
+
+from medalign_jax.models.attention import _choose, attention
+
+B, T, S, D = 2, 17, 17, 8
+
+
+def inputs(heads=4, key_heads=4, keys=S, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = ((B, T, heads, D), (B, keys, key_heads, D), (B, keys, key_heads, D))
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+def by_hand(q, k, v, bias=None, mask=None, scale=None, causal=False, window=None):
+    """Float64, one query at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    full = (B, q.shape[2], q.shape[1], k.shape[1])
+    bias = np.broadcast_to(np.zeros(()) if bias is None else bias, full)
+    mask = np.broadcast_to(np.ones((), bool) if mask is None else mask, full)
+    out = np.zeros(q.shape)
+    for b, h, t in np.ndindex(*full[:3]):
+        seen = [
+            s for s in range(full[3])
+            if mask[b, h, t, s] and (not causal or s <= t)
+            and (window is None or abs(t - s) < window)
+        ]  # fmt: skip
+        if not seen:
+            continue
+        n = h // (q.shape[2] // k.shape[2])
+        scores = k[b, seen, n] @ q[b, t, h] * (D**-0.5 if scale is None else scale)
+        weights = np.exp(scores + bias[b, h, t, seen])
+        out[b, t, h] = weights @ v[b, seen, n] / weights.sum()
+    return out
+
+
+def cases():
+    rng = np.random.default_rng(1)
+    dense = rng.random((B, 4, T, S)) < 0.6
+    padded = np.ones((B, 1, 1, S), bool)
+    padded[1, :, :, 11:] = False
+    blind = dense.copy()
+    blind[0, 1, 3] = False
+    blind[1, :, 5] = False
+    bias = rng.standard_normal((1, 4, T, S)).astype(np.float32)
+    return {
+        "plain": {},
+        "scale": {"scale": 0.7},
+        "gqa": {"key_heads": 2},
+        "multi-query": {"key_heads": 1},
+        "causal": {"causal": True},
+        "window": {"window": 4},
+        "causal window gqa": {"causal": True, "window": 3, "key_heads": 2},
+        "padding": {"mask": padded},
+        "mask gqa": {"mask": dense, "key_heads": 2},
+        "blind rows": {"mask": blind, "causal": True},
+        "bias": {"bias": bias},
+        "bias per batch, mask, gqa": {
+            "bias": rng.standard_normal((B, 1, 1, S)).astype(np.float32),
+            "mask": dense,
+            "key_heads": 2,
+        },
+        "other length": {"keys": 9},
+    }
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+@pytest.mark.parametrize("name", CASES)
+def test_values(name, backend):
+    options = dict(CASES[name])
+    q, k, v = inputs(key_heads=options.pop("key_heads", 4), keys=options.pop("keys", S))
+    out = attention(q, k, v, backend=backend, **options)
+    np.testing.assert_allclose(out, by_hand(q, k, v, **options), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_agree(name):
+    options = dict(CASES[name])
+    q, k, v = inputs(key_heads=options.pop("key_heads", 4), keys=options.pop("keys", S))
+    bias = options.pop("bias", None)
+    weight = np.random.default_rng(2).standard_normal(q.shape).astype(np.float32)
+
+    def gradients(backend):
+        def loss(q, k, v, bias):
+            return jnp.sum(weight * attention(q, k, v, bias=bias, backend=backend, **options))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2) + ((3,) if bias is not None else ())))(
+            q, k, v, bias
+        )
+
+    for left, right in zip(gradients("xla"), gradients("cpu"), strict=True):
+        assert np.isfinite(left).all() and np.abs(left).max() > 1e-3
+        np.testing.assert_allclose(left, right, atol=1e-6 * max(1.0, np.abs(left).max()))
+
+
+def test_gradient_matches_finite_differences():
+    q, k, v = inputs(key_heads=2)
+    jax.test_util.check_grads(
+        lambda *args: attention(*args, causal=True, backend="cpu"), (q, k, v), 1, ["rev"],
+        atol=1e-2, rtol=1e-2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_blind_rows_are_zero_with_finite_gradients(backend):
+    q, k, v = inputs()
+    mask = jnp.zeros((1, 1, T, S), bool).at[:, :, 1:].set(True)
+
+    def total(q, k, v):
+        return jnp.sum(jnp.sin(attention(q, k, v, mask=mask, backend=backend)))
+
+    assert not attention(q, k, v, mask=mask, backend=backend)[:, 0].any()
+    to_q, to_k, to_v = jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+    assert all(np.isfinite(g).all() for g in (to_q, to_k, to_v))
+    assert not to_q[:, 0].any() and to_q[:, 1].any()
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_large_scores_do_not_overflow(backend):
+    q, k, v = inputs()
+    out = attention(100 * q, k, v, backend=backend)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out, by_hand(q, k, v, scale=100 * D**-0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["xla", "cpu"])
+def test_bfloat16_keeps_its_type(backend):
+    q, k, v = inputs(dtype=jnp.bfloat16)
+    out = attention(q, k, v, backend=backend)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), by_hand(q, k, v), atol=2e-2)
+
+
+def test_auto_picks_by_size():
+    small = jax.ShapeDtypeStruct((1, 64, 4, 8), jnp.float32)
+    large = jax.ShapeDtypeStruct((8, 1024, 6, 64), jnp.float32)
+    assert _choose(small, small) == "xla"
+    assert _choose(large, large) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "flash"}, "unknown backend"),
+        ({"mask": np.ones((B, 1, 1, S))}, "boolean"),
+        ({"mask": np.ones((B, 3, 1, S), bool)}, "broadcast"),
+        ({"bias": np.ones((4, T, S), np.float32)}, "broadcast"),
+        ({"window": 0}, "window"),
+        ({"backend": "cudnn"}, "NVIDIA"),
+    ],
+)
+def test_bad_arguments_are_named(options, words):
+    if options.get("backend") == "cudnn" and jax.default_backend() == "gpu":
+        pytest.skip("a GPU is here, so cuDNN is no error")
+    with pytest.raises(ValueError, match=words):
+        attention(*inputs(), **options)
+
+
+def test_causal_needs_equal_lengths():
+    with pytest.raises(ValueError, match="T == S"):
+        attention(*inputs(keys=9), causal=True)
+    with pytest.raises(ValueError, match="multiple"):
+        attention(*inputs(heads=4, key_heads=3))

@@ -1,0 +1,258 @@
+"""A loaded encoder: exports come back to the bit, recordings of any length and rate go in."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import soxr
+import tiny_models as tiny
+
+import medalign_jax
+from medalign_jax.audio import clip
+from medalign_jax.encoder import SETTINGS_FILE, Encoder, architecture, load_encoder
+from medalign_jax.errors import UserError
+from medalign_jax.experiments.export import export_encoder
+from medalign_jax.train.mesh import make_mesh, named_leaves
+
+SIZES = {
+    "frames": 16, "patch": (4, 16), "width": 32, "depth": 1, "heads": 2,
+    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2,
+}  # fmt: skip
+SAMPLES = tiny.SAMPLES
+
+
+@pytest.fixture(scope="module")
+def made():
+    return architecture("vit_mae_small", SIZES, {"f_min": 40.0})
+
+
+@pytest.fixture(scope="module")
+def encoder(made):
+    shapes = made.abstract_params()
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
+    )
+    return Encoder(made, jax.device_put(params), SAMPLES, pad="zero", trim=False, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def export(encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "export"
+    folder.mkdir()
+    export_encoder(folder, encoder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(export):
+    return load_encoder(None, export)
+
+
+def recordings(lengths, seed: int = 0) -> list[np.ndarray]:
+    return [tiny.waveforms(1, seed + i, length)[0] for i, length in enumerate(lengths)]
+
+
+def test_an_export_comes_back_bit_for_bit(encoder, loaded):
+    before, after = named_leaves(encoder.params), named_leaves(loaded.params)
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(after[name]).tobytes(), name
+    assert loaded.settings() == encoder.settings()
+    assert loaded.architecture.module == encoder.architecture.module
+    assert loaded.architecture.front_end == encoder.architecture.front_end
+    sounds = recordings((SAMPLES, 3000))
+    np.testing.assert_array_equal(loaded.embed(sounds, 16_000), encoder.embed(sounds, 16_000))
+
+
+def test_a_workdir_stands_for_its_export(export, loaded):
+    again = load_encoder("vit_mae_small", export.parent)
+    for one, other in zip(
+        jax.tree.leaves(again.params), jax.tree.leaves(loaded.params), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_settings_can_be_changed_when_loading(export):
+    changed = load_encoder(None, export, samples=4096, pad="tile", trim=True)
+    assert (changed.samples, changed.pad, changed.trim) == (4096, "tile", True)
+
+
+def test_a_weight_file_alone_needs_the_right_sizes(export):
+    with pytest.raises(UserError, match=r"patch_embed"):
+        load_encoder("vit_mae_small", export / "encoder.safetensors")
+
+
+def test_the_package_offers_the_loader():
+    assert medalign_jax.load_encoder is load_encoder
+
+
+def test_features_and_waveforms_meet(encoder):
+    sounds = recordings((SAMPLES,) * 4)
+    features = encoder.architecture.front_end(np.stack(sounds))
+    embedded = encoder.embed_features(features)
+    assert embedded.shape == (4, 32) and embedded.dtype == np.float32
+    np.testing.assert_allclose(embedded, encoder.embed(sounds, 16_000), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [SAMPLES + 1, int(1.5 * SAMPLES), 3 * SAMPLES + 77])
+def test_a_long_recording_is_the_mean_over_its_windows(encoder, length):
+    (sound,) = recordings((length,), seed=5)
+    windows = clip.split_windows(sound, SAMPLES, "repeat")
+    assert len(windows) >= 2
+    parts = encoder.embed(list(windows), 16_000)
+    np.testing.assert_allclose(
+        encoder.embed([sound], 16_000)[0], parts.mean(0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_short_recording_is_padded_by_the_rule(encoder):
+    (sound,) = recordings((3000,))
+    padded = np.pad(sound, (0, SAMPLES - 3000))
+    assert encoder.embed([sound], 16_000).tobytes() == encoder.embed([padded], 16_000).tobytes()
+
+
+def test_an_embedding_does_not_depend_on_its_company(encoder):
+    sounds = recordings((SAMPLES, 2000, 2 * SAMPLES, 5000, 7 * SAMPLES, SAMPLES, 4000))
+    together = encoder.embed(sounds, 16_000)
+    alone = np.concatenate([encoder.embed([sound], 16_000) for sound in sounds])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    turned = encoder.embed(sounds[::-1], 16_000)
+    np.testing.assert_allclose(together, turned[::-1], rtol=1e-5, atol=1e-6)
+    assert np.ptp(together, axis=0).max() > 0.1  # they are different recordings
+
+
+def test_a_stream_yields_in_order_over_many_rounds(encoder):
+    sounds = recordings([1000 + 40 * i for i in range(70)])
+    rows = list(encoder.stream((sound, 16_000) for sound in sounds))
+    assert len(rows) == 70
+    np.testing.assert_allclose(
+        np.stack(rows)[[0, 33, 69]],
+        encoder.embed([sounds[i] for i in (0, 33, 69)], 16_000),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_other_rates_are_resampled(encoder, rate):
+    (sound,) = recordings((rate // 4,), seed=3)
+    expected = encoder.embed([soxr.resample(sound, rate, 16_000, quality="HQ")], 16_000)
+    found = encoder.embed([sound], rate)
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - encoder.embed([sound], 16_000)).max() > 1e-3
+
+
+def test_float64_is_taken(encoder):
+    (sound,) = recordings((SAMPLES,))
+    np.testing.assert_array_equal(
+        encoder.embed([sound.astype(np.float64)], 16_000), encoder.embed([sound], 16_000)
+    )
+
+
+def test_silence_is_trimmed_where_asked(made, encoder):
+    trimming = Encoder(made, encoder.params, SAMPLES, pad="zero", trim=True, batch_size=4)
+    (sound,) = recordings((4000,))
+    quiet = np.concatenate([np.zeros(3200, np.float32), sound])
+    cut = clip.trim_silence(quiet)
+    assert len(cut) < len(quiet)
+    expected = encoder.embed([cut], 16_000)
+    np.testing.assert_array_equal(trimming.embed([quiet], 16_000), expected)
+    assert np.abs(encoder.embed([quiet], 16_000) - expected).max() > 1e-3
+
+
+def test_no_recording_gives_no_row(encoder):
+    assert encoder.embed([], 16_000).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.zeros((2, 100), np.float32), r"recording 1 .*float32 \(2, 100\)"),
+        (np.zeros(0, np.float32), r"recording 1 .*at least 2 samples"),
+        (np.zeros(1, np.float32), r"recording 1 .*at least 2 samples"),
+        (np.zeros(100, np.int16), r"recording 1 .*int16"),
+        (np.full(100, np.nan, np.float32), r"recording 1 holds NaN"),
+        (np.array([0.0, np.inf, 1.0]), r"recording 1 holds NaN or infinite"),
+    ],
+)
+def test_bad_recordings_are_named(encoder, bad, words):
+    with pytest.raises(UserError, match=words):
+        encoder.embed([np.ones(100, np.float32), bad], 16_000)
+
+
+@pytest.mark.parametrize("rate", [0, -8000, float("nan")])
+def test_a_rate_that_is_none_is_refused(encoder, rate):
+    with pytest.raises(UserError, match=r"recording 0.*sample rate"):
+        encoder.embed([np.ones(100, np.float32)], rate)
+
+
+def test_one_waveform_without_a_list_is_refused(encoder):
+    with pytest.raises(UserError, match="put this one into a list"):
+        encoder.embed(np.ones(100, np.float32), 16_000)
+
+
+def test_on_a_mesh_the_embeddings_are_the_same(export, loaded):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    spread = load_encoder(None, export, mesh)
+    kernel = spread.params["block0"]["attn"]["qkv"]["kernel"]
+    assert kernel.sharding.mesh == mesh
+    sounds = recordings((SAMPLES, 2000, 20_000))
+    np.testing.assert_allclose(
+        spread.embed(sounds, 16_000), loaded.embed(sounds, 16_000), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_an_unknown_encoder_is_named():
+    with pytest.raises(UserError, match=r"unknown encoder 'operagt'; there are opera_gt"):
+        architecture("operagt")
+
+
+def test_the_name_has_to_be_the_exports(export):
+    with pytest.raises(UserError, match=r"holds a 'vit_mae_small' encoder, not 'opera_gt'"):
+        load_encoder("opera_gt", export)
+
+
+def test_weights_without_settings_need_a_name(export):
+    with pytest.raises(UserError, match="does not say which encoder it is"):
+        load_encoder(None, export / "encoder.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"widht": 32}, r"has no setting \['widht'\]; it has .*'width'"),
+        ({"width": 30}, r"encoder 'vit_mae_small': width 30"),
+        ({"width": "wide"}, r"encoder 'vit_mae_small'"),
+        ({"dtype": "float33"}, r"encoder 'vit_mae_small'.*float33"),
+        ({"patch": (5, 8)}, r"not divisible"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(overrides, words):
+    with pytest.raises(UserError, match=words):
+        architecture("vit_mae_small", overrides)
+
+
+def test_an_unknown_front_end_number_is_named():
+    with pytest.raises(UserError, match=r"has no \['f_mim'\]"):
+        architecture("vit_mae_small", None, {"f_mim": 1.0})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "vit_mae_small", "overrides": 3}'])
+def test_damaged_settings_are_named(export, tmp_path, text):
+    (tmp_path / "encoder.safetensors").write_bytes((export / "encoder.safetensors").read_bytes())
+    (tmp_path / SETTINGS_FILE).write_text(text)
+    with pytest.raises(UserError, match=SETTINGS_FILE):
+        load_encoder(None, tmp_path)
+
+
+def test_settings_are_json(encoder):
+    assert json.loads(json.dumps(encoder.settings())) == {
+        "name": "vit_mae_small",
+        "overrides": SIZES | {"patch": [4, 16]},
+        "front_end_overrides": {"f_min": 40.0},
+        "samples": SAMPLES,
+        "pad": "zero",
+        "trim": False,
+    }

@@ -1,0 +1,153 @@
+"""Checkpoints: which are kept, which is best, and what a bad one says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medalign_jax.errors import UserError
+from medalign_jax.train.checkpoint import Checkpoints, restore_params
+
+SELECT = ("valid/cka", "max")
+
+
+def state(value: float):
+    return {"params": {"w": jnp.full((4, 3), value), "b": jnp.full(3, -value)}, "step": value}
+
+
+def abstract(tree=None):
+    return jax.tree.map(jnp.asarray, state(0.0)) if tree is None else tree
+
+
+def filled(folder, scores: dict[int, dict[str, float]], select=SELECT) -> Checkpoints:
+    checkpoints = Checkpoints(folder, select)
+    for step, metrics in scores.items():
+        checkpoints.save(step, state(float(step)), {"batch": step}, metrics)
+    checkpoints.wait()
+    return checkpoints
+
+
+def steps(folder) -> set[int]:
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+
+
+def cka(*values: float) -> dict[int, dict[str, float]]:
+    return {step: {"valid/cka": value} for step, value in enumerate(values, 1)}
+
+
+def test_a_state_comes_back_with_its_iterator(tmp_path):
+    checkpoints = filled(tmp_path, cka(0.1))
+    restored, iterator = checkpoints.restore(1, abstract())
+    np.testing.assert_array_equal(restored["params"]["w"], np.full((4, 3), 1.0))
+    assert float(restored["step"]) == 1.0 and iterator == {"batch": 1}
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 4)])
+def test_the_latest_and_the_best_are_kept(tmp_path, mode, best):
+    checkpoints = filled(tmp_path, cka(0.5, 0.9, 0.4, 0.1, 0.3), ("valid/cka", mode))
+    assert (checkpoints.latest(), checkpoints.best()) == (5, best)
+    assert steps(tmp_path) == {best, 5}
+    assert checkpoints.metrics(best) == cka(0.5, 0.9, 0.4, 0.1, 0.3)[best]
+    checkpoints.close()
+
+
+def test_the_best_survives_a_restart(tmp_path):
+    filled(tmp_path, cka(0.1, 0.9, 0.3)).close()
+    checkpoints = Checkpoints(tmp_path, SELECT)
+    assert checkpoints.best() == 2
+    checkpoints.save(4, state(4.0), {}, {"valid/cka": 0.5})
+    checkpoints.wait()
+    assert (checkpoints.latest(), checkpoints.best(), steps(tmp_path)) == (4, 2, {2, 4})
+    checkpoints.close()
+
+
+def test_of_equal_scores_the_first_is_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SELECT, keep_latest=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(1.0), {}, {"valid/cka": 0.5})
+    checkpoints.wait()
+    assert checkpoints.best() == 1
+    checkpoints.close()
+
+
+def test_a_score_that_is_not_finite_is_never_best(tmp_path):
+    checkpoints = filled(tmp_path, cka(0.2, float("nan"), float("inf"), 0.1))
+    assert checkpoints.best() == 1
+    checkpoints.close()
+
+
+def test_without_scores_the_latest_is_best(tmp_path):
+    checkpoints = filled(tmp_path, {1: {}, 2: {}})
+    assert (checkpoints.best(), steps(tmp_path)) == (2, {2})
+    checkpoints.close()
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", SELECT)
+    assert checkpoints.latest() is None and checkpoints.best() is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"params": {"w": jnp.zeros((4, 5)), "b": jnp.zeros(3)}, "step": jnp.zeros(())},
+        {"params": {"w": jnp.zeros((4, 3)), "c": jnp.zeros(3)}, "step": jnp.zeros(())},
+        {"params": {"w": jnp.zeros((4, 3))}, "step": jnp.zeros(())},
+    ],
+    ids=["shape", "name", "missing"],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
+    checkpoints = filled(tmp_path, cka(0.1))
+    with pytest.raises(UserError, match=rf"{tmp_path / '1'} cannot be restored into this model"):
+        checkpoints.restore(1, change)
+    checkpoints.close()
+
+
+def damage(folder, kind: str) -> None:
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if kind == "cut":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif kind == "overwritten":
+            path.write_bytes(b"\xff" * path.stat().st_size)
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["cut", "overwritten", "deleted"])
+@pytest.mark.parametrize("part", ["state", "iterator"])
+def test_a_damaged_checkpoint_is_named(tmp_path, kind, part):
+    filled(tmp_path, cka(0.1)).close()
+    damage(tmp_path / "1" / part, kind)
+    checkpoints = Checkpoints(tmp_path, SELECT)
+    with pytest.raises(UserError, match=rf"{tmp_path / '1'} cannot be restored"):
+        checkpoints.restore(1, abstract())
+    checkpoints.close()
+
+
+def test_remains_of_a_killed_save_are_no_checkpoint_and_go(tmp_path):
+    filled(tmp_path, cka(0.1)).close()
+    remains = tmp_path / "2.orbax-checkpoint-tmp"
+    (remains / "state").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, SELECT)
+    assert checkpoints.latest() == 1
+    checkpoints.save(2, state(2.0), {}, {})
+    checkpoints.close()
+    assert not remains.exists() and steps(tmp_path) == {1, 2}
+
+
+def test_parameters_alone(tmp_path):
+    filled(tmp_path, cka(0.9, 0.1)).close()
+    params, step = restore_params(tmp_path)
+    assert step == 2
+    np.testing.assert_array_equal(params["w"], np.full((4, 3), 2.0))
+    assert float(restore_params(tmp_path, 1)[0]["b"][0]) == -1.0
+
+
+def test_parameters_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="has no checkpoint"):
+        restore_params(tmp_path / "nowhere")
+    filled(tmp_path, cka(0.9)).close()
+    with pytest.raises(UserError, match=r"has no checkpoint 7: \[1\]"):
+        restore_params(tmp_path, 7)

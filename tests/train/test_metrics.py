@@ -1,0 +1,79 @@
+"""metrics.jsonl: restarts, kills and values that JSON does not have."""
+
+import json
+import math
+
+from medalign_jax.train.metrics import MetricWriter, read_metrics
+
+
+def write(folder, steps, restored=0, **values):
+    writer = MetricWriter(folder, restored)
+    for step in steps:
+        writer.write(step, {"loss": float(step)} | values)
+    writer.close()
+
+
+def steps(folder) -> list[int]:
+    return [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_one_object_a_line(tmp_path):
+    write(tmp_path, (1, 2), cka=0.25)
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "cka": 0.25, "loss": 1.0}, {"step": 2, "cka": 0.25, "loss": 2.0}]
+
+
+def test_floats_come_back_bit_for_bit(tmp_path):
+    value = 0.1 + 0.2
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": value})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == value
+
+
+def test_a_restart_takes_back_the_lines_past_its_step(tmp_path):
+    write(tmp_path, range(1, 8))
+    write(tmp_path, range(5, 7), restored=4)
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_fresh_start_takes_back_all_lines(tmp_path):
+    write(tmp_path, range(1, 4))
+    write(tmp_path, (1,))
+    assert steps(tmp_path) == [1]
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_healed(tmp_path):
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-9])
+    assert steps(tmp_path) == [1, 2]
+    write(tmp_path, (3, 4), restored=2)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert all(json.loads(text) for text in path.read_text().splitlines())
+
+
+def test_values_that_are_not_finite_are_words(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    writer.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "step": 1,
+        "a": "nan",
+        "b": "inf",
+        "c": "-inf",
+    }
+
+
+def test_no_file_has_no_lines(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    write(tmp_path, (1,))
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
