@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,11 @@ def architecture(
     if unknown := sorted(set(changes) - known):
         raise UserError(f"encoder {name!r} has no setting {unknown}; it has {sorted(known)}")
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    if isinstance(changes.get("dtype"), str):
-        changes["dtype"] = jnp.dtype(changes["dtype"])
     try:
+        if isinstance(changes.get("dtype"), str):
+            changes["dtype"] = jnp.dtype(changes["dtype"])
         config = dataclasses.replace(config, **changes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"encoder {name!r}: {error}") from error
     table_module = importlib.import_module(entry.table.split(":")[0])
     return Architecture(
@@ -164,7 +165,8 @@ class Encoder:
           (N, D) float32.
 
         Raises:
-          UserError: a recording that is empty, not 1-D, or holds NaN; names its index.
+          UserError: a recording that is empty, not 1-D or holds NaN, or a sample rate that is not
+            above 0; names its index.
         """
         if isinstance(waveforms, np.ndarray) and waveforms.ndim == 1:
             raise UserError("embed takes a list of waveforms; put this one into a list")
@@ -211,6 +213,8 @@ class Encoder:
             )
         if not np.isfinite(waveform).all():
             raise UserError(f"recording {index} holds NaN or infinite samples")
+        if not 0 < rate < math.inf:
+            raise UserError(f"recording {index} has a sample rate of {rate} Hz; it must be above 0")
         waveform = waveform.astype(np.float32)
         if rate != self.sample_rate:
             waveform = soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
@@ -275,9 +279,19 @@ def _export_settings(source: Any) -> tuple[Any, dict[str, Any]]:
         return source, {}
     for folder in (Path(source), Path(source) / "export"):
         if (folder / SETTINGS_FILE).is_file():
-            try:
-                settings = json.loads((folder / SETTINGS_FILE).read_text())
-            except json.JSONDecodeError as error:
-                raise UserError(f"{folder / SETTINGS_FILE} is no JSON: {error}") from error
+            settings = _read_settings(folder / SETTINGS_FILE)
             return resolve(folder / "encoder.safetensors"), settings
     return source, {}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise UserError(f"{path} is no JSON: {error}") from error
+    blocks = ("overrides", "front_end_overrides")
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(block, {}), dict) for block in blocks
+    ):
+        raise UserError(f"{path} does not hold the settings of an encoder; export it again")
+    return settings

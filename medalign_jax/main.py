@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 METHODS = {
     "acula": "medalign_jax.experiments.acula",
@@ -35,7 +35,6 @@ def main(argv: list[str]) -> None:
 
     from medalign_jax.errors import UserError
 
-    config = _CONFIG.value
     cache = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
     )
@@ -43,6 +42,7 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
+        config = _config()
         if config.method not in METHODS:
             raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
         importlib.import_module(METHODS[config.method]).run(config, _workdir())
@@ -53,6 +53,19 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
+def _config() -> ConfigDict:
+    from medalign_jax.errors import UserError
+
+    config = _CONFIG.value
+    try:
+        config.method  # noqa: B018 - a file that cannot be read is told on first use
+    except (OSError, AttributeError) as error:
+        path = flags.FLAGS["config"].config_filename
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config={path} holds no config with a `method`: {reason}") from error
+    return config
+
+
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
@@ -60,6 +73,19 @@ def _workdir() -> Path:
     return Path("workdirs") / "_".join(filter(None, (Path(path).stem, variant)))
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with them is one line, not a stack trace."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # A failing config file has its whole traceback in the message; the last line says it.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        given = ", ".join(text for text in argv[1:] if text.startswith("--config"))
+        reason = " ".join(str(error).replace("\\n", " ").split())
+        sys.exit(f"error: the config does not load or has no such key ({reason}); given: {given}")
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -34,7 +34,7 @@ def encoder(made):
     params = jax.tree.map(
         lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
     )
-    return Encoder(made, jax.device_put(params), SAMPLES, pad="zero", trim=False, batch_size=4)
+    return Encoder(made, jax.device_put(params), SAMPLES, pad="zero", trim=False)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_float64_is_taken(encoder):
 
 
 def test_silence_is_trimmed_where_asked(made, encoder):
-    trimming = Encoder(made, encoder.params, SAMPLES, pad="zero", trim=True, batch_size=4)
+    trimming = Encoder(made, encoder.params, SAMPLES, pad="zero", trim=True)
     (sound,) = recordings((4000,))
     quiet = np.concatenate([np.zeros(3200, np.float32), sound])
     cut = clip.trim_silence(quiet)

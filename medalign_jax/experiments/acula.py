@@ -241,11 +241,13 @@ def _zero_shot(this: Run, task, embeddings, heads, probe, outcome) -> None:
     head = ProjectionHead(config.loss.hidden, config.loss.out, 0.0)
 
     def project(side: str, x: np.ndarray) -> np.ndarray:
+        if side not in heads:
+            return x
         flat = head.apply({"params": heads[side]}, x.reshape(-1, x.shape[-1]))
         return np.asarray(flat).reshape(*x.shape[:-1], -1)
 
     spaces = {"before": compare.Space(embeddings["before"], text, class_text)}
-    if "audio_last" in heads:
+    if -1 in tuple(config.loss.layers):
         spaces["after"] = compare.Space(
             project("audio_last", embeddings["after"]),
             project("text", text),

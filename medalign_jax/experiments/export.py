@@ -44,7 +44,9 @@ def export_encoder(folder: Path, encoder: Encoder) -> None:
 
 
 def export_heads(folder: Path, heads: Any) -> None:
-    """``heads.safetensors``: the projection heads under the released code's layer names."""
+    """``heads.safetensors``: projection heads, if any, under the released code's names."""
+    if not heads:
+        return
     tensors = export(host_params(heads), HEADS)
     if jax.process_index() == 0:
         save(folder / "heads.safetensors", tensors)

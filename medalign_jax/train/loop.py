@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from medalign_jax.errors import UserError
 from medalign_jax.methods.base import Method
 from medalign_jax.train import monitors
 from medalign_jax.train.checkpoint import Checkpoints
@@ -93,11 +95,10 @@ class _Run:
         self.writer = MetricWriter(self.workdir, self.begun)
         self.monitors = monitors.Monitors(config.total_steps)
         self.eval_step = make_eval_step(method, mesh)
+        self._couple = jax.jit(method.couple)
         self.stopping = threading.Event()
-        name, mode = method.select
-        self._sign = 1.0 if mode == "max" else -1.0
         past = read_metrics(self.workdir / "metrics.jsonl")
-        self._scores = [self._sign * line[name] for line in past if name in line]
+        self._scores = [self._score(line) for line in past if method.select[0] in line]
 
     def _start(self, optimizer: OptimizerConfig) -> tuple[TrainState, Tree]:
         """Order of precedence: a checkpoint in the workdir > loaded weights > random ones."""
@@ -142,7 +143,7 @@ class _Run:
             encoded = jax.device_get(self.eval_step(self.state.params, self.frozen, arrays))
             parts.append(jax.tree.map(lambda x, real=real: x[real], encoded))
         encoded = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-        loss, metrics = jax.jit(self.method.couple)(encoded.coupled)
+        loss, metrics = self._couple(encoded.coupled)
         metrics = jax.device_get(metrics) | {k: v.mean() for k, v in encoded.metrics.items()}
         metrics["loss"] = jax.device_get(loss) + encoded.per_example.mean()
         return {f"valid/{name}": float(value) for name, value in metrics.items()}
@@ -165,9 +166,22 @@ class _Run:
         if name not in held_out:
             return False
         progress.say(f"{self.what}: step {step} {name} {held_out[name]:.4f}")
-        self._scores.append(self._sign * held_out[name])
-        since_best = len(self._scores) - 1 - int(np.argmax(self._scores))
-        return bool(self.config.patience) and since_best >= self.config.patience
+        self._scores.append(self._score(held_out))
+        return self.ended()
+
+    def _score(self, metrics: dict[str, Any]) -> float:
+        """Held-out score, larger is better; one that is not finite (NaN or "nan") never wins."""
+        name, mode = self.method.select
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            return -math.inf
+        return value if mode == "max" else -value
+
+    def ended(self) -> bool:
+        """Whether `patience` evaluations have passed without a new best, before a restart too."""
+        if not self.config.patience or not self._scores:
+            return False
+        return len(self._scores) - 1 - int(np.argmax(self._scores)) >= self.config.patience
 
 
 def fit(
@@ -186,6 +200,7 @@ def fit(
 
     Raises:
       TrainingStoppedError: the loss became NaN or infinite; names the last good checkpoint.
+      UserError: the data ended before the run.
       KeyboardInterrupt: after the state was saved on SIGTERM or Ctrl-C.
     """
     run = _Run(method, data, optimizer, config, workdir, mesh, what)
@@ -193,7 +208,7 @@ def fit(
     progress = Progress(config.total_steps, what, done=run.begun)
     restore_signals = _catch_signals(run.stopping)
     try:
-        if run.begun < config.total_steps:
+        if run.begun < config.total_steps and not run.ended():
             _train(run, feed, progress)
         run.checkpoints.wait()
         return _outcome(run)
@@ -212,7 +227,13 @@ def _train(run: _Run, feed: Feed, progress: Progress) -> None:
     pending: list[Tree] = []
     samples = 0
     while step < config.total_steps:
-        batch, position = next(batches)
+        item = next(batches, None)
+        if item is None:
+            raise UserError(
+                f"the data ended after {step} of {config.total_steps} steps: let the iterator run "
+                "for more epochs, or train for fewer steps"
+            )
+        batch, position = item
         if step_fn is None:
             step_fn = compile_train_step(
                 run.method, run.optimizer, run.schedule, run.mesh, run.state, run.frozen, batch,

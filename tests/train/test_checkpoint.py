@@ -10,9 +10,13 @@ from medalign_jax.train.checkpoint import Checkpoints, restore_params
 
 SELECT = ("valid/cka", "max")
 
+# Orbax leaves a result unread where a restore fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state(value: float):
-    return {"params": {"w": jnp.full((4, 3), value), "b": jnp.full(3, -value)}, "step": value}
+    params = {"w": jnp.full((4, 3), value), "b": jnp.full(3, -value), "heads": {}}
+    return {"params": params, "step": value}
 
 
 def abstract(tree=None):
@@ -40,6 +44,7 @@ def test_a_state_comes_back_with_its_iterator(tmp_path):
     restored, iterator = checkpoints.restore(1, abstract())
     np.testing.assert_array_equal(restored["params"]["w"], np.full((4, 3), 1.0))
     assert float(restored["step"]) == 1.0 and iterator == {"batch": 1}
+    assert restored["params"]["heads"] == {}  # a method without heads
     checkpoints.close()
 
 
@@ -92,16 +97,16 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"params": {"w": jnp.zeros((4, 5)), "b": jnp.zeros(3)}, "step": jnp.zeros(())},
-        {"params": {"w": jnp.zeros((4, 3)), "c": jnp.zeros(3)}, "step": jnp.zeros(())},
-        {"params": {"w": jnp.zeros((4, 3))}, "step": jnp.zeros(())},
+        {"w": jnp.zeros((4, 5)), "b": jnp.zeros(3), "heads": {}},
+        {"w": jnp.zeros((4, 3)), "c": jnp.zeros(3), "heads": {}},
+        {"w": jnp.zeros((4, 3)), "heads": {}},
     ],
     ids=["shape", "name", "missing"],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
     checkpoints = filled(tmp_path, cka(0.1))
     with pytest.raises(UserError, match=rf"{tmp_path / '1'} cannot be restored into this model"):
-        checkpoints.restore(1, change)
+        checkpoints.restore(1, {"params": change, "step": jnp.zeros(())})
     checkpoints.close()
 
 
