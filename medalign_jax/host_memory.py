@@ -16,9 +16,12 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def keep_host_memory() -> bool:
     """Tells malloc to keep what is freed, for the rest of the process.
 
-    Resident memory then stays at its highest mark, which can be up to the sum of the programs' own
-    marks when several large ones take turns. Call it before any thread starts, so before JAX runs
-    anything; later calls help less, because threads then have heaps of their own.
+    Resident memory then stays at its highest mark. That can be up to the sum of the programs' own
+    marks when several large ones take turns, and the first runs leave gaps that only later runs
+    fill: about ten arrays of 40 MB in a loop that needs one or two.
+
+    Call it before any thread starts, so before JAX runs anything; later calls help less, because
+    threads then have heaps of their own.
 
     Returns:
       Whether it took effect: False without glibc (macOS, Windows, musl).

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from medalign_jax.host_memory import keep_host_memory
 
 METHODS = {
     "acula": "medalign_jax.experiments.acula",
@@ -31,6 +34,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
+    if _cpu_only():
+        keep_host_memory()
     import jax
 
     from medalign_jax.errors import UserError
@@ -64,6 +69,12 @@ def _config() -> ConfigDict:
         reason = " ".join(str(error).split())
         raise UserError(f"--config={path} holds no config with a `method`: {reason}") from error
     return config
+
+
+def _cpu_only() -> bool:
+    """Whether no accelerator is installed; asked before JAX starts, which is too late to ask it."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def _workdir() -> Path:

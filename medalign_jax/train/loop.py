@@ -92,13 +92,17 @@ class _Run:
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", method.select)
         self.state, self.frozen = self._start(optimizer)
         self.begun = int(self.state.step)
-        self.writer = MetricWriter(self.workdir, self.begun)
+        past = [
+            line
+            for line in read_metrics(self.workdir / "metrics.jsonl")
+            if line["step"] <= self.begun and method.select[0] in line
+        ]
+        self._scores = [self._score(line) for line in past]
+        self.writer = MetricWriter(self.workdir, self.begun, writes=jax.process_index() == 0)
         self.monitors = monitors.Monitors(config.total_steps)
         self.eval_step = make_eval_step(method, mesh)
         self._couple = jax.jit(method.couple)
         self.stopping = threading.Event()
-        past = read_metrics(self.workdir / "metrics.jsonl")
-        self._scores = [self._score(line) for line in past if method.select[0] in line]
 
     def _start(self, optimizer: OptimizerConfig) -> tuple[TrainState, Tree]:
         """Order of precedence: a checkpoint in the workdir > loaded weights > random ones."""
@@ -136,11 +140,10 @@ class _Run:
         """Held-out metrics: `couple` over the whole set at once, the rest as means."""
         if self.data.held_out is None:
             return {}
-        parts = []
+        parts, names = [], (*self.data.names, "index")
         for batch in self.data.held_out():
-            real = np.asarray(batch["index"]) >= 0
-            arrays = put_batch({name: batch[name] for name in self.data.names}, self.mesh)
-            encoded = jax.device_get(self.eval_step(self.state.params, self.frozen, arrays))
+            arrays = put_batch({name: batch[name] for name in names}, self.mesh)
+            encoded, real = jax.device_get(self.eval_step(self.state.params, self.frozen, arrays))
             parts.append(jax.tree.map(lambda x, real=real: x[real], encoded))
         encoded = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
         loss, metrics = self._couple(encoded.coupled)

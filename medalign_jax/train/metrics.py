@@ -15,8 +15,12 @@ class MetricWriter:
     After a restart the lines past the restored step are removed: a step has one line.
     """
 
-    def __init__(self, workdir: Path, restored_step: int = 0):
+    def __init__(self, workdir: Path, restored_step: int = 0, writes: bool = True):
+        """`writes` is False in all processes of a run but one."""
         self._path = Path(workdir) / "metrics.jsonl"
+        self._writes = writes
+        if not writes:
+            return
         self._keep_until(restored_step)
         self._events = SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=restored_step + 1, flush_secs=10
@@ -30,6 +34,8 @@ class MetricWriter:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line; values that are not finite are written as strings, as JSON has none."""
+        if not self._writes:
+            return
         line = {name: v if math.isfinite(v) else str(v) for name, v in sorted(metrics.items())}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step} | line) + "\n")
@@ -38,7 +44,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes the events."""
-        self._events.close()
+        if self._writes:
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -28,7 +28,7 @@ class Progress:
         every_seconds: float = 10.0,
     ):
         self._total, self._what, self._unit, self._done = total, what, unit, done
-        self._start, self._begun = done, time.monotonic()
+        self._start, self._begun = done, None  # the first item compiles: not counted
         self._every, self._last = every_seconds, 0.0
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=what, unit=unit, initial=done) if terminal else None
@@ -45,9 +45,11 @@ class Progress:
         if now - self._last >= self._every or self._done == self._total:
             self._last = now
             self._line(now, note)
+        if self._begun is None:
+            self._start, self._begun = self._done, now
 
     def _line(self, now: float, note: str) -> None:
-        rate = (self._done - self._start) / max(now - self._begun, 1e-9)
+        rate = 0.0 if self._begun is None else (self._done - self._start) / (now - self._begun)
         left = "" if self._total is None else f"/{self._total}"
         eta = ""
         if self._total is not None and rate > 0 and self._done < self._total:

@@ -98,13 +98,19 @@ def compile_train_step(
         return jitted.lower(state, frozen, batch).compile()
 
 
-def make_eval_step(method: Method, mesh: Mesh) -> Callable[[Tree, Tree, Tree], Encoded]:
-    """Jitted `encode` without training noise, on fixed keys; outputs replicated for gathering."""
+def make_eval_step(
+    method: Method, mesh: Mesh
+) -> Callable[[Tree, Tree, Tree], tuple[Encoded, jax.Array]]:
+    """Jitted `encode` without training noise, on fixed keys; outputs replicated for gathering.
 
-    def step(params: Tree, frozen: Tree, batch: Tree) -> Encoded:
-        size = jax.tree.leaves(batch)[0].shape[0]
-        keys = jax.random.split(jax.random.key(0), size)
-        return method.encode(params, frozen, batch, keys, False)
+    The batch holds "index" (B,) besides; the second output (B,) marks the rows where it is no
+    padding (-1).
+    """
+
+    def step(params: Tree, frozen: Tree, batch: Tree) -> tuple[Encoded, jax.Array]:
+        real = batch["index"] >= 0
+        keys = jax.random.split(jax.random.key(0), real.shape[0])
+        return method.encode(params, frozen, batch, keys, False), real
 
     return jax.jit(step, out_shardings=replicated(mesh))
 

@@ -1,6 +1,11 @@
 """The loop with a method of one vector: ends, evaluations, early stopping, broken steps."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +76,7 @@ def held_out(y: float = 0.0):
     return [{"x": x[i : i + 4], "y": target[i : i + 4], "index": index[i : i + 4]} for i in (0, 4)]
 
 
-def run(folder, iterator=None, method=None, valid=held_out, rate=0.05, **changes):
+def run(folder, iterator=None, method=None, valid=held_out, rate=0.05, mesh=None, **changes):
     plain = {"total_steps": 12, "log_every": 1, "eval_every": 3}
     return fit(
         method or Regression(),
@@ -79,7 +84,7 @@ def run(folder, iterator=None, method=None, valid=held_out, rate=0.05, **changes
         OptimizerConfig(learning_rate=rate, schedule="constant", warmup_steps=0, clip=0.0),
         LoopConfig(**plain | changes),
         folder,
-        make_mesh(devices=jax.devices()[:1]),
+        mesh or make_mesh(devices=jax.devices()[:1]),
     )
 
 
@@ -179,3 +184,30 @@ def test_a_held_out_score_that_is_no_number_ends_nothing(tmp_path):
 def test_without_held_out_data_the_last_is_the_best(tmp_path):
     fitted = run(tmp_path, valid=None, total_steps=4)
     assert (fitted.best_step, fitted.best_metrics) == (4, {})
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Also: one of them writes the metrics, and padding is dropped from all rows."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    tests = Path(__file__).parent
+    path = os.pathsep.join((str(tests), str(tests.parent), str(tests.parent.parent)))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(tests / "run_processes.py"), address, str(i), str(tmp_path)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], (
+        said[0][-2000:] + said[1][-2000:]
+    )
+    run(tmp_path / "one", total_steps=9)
+    for name in ("loss", "valid/loss", "valid/absolute", "valid/count"):
+        found, expected = lines(tmp_path, name), lines(tmp_path / "one", name)
+        assert found == pytest.approx(expected, rel=1e-5), name
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 10))

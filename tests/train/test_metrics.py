@@ -77,3 +77,11 @@ def test_no_file_has_no_lines(tmp_path):
 def test_tensorboard_events_are_written(tmp_path):
     write(tmp_path, (1,))
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_process_that_does_not_write_leaves_the_file_alone(tmp_path):
+    write(tmp_path, (1, 2))
+    writer = MetricWriter(tmp_path, writes=False)
+    writer.write(3, {"loss": 3.0})
+    writer.close()
+    assert steps(tmp_path) == [1, 2]
