@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medalign_jax.losses.reconstruction import masked_patch_error
 from medalign_jax.models.vit_layers import (
     Block,
     Dense,
@@ -268,8 +269,8 @@ class ViTMAE(nn.Module):
           (B,) float32, each clip's mean squared error over the removed patches; their mean over
           the batch is the published loss, since every clip loses equally many. And a dict with
           "block00" ... (B, 1 + K, W), "latent" (B, 1 + K, W) after the norm, "decoder_block00"
-          ..., "pred" and "target" (B, L, values of a patch), "patch_loss" (B, L), "mask" (B, L)
-          with 1 where removed, and "ids_restore" (B, L).
+          ..., "pred" and "target" (B, L, values of a patch), "mask" (B, L) with 1 where removed,
+          and "ids_restore" (B, L).
 
         Raises:
           ValueError: a shape that the model does not take.
@@ -287,9 +288,7 @@ class ViTMAE(nn.Module):
         x = x + self.pos_embed[0, 1:][order[:, :kept]].astype(x.dtype)
         out["latent"] = self.norm(self._encode(x, out))
         out["pred"] = self._decode(out["latent"], order, place, out)
-        out["patch_loss"] = jnp.mean(jnp.square(out["pred"] - out["target"]), axis=-1)
-        removed = patches.shape[1] - kept
-        return jnp.sum(out["patch_loss"] * out["mask"], axis=1) / removed, out
+        return masked_patch_error(out["pred"], out["target"], out["mask"]), out
 
     def _patches(self, features: jax.Array) -> jax.Array:
         c = self.config
