@@ -202,7 +202,8 @@ def open_dataset(
 def _with_organ(rows: Iterable[Row]) -> list[Row]:
     """Rows that say only "normal" learn from the whole set which organ was listened to."""
     rows = list(rows)
-    organ = reports.infer_organ(row.metadata.get("diagnosis", "") for row in rows)
+    diagnoses = {row.metadata.get("diagnosis", "") for row in rows} - {""}
+    organ = reports.infer_organ(diagnoses)
     return [
         dataclasses.replace(row, metadata={**row.metadata, "organ": organ})
         if organ and row.metadata.get("diagnosis") and not row.metadata.get("organ")

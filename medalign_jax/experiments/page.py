@@ -34,7 +34,7 @@ def class_sentences(data: AudioDataset, task: compare.Task, name: str) -> tuple[
     rows = [i for i in task.train if task.answers[i] == name]
     diagnoses = {data.rows[i].metadata.get("diagnosis", "") for i in rows}
     if len(diagnoses) == 1 and (diagnosis := diagnoses.pop()):
-        organ = reports.infer_organ(row.metadata.get("diagnosis", "") for row in data.rows)
+        organ = data.rows[rows[0]].metadata.get("organ", "")
         return reports.prompts(diagnosis, organ)
     texts = dict.fromkeys(data.reports(i, 1, 0)[0] for i in rows)
     return tuple(texts)[:32]
