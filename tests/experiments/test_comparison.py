@@ -14,9 +14,15 @@ def _rows(count: int = 90) -> list[Row]:
     splits = ("train", "train", "test", "valid", "train", "test")
     return [
         Row(
-            i + 1, f"{i}.wav", f"s{i}", splits[i // 2 % 6], "ab"[i % 2], {"rate": str(i % 7)}, {},
+            i + 1,
+            f"{i}.wav",
+            f"s{i}",
+            splits[i // 2 % 6],
+            "ab"[i % 2],
+            {"rate": str(i % 7)},
+            {},
             None,
-        )  # fmt: skip
+        )
         for i in range(count)
     ]
 
