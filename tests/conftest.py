@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Set before any test module imports jax. Processes of one run, and later runs, share compilations.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +20,3 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("reference fixtures and recordings (../shared) are not on this machine")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _strict_dtypes():
-    """No silent dtype promotion anywhere in the package."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield

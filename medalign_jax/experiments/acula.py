@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -31,6 +32,7 @@ from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.pretrain import Supervised
 from medalign_jax.models.heads import ProjectionHead
 from medalign_jax.teachers import Teacher
+from medalign_jax.teachers.whitening import Whitening, fit_whitening
 from medalign_jax.train.loop import Fit, fit
 from medalign_jax.train.progress import Progress
 
@@ -43,8 +45,9 @@ class Run:
       data: all recordings of the manifest.
       train: the training split and the simulated recordings mixed in.
       teacher: the frozen language model.
-      vectors: (U, H) embeddings of all unique texts.
+      vectors: (U, H) embeddings of all unique texts, whitened if the config says so.
       row: text -> row of `vectors`.
+      whitening: what was applied to `vectors`, fitted on the training split; None for nothing.
       stages: name -> encoder.
     """
 
@@ -59,6 +62,7 @@ class Run:
     row: dict[str, int]
     reports: build.Reports
     train_reports: build.Reports
+    whitening: Whitening | None = None
     stages: dict[str, Encoder] = field(default_factory=dict)
 
 
@@ -94,9 +98,15 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
     cache = Path(config.teacher.cache or workdir / "teacher_cache")
     vectors, row = build.cached_texts(teacher, (reports, train_reports), cache)
     note_provenance(workdir, teacher_weights=teacher.identity)
+    whitening = None
+    if config.teacher.whiten:
+        means = [vectors[rows].mean(0) for rows in build.rows_of(train_reports, row)]
+        whitening = fit_whitening(np.stack(means), config.teacher.whiten)
+        vectors = whitening(vectors)
     return Run(
-        config, workdir, mesh, made, data, train, teacher, vectors, row, reports, train_reports
-    )
+        config, workdir, mesh, made, data, train, teacher, vectors, row, reports, train_reports,
+        whitening,
+    )  # fmt: skip
 
 
 def _starting_encoder(this: Run) -> Any:
@@ -131,9 +141,9 @@ def _align(this: Run, params: Any) -> Fit:
         extra = {
             "frozen": this.teacher.params,
             "frozen_rules": this.teacher.sharding_rules,
-            "teacher_apply": this.teacher.apply,
+            "teacher_apply": _online_teacher(this),
         }
-    method = Acula(student, this.teacher.width, settings, this.made.sharding, **extra)
+    method = Acula(student, this.vectors.shape[1], settings, this.made.sharding, **extra)
     loop, optimizer = build.loop_of(config, this.train)
     valid = this.data.split("valid") if "valid" in this.data.splits() else None
     arrays = _text_arrays(this, online)
@@ -148,6 +158,14 @@ def _align(this: Run, params: Any) -> Fit:
         valid_column = build.TextColumn(arrays, build.rows_of(reports, this.row), use)
     data = build.data_of(config, this.train, valid, names, train_column, valid_column)
     return fit(method, data, optimizer, loop, this.workdir, this.mesh, "align")
+
+
+def _online_teacher(this: Run) -> Any:
+    """(params, ids, mask) -> vectors as the cache holds them."""
+    if this.whitening is None:
+        return this.teacher.apply
+    mean, matrix = jnp.asarray(this.whitening.mean), jnp.asarray(this.whitening.matrix)
+    return lambda params, ids, mask: (this.teacher.apply(params, ids, mask) - mean) @ matrix
 
 
 def _text_arrays(this: Run, online: bool) -> dict[str, np.ndarray]:
@@ -236,6 +254,8 @@ def _zero_shot(this: Run, task, embeddings, heads, probe, outcome) -> None:
     vectors = [this.teacher.embed(texts) for texts in sentences]
     least = min(len(v) for v in vectors)
     class_text = np.stack([v[:least] for v in vectors])
+    if this.whitening is not None:
+        class_text = this.whitening(class_text)
     rows = build.rows_of(this.reports, this.row)
     text = np.stack([this.vectors[r].mean(0) for r in rows])
     head = ProjectionHead(config.loss.hidden, config.loss.out, 0.0)

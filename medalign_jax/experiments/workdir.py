@@ -45,6 +45,8 @@ def open_workdir(folder: Path, config: ml_collections.ConfigDict) -> Path:
 def note_provenance(folder: Path, **facts: Any) -> dict[str, Any]:
     """Adds facts (weight hashes, counts) to config.json's provenance; gives all of it."""
     path = Path(folder) / "config.json"
+    if not path.exists():  # another process writes it
+        return provenance() | facts
     content = _read(path)
     content["provenance"] |= facts
     _write(path, content)
@@ -99,6 +101,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
+    if jax.process_index():  # one writer
+        return
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
     temporary.replace(path)

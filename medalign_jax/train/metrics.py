@@ -12,7 +12,8 @@ from tensorboardX import SummaryWriter
 class MetricWriter:
     """Appends one JSON object a logged step to ``metrics.jsonl``, and TensorBoard events beside it.
 
-    After a restart the lines past the restored step are removed: a step has one line.
+    After a restart the lines past the restored step are removed: a step has one line of training
+    metrics and, where it was evaluated, one of held-out metrics.
     """
 
     def __init__(self, workdir: Path, restored_step: int = 0, writes: bool = True):

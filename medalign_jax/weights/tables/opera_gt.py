@@ -60,7 +60,8 @@ SHARDING = (
     (r"(qkv|fc1)/kernel$", ("fsdp", "tensor")),
     (r"(qkv|fc1)/bias$", ("tensor",)),
     (r"(proj|fc2)/kernel$", ("tensor", "fsdp")),
-    (r"(decoder_embed|decoder_pred|patch_embed)/kernel$", ("fsdp", None)),
+    (r"patch_embed/kernel$", (None, "fsdp")),
+    (r"(decoder_embed|decoder_pred)/kernel$", ("fsdp", None)),
     (r"(scale|bias)$", ()),
     (r"(cls_token|mask_token|pos_embed|tau)$", ()),
 )
