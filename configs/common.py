@@ -18,7 +18,7 @@ def base() -> ConfigDict:
             "max_bad_fraction": 0.01,
             "workers": 0,
             "simulated": 400,  # recordings to simulate where there is no manifest
-            "simulated_seconds": 4.0,
+            "simulated_seconds": 8.0,
             "mix": 0,  # simulated recordings to add to the training split
         }
     )

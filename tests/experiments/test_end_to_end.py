@@ -16,7 +16,7 @@ from medalign_jax.weights.readers import open_safetensors
 
 def _tiny():
     config = acula.get_config("demo")
-    config.data.update({"simulated": 60, "simulated_seconds": 2.1, "samples": 31 * 512, "mix": 0})
+    config.data.update({"simulated": 60, "samples": 31 * 512, "mix": 0})
     config.encoder.overrides.update(
         {"frames": 32, "patch": (8, 16), "width": 32, "depth": 2, "heads": 2,
          "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
