@@ -19,6 +19,7 @@ def base() -> ConfigDict:
             "workers": 0,
             "simulated": 400,  # recordings to simulate where there is no manifest
             "simulated_seconds": 8.0,
+            "simulated_kinds": ("heart", "lung"),
             "mix": 0,  # simulated recordings to add to the training split
         }
     )

@@ -111,7 +111,13 @@ def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str)
     manifest = folder / "metadata.csv"
     if not manifest.exists():
         print(f"simulating {count} recordings of auscultation", flush=True)
-        write_dataset(folder, count, config.seed, seconds=config.data.simulated_seconds)
+        write_dataset(
+            folder,
+            count,
+            config.seed,
+            seconds=config.data.simulated_seconds,
+            kinds=tuple(config.data.simulated_kinds),
+        )
     return manifest
 
 

@@ -239,10 +239,10 @@ def _limits(this: Run) -> list[str]:
         "Zero-shot classification reads the class from the nearest sentence; the map between the "
         "two spaces is fitted on training pairs.",
     ]
-    if any(not row.subject_id for row in this.data.rows):
+    if len({row.subject_id for row in this.data.rows}) == len(this.data):
         limits.append(
-            "The data names no subjects for some recordings: splits and intervals treat each as a "
-            "subject of its own, and recordings of one person may stand in two splits."
+            "Every recording counts as a subject of its own. Where the data names no subjects, "
+            "recordings of one person may stand in two splits, and the intervals are too narrow."
         )
     if not this.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
