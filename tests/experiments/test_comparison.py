@@ -1,5 +1,7 @@
 """Side-by-side measurements on embeddings whose quality is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,19 @@ def test_zero_shot_names_classes_and_chance(stages):
 def test_a_column_without_values_is_named():
     with pytest.raises(UserError, match="'height'"):
         compare.make_task(_rows(), "height", "toy")
+
+
+def test_too_few_subjects_give_values_without_intervals(stages):
+    rows = [row for row in _rows() if row.split != "test"]
+    rows += [row for row in _rows() if row.split == "test" and row.label == "a"]
+    rows += [row for row in _rows() if row.split == "test" and row.label == "b"][:1]
+    order = [row.row - 1 for row in rows]
+    task = compare.make_task(rows, "label", "toy")
+    same = np.array(["one" if row.label == "a" else "two" for row in rows], object)
+    task = dataclasses.replace(task, subjects=same)
+    outcome = compare.Comparison()
+    some = {name: values[order] for name, values in stages.items()}
+    compare.compare_probes(task, some, SETTINGS, outcome)
+    result = next(r for r in outcome.results if r.stage == "after")
+    assert result.ci_low is None and "too few subjects" in result.notes
+    assert result.value > 0.9
