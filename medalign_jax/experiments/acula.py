@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.encoder import Architecture, Encoder
+from medalign_jax.errors import UserError
 from medalign_jax.experiments import build, page
 from medalign_jax.experiments import comparison as compare
 from medalign_jax.experiments.export import export_encoder, export_heads, host_params
@@ -172,6 +173,11 @@ def _text_arrays(this: Run, online: bool) -> dict[str, np.ndarray]:
     """What stands for a text in a batch: its vector, or its tokens."""
     if not online:
         return {"text": this.vectors}
+    if this.config.reports.use == "mean":
+        raise UserError(
+            "teacher.mode=online reads one wording a step and cannot average vectors: set "
+            "reports.use=fresh, or teacher.mode=cached"
+        )
     ids, mask = this.teacher.tokenize(list(this.row))
     return {"text_ids": ids, "text_mask": mask}
 
