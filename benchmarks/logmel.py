@@ -4,7 +4,7 @@ librosa runs in as many worker processes as there are cores, with the clips alre
 worker's memory. Both sides work through the same clips, in turn, and each prints the median and
 the best of the rounds.
 
-    python benchmarks/logmel.py --clips=16 --samples=131000 --rounds=30
+    python -m benchmarks.logmel --clips=16 --samples=131000 --rounds=30
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What the teacher costs a training step: cached vectors against the model in the step.
 
-    python benchmarks/teacher_step.py [--batch 32] [--rounds 7]
+    python -m benchmarks.teacher_step [--batch 32] [--rounds 7]
 
 Compares MiniLM with a random model of Gemma-3-270M's shape. The steps take turns, so that a machine
 whose speed drifts slows all of them alike; medians are printed.
