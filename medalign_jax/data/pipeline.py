@@ -72,21 +72,17 @@ class BatchSpec:
 
 
 class _Load:
-    """Makes one batch element out of (position in the process's stream, recording)."""
+    """Makes this process's rows of a batch out of (number of the batch, all its recordings)."""
 
-    def __init__(
-        self,
-        dataset: AudioDataset,
-        spec: BatchSpec,
-        extras: Extras | None,
-        process_index: int,
-        process_count: int,
-    ):
-        self.dataset, self.spec, self.extras = dataset, spec, extras
-        self.process_index, self.process_count = process_index, process_count
+    def __init__(self, dataset: AudioDataset, spec: BatchSpec, extras: Extras | None, rows: range):
+        self.dataset, self.spec, self.extras, self.rows = dataset, spec, extras, rows
 
-    def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
-        position = position * self.process_count + self.process_index  # in the whole run
+    def __call__(self, number: int, indices: np.ndarray) -> dict[str, np.ndarray]:
+        first = number * self.spec.batch_size  # position in the whole run of the batch's row 0
+        elements = [self._element(first + row, int(indices[row])) for row in self.rows]
+        return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+
+    def _element(self, position: int, index: int) -> dict[str, np.ndarray]:
         if index >= len(self.dataset):
             return self._filling(position)
         waveform = self.dataset.waveform(index)
@@ -210,8 +206,7 @@ def make_iterator(
     dataset: AudioDataset,
     spec: BatchSpec,
     extras: Extras | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: range | None = None,
 ) -> BatchIterator:
     """Iterates over this process's share of every batch.
 
@@ -220,24 +215,22 @@ def make_iterator(
         spec: what batches look like.
         extras: further arrays of a recording, from its index and a generator of its own;
             picklable where `spec.workers` is above 0.
-        process_index, process_count: this process among all; it gets every
-            `process_count`-th recording of each batch.
+        rows: of each batch, those that this process holds (`train.mesh.local_rows`); all by
+            default.
 
     Returns:
-        An iterator over dicts of b = batch_size / process_count recordings:
+        An iterator over dicts of b = len(rows) recordings:
         "waveform" (b, samples) float32, "length" (b,) int32, samples of the recording in the
         clip, not counting padding, "index" (b,) int32 into `dataset`, and the extras (b, ...).
 
     Raises:
-        PipelineError: the batch size is not a multiple of the process count, or above the
-            number of recordings when shuffled.
+        PipelineError: the batch size is above the number of recordings when shuffled, or a row
+            is not of the batch.
     """
     records = len(dataset)
-    if spec.batch_size % process_count or not 0 <= process_index < process_count:
-        raise PipelineError(
-            f"process {process_index} of {process_count} cannot take its share of batches of "
-            f"{spec.batch_size}; make batch_size a multiple of the number of processes"
-        )
+    rows = range(spec.batch_size) if rows is None else rows
+    if not rows or not 0 <= min(rows) <= max(rows) < spec.batch_size:
+        raise PipelineError(f"{rows} are not rows of batches of {spec.batch_size}")
     used = spec.batches_per_epoch(records) * spec.batch_size
     if used == 0:
         raise PipelineError(
@@ -245,7 +238,7 @@ def make_iterator(
         )
     if spec.workers:  # each worker has its own memory of waveforms
         dataset = dataset.with_cache(dataset.cache_bytes // spec.workers)
-    load = _Load(dataset, spec, extras, process_index, process_count)
+    load = _Load(dataset, spec, extras, rows)
     if spec.shuffle:
         # Grain counts its seed up by one each epoch: mixed first, or seed 1 would be seed 0 an
         # epoch later.
@@ -253,9 +246,8 @@ def make_iterator(
         indices = grain.MapDataset.range(records).shuffle(seed=order)[:used]
     else:
         indices = grain.MapDataset.range(used)
-    stream = indices.repeat(spec.epochs)[process_index::process_count]
-    elements = stream.map_with_index(load)
-    batches = elements.batch(spec.batch_size // process_count, drop_remainder=True)
+    batches = indices.repeat(spec.epochs).batch(spec.batch_size, drop_remainder=True)
+    batches = batches.map_with_index(load)
     return BatchIterator(batches, spec, _identity(records, spec))
 
 

@@ -92,14 +92,12 @@ class _Run:
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", method.select)
         self.state, self.frozen = self._start(optimizer)
         self.begun = int(self.state.step)
-        past = [
-            line
-            for line in read_metrics(self.workdir / "metrics.jsonl")
-            if line["step"] <= self.begun and method.select[0] in line
-        ]
-        self._scores = [self._score(line) for line in past]
+        lines = read_metrics(self.workdir / "metrics.jsonl")
+        past = [line for line in lines if line["step"] <= self.begun]
+        self._scores = [self._score(line) for line in past if method.select[0] in line]
         self.writer = MetricWriter(self.workdir, self.begun, writes=jax.process_index() == 0)
         self.monitors = monitors.Monitors(config.total_steps)
+        self.monitors.replay(past)
         self.eval_step = make_eval_step(method, mesh)
         self._couple = jax.jit(method.couple)
         self.stopping = threading.Event()

@@ -103,6 +103,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> range:
+    """Rows of a global batch that this process has to provide, as `batch_sharding` lays them out.
+
+    Processes that share rows, as where `tensor` spans several, all provide them.
+
+    Raises:
+      UserError: the batch does not divide, or the process's rows are not neighbours.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise UserError(
+            f"a batch of {batch_size} does not divide over {ways} devices (mesh.data x mesh.fsdp); "
+            "make train.batch_size a multiple of that"
+        )
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = sorted({row for (part,) in places.values() for row in range(*part.indices(batch_size))})
+    if rows != list(range(rows[0], rows[-1] + 1)):
+        raise UserError(
+            "the devices of this process hold rows of a batch that are not neighbours: lay the "
+            "mesh out with the devices in the order of jax.devices()"
+        )
+    return range(rows[0], rows[-1] + 1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from medalign_jax.errors import UserError
+
 
 class MetricWriter:
     """Appends one JSON object a logged step to ``metrics.jsonl``, and TensorBoard events beside it.
@@ -50,11 +52,23 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Lines of a metrics file; a last line cut by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    """Lines of a metrics file; a last line cut by a kill is left out.
+
+    Raises:
+      UserError: another line is damaged; names it.
+    """
+    lines: list[dict] = []
+    texts = path.read_text().splitlines() if path.exists() else []
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
-            break
+            line = None
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+        elif number < len(texts):
+            raise UserError(
+                f"{path}, line {number} is damaged: {text[:80]!r}. Remove that line, or start in "
+                "another workdir"
+            )
     return lines

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from medalign_jax.errors import UserError
 
@@ -61,10 +62,19 @@ class Monitors:
         for name, value in metrics.items():
             self._first.setdefault(name, value)
             self._smooth[name] = 0.8 * self._smooth.get(name, value) + 0.2 * value
+        error = self._smooth.get("reconstruction", math.inf)
+        self._best_reconstruction = min(self._best_reconstruction, error)
         signs = dict(self._signs(step))
         warnings = [text for sign, text in signs.items() if sign not in self._told]
         self._told = set(signs)
         return warnings
+
+    def replay(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Goes through the training lines of metrics.jsonl from before a restart, in silence."""
+        for line in lines:
+            if "loss" in line:
+                numbers = {name: float(value) for name, value in line.items() if name != "step"}
+                self.check(line["step"], numbers, "")
 
     def _signs(self, step: int) -> Iterator[tuple[str, str]]:
         now, first = self._smooth, self._first
@@ -77,7 +87,6 @@ class Monitors:
             yield "cka", _CKA.format(now=now["cka"], first=first["cka"], step=step)
         if "reconstruction" in now:
             error = now["reconstruction"]
-            self._best_reconstruction = min(self._best_reconstruction, error)
             if error > 1.5 * self._best_reconstruction:
                 yield (
                     "reconstruction",

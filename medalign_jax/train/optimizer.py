@@ -13,6 +13,9 @@ import optax
 from medalign_jax.errors import UserError
 from medalign_jax.train.mesh import path_name
 
+# Fixed position tables, and the running statistics of batch norms.
+FIXED = (r"pos_embed", r"(^|/)(mean|var)$")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -36,7 +39,7 @@ class OptimizerConfig:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
-    frozen: Sequence[str] = (r"pos_embed",)
+    frozen: Sequence[str] = FIXED
     no_decay: Sequence[str] = ()
     multipliers: Sequence[tuple[str, float]] = ()
 
@@ -64,7 +67,7 @@ def make_optimizer(
 
     Raises:
       UserError: a regex of `frozen`, `no_decay` or `multipliers` that matches no parameter (except
-        the default ``pos_embed``).
+        those of `FIXED`).
     """
     _check_rules(config, params)
     schedule = make_schedule(config, total_steps)
@@ -107,7 +110,7 @@ def _check_rules(config: OptimizerConfig, params: Any) -> None:
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     patterns = [*config.frozen, *config.no_decay, *(line[0] for line in config.multipliers)]
     for pattern in patterns:
-        if pattern != r"pos_embed" and not any(re.search(pattern, name) for name in names):
+        if pattern not in FIXED and not any(re.search(pattern, name) for name in names):
             raise UserError(
                 f"the optimizer rule {pattern!r} matches no parameter; parameters are: "
                 + ", ".join(names[:20])

@@ -3,6 +3,9 @@
 import json
 import math
 
+import pytest
+
+from medalign_jax.errors import UserError
 from medalign_jax.train.metrics import MetricWriter, read_metrics
 
 
@@ -51,6 +54,16 @@ def test_a_line_cut_by_a_kill_is_left_out_and_healed(tmp_path):
     write(tmp_path, (3, 4), restored=2)
     assert steps(tmp_path) == [1, 2, 3, 4]
     assert all(json.loads(text) for text in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("damage", ["{half", "[1, 2]", "17", '{"loss": 1.0}'])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, damage):
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, lines[2]]) + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
+        read_metrics(path)
 
 
 def test_values_that_are_not_finite_are_words(tmp_path):

@@ -97,3 +97,14 @@ def test_a_broken_step_stops_naming_the_checkpoint(name, value):
 def test_methods_without_these_metrics_are_left_alone():
     monitors = Monitors(20)
     assert [monitors.check(step, {"loss": 1.0}, "none") for step in range(1, 50)] == [[]] * 49
+
+
+def test_a_restart_remembers_how_it_began_and_repeats_nothing():
+    lines = [{"step": step} | HEALTHY | {"cka": 0.3 + 0.01 * step} for step in range(1, 30)]
+    lines.insert(5, {"step": 5, "valid/cka": 0.2})
+    lines += [{"step": step} | HEALTHY | {"embedding_variance": 1e-6} for step in range(30, 60)]
+    monitors = Monitors(1000)
+    monitors.replay(lines)
+    assert monitors.check(60, HEALTHY | {"embedding_variance": 1e-6}, "none") == []  # told before
+    said = [monitors.check(step, HEALTHY | {"reconstruction": 9.0}, "none") for step in (61, 62)]
+    assert any("its best was 0.02" in line for line in said[0])
