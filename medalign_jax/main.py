@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
+        if jax.process_index():
+            sys.stdout = Path(os.devnull).open("w")  # one process speaks; errors go to stderr
     try:
         config = _config()
         if config.method not in METHODS:

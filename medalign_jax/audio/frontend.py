@@ -1,8 +1,8 @@
 """Front ends: batches of waveforms to the features that an encoder reads.
 
 A front end is a frozen dataclass of numbers, callable on (B, samples) float32, with `.frames` and
-`.samples` to convert lengths. Another one is a class like `LogMel`, put together from the steps in
-`medalign_jax.audio.spectrum`, and a line in `FRONT_ENDS`.
+`.samples` to convert lengths, put together from the steps in `medalign_jax.audio.spectrum`. OPERA's
+is here; those of other families have files of their own and a line in `FRONT_ENDS`.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.audio import spectrum
+from medalign_jax.audio.kaldi import KaldiFbank
+from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.errors import UserError
 
 
@@ -109,7 +111,11 @@ def _log_mel(config: LogMel, waveforms: jax.Array) -> jax.Array:
     return spectrum.relative_decibels(power, config.top_db, config.amin)
 
 
-FRONT_ENDS: dict[str, Callable] = {"log_mel": LogMel}
+FRONT_ENDS: dict[str, Callable] = {
+    "log_mel": LogMel,
+    "kaldi_fbank": KaldiFbank,
+    "whisper_mel": WhisperMel,
+}
 
 
 def front_end(name: str, **overrides) -> Callable[[jax.Array], jax.Array]:

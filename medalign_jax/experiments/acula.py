@@ -29,7 +29,7 @@ from medalign_jax.experiments import comparison as compare
 from medalign_jax.experiments.export import export_encoder, export_heads, host_params
 from medalign_jax.experiments.pretrain import pretrain
 from medalign_jax.experiments.workdir import note_provenance, open_workdir
-from medalign_jax.methods.acula import Acula, AculaConfig
+from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.pretrain import Supervised
 from medalign_jax.models.heads import ProjectionHead
 from medalign_jax.teachers import Teacher
@@ -83,14 +83,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         this.stages["ceiling"] = build.encoder_of(
             config, this.made, ceiling.best_params["encoder"], this.mesh
         )
-    if config.evaluate.enabled and jax.process_index() == 0:
+    if config.evaluate.enabled:
         _evaluate(this, after["heads"])
 
 
 def _prepare(config: ConfigDict, workdir: Path) -> Run:
     """Data, reports and their vectors."""
     mesh, made = build.mesh_of(config), build.architecture_of(config)
-    data = build.open_data(config, workdir)
+    data = build.open_data(config, workdir, made)
     train = build.training_part(config, data, workdir)
     count = config.reports.wordings
     reports = build.Reports.of(data, count, config.seed)
@@ -128,14 +128,15 @@ def _starting_encoder(this: Run) -> Any:
         export_encoder(folder / "export", encoder)
         return fitted.best_params["encoder"]
     print("warning: aligning a randomly initialised encoder; the paper shows that this fails")
-    return jax.jit(build.student_of(config, this.made, None).init)(jax.random.key(config.seed))
+    student = build.student_of(config, this.made, None)
+    return jax.jit(student.init)(jax.random.key(config.seed))["encoder"]
 
 
 def _align(this: Run, params: Any) -> Fit:
     """The AcuLa stage."""
     config = this.config
     student = build.student_of(config, this.made, params)
-    settings = build.typed(AculaConfig, config.loss, "loss")
+    settings = build.acula_config(config)
     online = config.teacher.mode == "online"
     extra = {}
     if online:
@@ -157,7 +158,7 @@ def _align(this: Run, params: Any) -> Fit:
         reports = build.Reports.of(valid, config.reports.wordings, config.seed)
         use = "first" if online else "mean"
         valid_column = build.TextColumn(arrays, build.rows_of(reports, this.row), use)
-    data = build.data_of(config, this.train, valid, names, train_column, valid_column)
+    data = build.data_of(config, this.mesh, this.train, valid, names, train_column, valid_column)
     return fit(method, data, optimizer, loop, this.workdir, this.mesh, "align")
 
 
@@ -201,7 +202,8 @@ def _ceiling(this: Run, params: Any) -> Fit:
     def column(dataset: AudioDataset | None) -> Any:
         return None if dataset is None else _LabelColumn.of(dataset, classes)
 
-    data = build.data_of(block, train, valid, ("waveform", "label"), column(train), column(valid))
+    columns = (column(train), column(valid))
+    data = build.data_of(block, this.mesh, train, valid, ("waveform", "label"), *columns)
     return fit(method, data, optimizer, loop, folder, this.mesh, "ceiling")
 
 
@@ -237,31 +239,35 @@ def _embed(this: Run) -> dict[str, np.ndarray]:
 
 def _evaluate(this: Run, heads: Any) -> None:
     """Probes and zero-shot of every stage; evaluation.json and report.html."""
-    config, settings = this.config, this.config.evaluate
+    settings, name = this.config.evaluate, page.data_name(this.config)
+    tasks = [compare.make_task(this.data.rows, column, name) for column in settings.tasks]
+    labelled = next((t for t in tasks if t.name == "label" and settings.zero_shot), None)
+    class_text = None if labelled is None else _class_text(this, labelled)  # by all processes
+    if jax.process_index():
+        return
     embeddings = _embed(this)
     probe = compare.ProbeSettings(
         settings.per_class, settings.draws, settings.seeds, settings.resamples
     )
     outcome = compare.Comparison()
-    name = page.data_name(config)
-    tasks = [compare.make_task(this.data.rows, column, name) for column in settings.tasks]
     for task in tasks:
         compare.compare_probes(task, embeddings, probe, outcome)
-    for task in tasks:
-        if task.name == "label" and settings.zero_shot:
-            _zero_shot(this, task, embeddings, heads, probe, outcome)
+    if labelled is not None:
+        _zero_shot(this, labelled, class_text, embeddings, heads, probe, outcome)
     page.write(this, tasks, embeddings, outcome)
 
 
-def _zero_shot(this: Run, task, embeddings, heads, probe, outcome) -> None:
-    config = this.config
-    classes = tuple(sorted(set(task.answers[task.train])))
-    sentences = [page.class_sentences(this.data, task, name) for name in classes]
-    vectors = [this.teacher.embed(texts) for texts in sentences]
+def _class_text(this: Run, task: compare.Task) -> np.ndarray:
+    """(C, K, H): vectors of the sentences that stand for each class, as many for each."""
+    classes = compare.class_names(task)
+    vectors = [this.teacher.embed(page.class_sentences(this.data, task, name)) for name in classes]
     least = min(len(v) for v in vectors)
-    class_text = np.stack([v[:least] for v in vectors])
-    if this.whitening is not None:
-        class_text = this.whitening(class_text)
+    stacked = np.stack([v[:least] for v in vectors])
+    return stacked if this.whitening is None else this.whitening(stacked)
+
+
+def _zero_shot(this: Run, task, class_text, embeddings, heads, probe, outcome) -> None:
+    config, classes = this.config, compare.class_names(task)
     rows = build.rows_of(this.reports, this.row)
     text = np.stack([this.vectors[r].mean(0) for r in rows])
     head = ProjectionHead(config.loss.hidden, config.loss.out, 0.0)

@@ -18,15 +18,16 @@ from medalign_jax.data.dataset import AudioDataset, concatenate, open_dataset
 from medalign_jax.data.manifest import write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
-from medalign_jax.encoder import Architecture, Encoder, architecture
+from medalign_jax.encoder import Architecture, Encoder, architecture, open_encoder
 from medalign_jax.errors import UserError
+from medalign_jax.experiments.export import host_params
+from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.teachers import EmbeddingCache, Teacher, load_teacher
 from medalign_jax.train.loop import Data, LoopConfig
-from medalign_jax.train.mesh import make_mesh
+from medalign_jax.train.mesh import local_rows, make_mesh
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
-from medalign_jax.weights import resolve
 from medalign_jax.weights.load import load
 
 
@@ -55,30 +56,64 @@ def mesh_of(config: ConfigDict) -> Mesh:
 
 
 def architecture_of(config: ConfigDict) -> Architecture:
-    """The encoder's architecture."""
+    """The encoder's architecture; published weights or an export bring their sizes along."""
     block = config.encoder
-    return architecture(block.name, block.overrides.to_dict(), block.front_end.to_dict())
+    source, settings = open_encoder(block.source) if block.source else (None, {})
+    if settings.get("name", block.name) != block.name:
+        raise UserError(
+            f"config.encoder.name is {block.name!r}, but {block.source} holds a "
+            f"{settings['name']!r} encoder"
+        )
+    return architecture(
+        block.name,
+        settings.get("overrides", {}) | block.overrides.to_dict(),
+        settings.get("front_end_overrides", {}) | block.front_end.to_dict(),
+        source.config if source else None,
+    )
+
+
+def samples_of(config: ConfigDict, made: Architecture) -> int:
+    """Samples of a clip at the encoder's rate."""
+    return round(config.data.seconds * made.front_end.sample_rate)
 
 
 def student_of(config: ConfigDict, made: Architecture, params: Any | None) -> AudioStudent:
     """The trainable audio side; `params` from an earlier stage or published weights."""
-    augment = typed(Augment, config.augment, "augment")
-    return AudioStudent(made.module, made.front_end, config.data.samples, augment, params)
+    block = config.augment.copy_and_resolve_references()
+    with block.unlocked():
+        block.sample_rate = made.front_end.sample_rate
+    augment = typed(Augment, block, "augment")
+    ssm = made.entry.ssm if config.loss.ssm == "auto" else config.loss.ssm
+    return AudioStudent(made.module, made.front_end, samples_of(config, made), augment, params, ssm)
+
+
+def acula_config(config: ConfigDict) -> AculaConfig:
+    """The alignment's own settings; `loss.ssm` belongs to the student."""
+    block = config.loss.copy_and_resolve_references()
+    with block.unlocked():
+        del block.ssm
+    return typed(AculaConfig, block, "loss")
 
 
 def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
-    """The same encoder for embedding recordings of any length."""
+    """The same encoder for embedding recordings of any length.
+
+    Where there are several processes each has it whole on a device of its own: only the first one
+    measures. All of them have to call this.
+    """
     evaluate = config.evaluate
-    return Encoder(made, params, config.data.samples, evaluate.pad, evaluate.trim, mesh)
+    if jax.process_count() > 1:
+        params, mesh = host_params(params), None
+    return Encoder(made, params, samples_of(config, made), evaluate.pad, evaluate.trim, mesh)
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
     """Parameters from config.encoder.source, and the hash of the weights."""
-    source = resolve(config.encoder.source)
+    source, _ = open_encoder(config.encoder.source)
     return load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32), source.identity
 
 
-def open_data(config: ConfigDict, workdir: Path) -> AudioDataset:
+def open_data(config: ConfigDict, workdir: Path, made: Architecture) -> AudioDataset:
     """All recordings of the manifest (or, without one, simulated ones); problems are listed.
 
     Rows that cannot be used are written to ``unusable_rows.jsonl`` in the workdir and counted on
@@ -90,6 +125,7 @@ def open_data(config: ConfigDict, workdir: Path) -> AudioDataset:
     dataset = open_dataset(
         path,
         targets=tuple(data.targets),
+        sample_rate=made.front_end.sample_rate,
         max_seconds=data.max_seconds,
         max_bad_fraction=data.max_bad_fraction,
         reports_required=config.method == "acula",
@@ -127,16 +163,18 @@ def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> A
     if not config.data.mix:
         return train
     manifest = simulated_manifest(config, workdir, config.data.mix, "simulated_mix")
-    mixed = open_dataset(manifest, max_seconds=config.data.max_seconds)
+    mixed = open_dataset(
+        manifest, max_seconds=config.data.max_seconds, sample_rate=dataset.sample_rate
+    )
     return concatenate([train, mixed.split("train")])
 
 
-def spec_of(config: ConfigDict, batch_size: int, shuffle: bool) -> BatchSpec:
+def spec_of(config: ConfigDict, sample_rate: int, batch_size: int, shuffle: bool) -> BatchSpec:
     """Shape and order of batches."""
     data = config.data
     return BatchSpec(
         batch_size=batch_size,
-        samples=data.samples,
+        samples=round(data.seconds * sample_rate),
         pad=data.pad,
         random_crop=data.random_crop and shuffle,
         shuffle=shuffle,
@@ -148,6 +186,7 @@ def spec_of(config: ConfigDict, batch_size: int, shuffle: bool) -> BatchSpec:
 
 def data_of(
     config: ConfigDict,
+    mesh: Mesh,
     train: AudioDataset,
     valid: AudioDataset | None,
     names: tuple[str, ...],
@@ -155,16 +194,16 @@ def data_of(
     valid_extras: Any = None,
 ) -> Data:
     """Training batches, and held-out ones if there is a validation split."""
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    iterator = make_iterator(
-        train, spec_of(config, config.train.batch_size, True), train_extras, **processes
-    )
+    spec = spec_of(config, train.sample_rate, config.train.batch_size, True)
+    iterator = make_iterator(train, spec, train_extras, local_rows(mesh, spec.batch_size))
     held_out = None
     if valid is not None:
-        spec = spec_of(config, _held_out_batch(config, len(valid)), False)
+        size = _held_out_batch(config, len(valid))
+        unshuffled = spec_of(config, valid.sample_rate, size, False)
+        rows = local_rows(mesh, unshuffled.batch_size)
 
         def held_out():
-            return make_iterator(valid, spec, valid_extras, **processes)
+            return make_iterator(valid, unshuffled, valid_extras, rows)
 
     return Data(iterator, names, held_out)
 

@@ -103,6 +103,11 @@ def make_task(rows: Sequence[Row], name: str, dataset: str) -> Task:
     return Task(name, dataset, kind, **parts, answers=answers, subjects=subjects)
 
 
+def class_names(task: Task) -> tuple[str, ...]:
+    """Classes of the training split, sorted."""
+    return tuple(sorted(set(task.answers[task.train])))
+
+
 def _number(text: str) -> bool:
     try:
         return np.isfinite(float(text))

@@ -27,12 +27,19 @@ HEADS = Table(
 
 
 def host_params(params: Any) -> Any:
-    """Whole arrays of a tree, on this host, wherever its parts are."""
-    if jax.process_count() > 1:
+    """Whole arrays of a tree, on this host, wherever its parts are.
+
+    Where processes hold parts, all of them have to call this.
+    """
+    return jax.tree.map(_whole, params)
+
+
+def _whole(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(params, tiled=True)
-    return jax.device_get(params)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.device_get(leaf)
 
 
 def export_encoder(folder: Path, encoder: Encoder) -> None:

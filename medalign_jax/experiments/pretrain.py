@@ -25,7 +25,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.encoder.source:
         params, identity = build.published_params(config, made, mesh)
         note_provenance(workdir, encoder_weights=identity)
-    dataset = build.open_data(config, workdir)
+    dataset = build.open_data(config, workdir, made)
     fitted = pretrain(config, workdir, dataset, made, mesh, params)
     encoder = build.encoder_of(config, made, fitted.best_params["encoder"], mesh)
     export_encoder(workdir / "export", encoder)
@@ -45,5 +45,5 @@ def pretrain(
     valid = dataset.split("valid") if "valid" in dataset.splits() else None
     method = Pretrain(build.student_of(config, made, params), made.sharding)
     loop, optimizer = build.loop_of(config, train)
-    data = build.data_of(config, train, valid, ("waveform",))
+    data = build.data_of(config, mesh, train, valid, ("waveform",))
     return fit(method, data, optimizer, loop, workdir, mesh, "pre-train")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from medalign_jax import losses
 from medalign_jax.errors import UserError
 from medalign_jax.methods.base import Encoded, Method, Tree
+from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
 from medalign_jax.models.heads import ProjectionHead
 
@@ -89,28 +90,30 @@ class Acula(Method):
     ):
         _check_layers(config.layers, student.module.config.depth)
         self.student, self.config, self.text_width = student, config, text_width
-        self.sharding_rules = (*sharding_rules, (r"heads/", ()))
+        # First match wins: an encoder's rules must not catch the kernels of ours.
+        self.sharding_rules = ((r"(^|/)heads/", ()), *TERM_SHARDING, *sharding_rules)
         self.frozen, self.frozen_rules = ({} if frozen is None else frozen), frozen_rules
         self._teacher_apply = teacher_apply
         self._head = ProjectionHead(config.hidden, config.out, config.dropout)
 
     def init(self, key: jax.Array) -> Tree:
-        """Parameters {"encoder": ..., "heads": {"audio_<layer>": ..., "text": ...}}."""
-        encoder_key, head_key = jax.random.split(key)
-        return {"encoder": self.student.init(encoder_key), "heads": self._heads(head_key)}
+        """The student's parameters and {"heads": {"audio_<layer>": ..., "text": ...}}."""
+        student_key, head_key = jax.random.split(key)
+        return self.student.init(student_key) | {"heads": self._heads(head_key)}
 
     def initial_params(self, key: jax.Array) -> Tree:
         """Loaded encoder and fresh heads."""
-        encoder_key, head_key = jax.random.split(key)
-        return {"encoder": self.student.initial(encoder_key), "heads": self._heads(head_key)}
+        student_key, head_key = jax.random.split(key)
+        return self.student.initial(student_key) | {"heads": self._heads(head_key)}
 
     def _heads(self, key: jax.Array) -> Tree:
         widths = {}
         if self.config.text_head == "mlp":
             widths["text"] = self.text_width
         if self.config.audio_head == "mlp":
-            width = self.student.module.config.width
-            widths |= {_audio(layer): width for layer in self.config.layers}
+            sizes = self.student.module.config
+            for layer in self.config.layers:
+                widths[_audio(layer)] = sizes.width if layer == -1 else sizes.layer_widths[layer]
         return {
             name: self._head.init(jax.random.fold_in(key, i), jnp.zeros((1, width)))["params"]
             for i, (name, width) in enumerate(sorted(widths.items()))
@@ -120,19 +123,20 @@ class Acula(Method):
         """Head outputs of both sides and the reconstruction error of each example."""
         feature_keys, mask_keys, audio_keys, text_keys = split(keys, 4)
         features = self.student.features(batch["waveform"], feature_keys, train)
-        pooled, intermediates = self.student.embed(params["encoder"], features)
+        pooled, intermediates = self.student.embed(params, features)
         coupled = {"pooled": pooled, "audio": {}}
         for layer in self.config.layers:
-            x = pooled if layer == -1 else intermediates[f"block{layer:02d}"][:, 1:].mean(1)
+            x = pooled if layer == -1 else self.student.layer(intermediates, layer)
             coupled["audio"][_audio(layer)] = self._project(
                 params, _audio(layer), x, audio_keys, train
             )
         text = self._text(frozen, batch)
         coupled["text"] = self._project(params, "text", text, text_keys, train)
-        error = jnp.zeros(pooled.shape[0])
-        if self.config.ssm_weight:
-            error = self.student.reconstruction(params["encoder"], features, mask_keys)
-        return Encoded(coupled, self.config.ssm_weight * error, {"reconstruction": error})
+        if not self.config.ssm_weight:
+            return Encoded(coupled, jnp.zeros(pooled.shape[0]), {})
+        error, coupled["term"] = self.student.self_supervised(params, features, mask_keys, train)
+        metrics = {} if coupled["term"] else {"reconstruction": error}
+        return Encoded(coupled, self.config.ssm_weight * error, metrics)
 
     def _text(self, frozen: Tree, batch: dict[str, jax.Array]) -> jax.Array:
         if self._teacher_apply is None:
@@ -154,7 +158,11 @@ class Acula(Method):
         score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
         metrics = {"align": align, "cka": jax.lax.stop_gradient(score)}
         metrics |= embedding_health(coupled["pooled"], mask)
-        return self.config.align_weight * align, metrics
+        loss = self.config.align_weight * align
+        if coupled.get("term"):
+            metrics["contrast"] = self.student.term.couple(coupled["term"], mask)
+            loss += self.config.ssm_weight * metrics["contrast"]
+        return loss, metrics
 
     def _align(self, audio: jax.Array, text: jax.Array, mask) -> jax.Array:
         config = self.config

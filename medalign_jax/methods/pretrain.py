@@ -6,34 +6,41 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.methods.base import Encoded, Method, Tree
+from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
 
 
 class Pretrain(Method):
-    """Predict hidden patches of the log-mel (OPERA-GT's objective; He et al. 2022).
+    """The student's self-supervised term alone (OPERA-GT's objective; He et al. 2022).
 
-    `batch` holds "waveform" (B, S). Parameters: {"encoder": ...}.
+    `batch` holds "waveform" (B, S). Parameters: those of the student.
     """
 
-    select = ("valid/reconstruction", "min")
+    select = ("valid/loss", "min")
 
     def __init__(self, student: AudioStudent, sharding_rules: tuple):
-        self.student, self.sharding_rules = student, sharding_rules
+        self.student = student
+        self.sharding_rules = (*sharding_rules, *TERM_SHARDING)
 
     def init(self, key: jax.Array) -> Tree:
         """Random parameters."""
-        return {"encoder": self.student.init(key)}
+        return self.student.init(key)
 
     def initial_params(self, key: jax.Array) -> Tree:
         """Loaded parameters where the student has some."""
-        return {"encoder": self.student.initial(key)}
+        return self.student.initial(key)
 
     def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
-        """Reconstruction error of each example; nothing is compared across samples."""
+        """The term's error of each example, and what it compares across samples."""
         feature_keys, mask_keys = split(keys, 2)
         features = self.student.features(batch["waveform"], feature_keys, train)
-        error = self.student.reconstruction(params["encoder"], features, mask_keys)
-        return Encoded({}, error, {"reconstruction": error})
+        error, coupled = self.student.self_supervised(params, features, mask_keys, train)
+        return Encoded(coupled, error, {"reconstruction": error} if not coupled else {})
+
+    def couple(self, coupled, mask=None):
+        """The term's loss between samples, if it has one."""
+        loss = self.student.term.couple(coupled, mask) if coupled else jnp.zeros(())
+        return loss, {"contrast": loss} if coupled else {}
 
 
 class Supervised(Method):
@@ -46,15 +53,15 @@ class Supervised(Method):
 
     def __init__(self, student: AudioStudent, classes: int, sharding_rules: tuple):
         self.student, self.classes = student, classes
-        self.sharding_rules = (*sharding_rules, (r"classifier/", ()))
+        self.sharding_rules = (*sharding_rules, (r"classifier/", ()), *TERM_SHARDING)
 
     def init(self, key: jax.Array) -> Tree:
         """Random encoder, zero classifier."""
-        return {"encoder": self.student.init(key), "classifier": self._classifier()}
+        return self.student.init(key) | {"classifier": self._classifier()}
 
     def initial_params(self, key: jax.Array) -> Tree:
         """Loaded encoder, zero classifier."""
-        return {"encoder": self.student.initial(key), "classifier": self._classifier()}
+        return self.student.initial(key) | {"classifier": self._classifier()}
 
     def _classifier(self) -> Tree:
         width = self.student.module.config.width
@@ -63,7 +70,7 @@ class Supervised(Method):
     def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
         """Cross-entropy of each example under a linear classifier on the pooled embedding."""
         features = self.student.features(batch["waveform"], keys, train)
-        pooled, _ = self.student.embed(params["encoder"], features)
+        pooled, _ = self.student.embed(params, features)
         logits = pooled @ params["classifier"]["kernel"] + params["classifier"]["bias"]
         chosen = jnp.take_along_axis(logits, batch["label"][:, None], axis=1)[:, 0]
         entropy = jax.nn.logsumexp(logits, axis=1) - chosen

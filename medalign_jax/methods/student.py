@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +12,25 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.audio.augment import Augment
+from medalign_jax.methods.self_supervised import Term, make_term
 
 Tree = Any
 
 
 @dataclass(frozen=True)
 class AudioStudent:
-    """An audio encoder with what comes before it, all inside the step.
+    """An audio encoder with what comes before it and what keeps it listening, all inside the step.
+
+    Its parameters are {"encoder": ...} and, where the self-supervised term brings some along,
+    {"term": ...}; a method adds its own beside them.
 
     Attributes:
-      module: Linen module with `embed(features)` and `reconstruct(features, noise)`.
+      module: Linen module with `embed(features)`, see `medalign_jax.models`.
       front_end: waveforms (B, S) -> features (B, T, M).
       samples: S, the fixed number of samples of a training clip.
       augment: applied in training only.
-      params: loaded parameters, or None to start from random ones.
+      params: loaded parameters of the encoder, or None to start from random ones.
+      ssm: kind of the self-supervised term, see `methods.self_supervised`.
     """
 
     module: nn.Module
@@ -32,27 +38,39 @@ class AudioStudent:
     samples: int
     augment: Augment = field(default_factory=Augment)
     params: Tree | None = None
+    ssm: str = "published"
 
     def init(self, key: jax.Array) -> Tree:
-        """Random parameters of the encoder; loaded ones come in through `initial`."""
+        """Random parameters."""
+        encoder_key, term_key = jax.random.split(key)
         features = jnp.zeros((1, *self.feature_shape), jnp.float32)
-        noise = jnp.zeros((1, self.tokens), jnp.float32)
-        return self.module.init(key, features, noise)["params"]
+        encoder = self.module.init(encoder_key, features)["params"]
+        return {"encoder": encoder} | self._term_params(term_key)
 
     def initial(self, key: jax.Array) -> Tree:
-        """Loaded parameters where there are some, else random ones."""
-        return jax.jit(self.init)(key) if self.params is None else self.params
+        """Parameters of a fresh run: the encoder's are loaded ones where there are some."""
+        if self.params is None:
+            return jax.jit(self.init)(key)
+        return {"encoder": self.params} | jax.jit(self._term_params)(jax.random.split(key)[1])
+
+    def _term_params(self, key: jax.Array) -> Tree:
+        own = self.term.init(key)
+        return {"term": own} if own else {}
+
+    @functools.cached_property
+    def term(self) -> Term:
+        """The self-supervised term.
+
+        Raises:
+          UserError: the encoder does not have it, or the clips are too short for it.
+        """
+        return make_term(self.ssm, self.module, self.feature_shape)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
         """(frames, mel bins) of a training clip."""
         clip = jax.ShapeDtypeStruct((1, self.samples), jnp.float32)
         return jax.eval_shape(self.front_end, clip).shape[1:]
-
-    @property
-    def tokens(self) -> int:
-        """Patch tokens of a training clip."""
-        return self.module.config.tokens(self.feature_shape[0])
 
     def features(self, waveforms: jax.Array, keys: jax.Array, train: bool) -> jax.Array:
         """(B, S) -> (B, T, M); with `train` augmented, one key an example."""
@@ -64,12 +82,19 @@ class AudioStudent:
 
     def embed(self, params: Tree, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, T, M) -> pooled (B, W) and the encoder's intermediates."""
-        return self.module.apply({"params": params}, features, method="embed")
+        return self.module.apply({"params": params["encoder"]}, features, method="embed")
 
-    def reconstruction(self, params: Tree, features: jax.Array, keys: jax.Array) -> jax.Array:
-        """Masked-reconstruction error (B,), each example masked by its own key."""
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (self.tokens,)))(keys)
-        return self.module.apply({"params": params}, features, noise, method="reconstruct")[0]
+    def self_supervised(
+        self, params: Tree, features: jax.Array, keys: jax.Array, train: bool
+    ) -> tuple[jax.Array, Tree]:
+        """Error of each example (B,), and what `term.couple` compares across examples."""
+        own = params.get("term", {})
+        return self.term.encode(params["encoder"], own, features, keys, train)
+
+    def layer(self, intermediates: dict[str, jax.Array], index: int) -> jax.Array:
+        """Mean over the tokens after block `index`, (B, channels of that block)."""
+        tokens = intermediates[f"block{index:02d}"][:, self.module.config.prefix_tokens :]
+        return tokens.astype(jnp.float32).mean(axis=1)
 
 
 def split(keys: jax.Array, count: int) -> tuple[jax.Array, ...]:

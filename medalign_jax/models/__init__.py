@@ -1,10 +1,37 @@
 """Architectures: one file each; a model returns `(output, intermediates)`.
 
+An audio encoder is a Linen module with a frozen dataclass `config` and the method
+
+    embed(features (B, T, M) float32) -> ((B, width) float32, intermediates)
+
+where intermediates hold "block00", "block01", ... (B, N, channels), prefix tokens first, and
+"tokens" (B, L, W), those of the last layer without prefix, in the order of `config.grid`. Its
+config has `width`, `depth`, `layer_widths`, `prefix_tokens`, `mels`, `frames`, and, for a
+masked-spectrogram loss, `grid(frames)`, `footprint` and `mask_unit` (`models.masked_spectrogram`).
+One that was published with a reconstruction has `reconstruct(features, noise)` as well, and
+`config.tokens(frames)`; one whose `embed` takes `lengths` (B,), the valid frames of each clip,
+reads nothing beyond them.
+
 `ENCODERS` is the one place where an audio encoder is made known. To add one, write
-`models/<file>.py` and `weights/tables/<file>.py`, and one line below.
+`models/<file>.py` and `weights/tables/<file>.py`, and one line below. `python -m
+medalign_jax.models` prints what can be loaded, from where, with sizes and licences.
 """
 
 from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """How recordings are cut for an encoder, as it was published.
+
+    Attributes:
+      seconds: length of a window; longer recordings are cut into windows that overlap by half.
+      pad: how shorter ones are filled, see `audio.clip.fit`.
+      trim: cut silence from both ends first.
+    """
+
+    seconds: float
+    pad: str = "zero"
+    trim: bool = False
 
 
 class EncoderEntry(NamedTuple):
@@ -13,24 +40,73 @@ class EncoderEntry(NamedTuple):
     Attributes:
       config: a frozen dataclass with its sizes.
       module: the Linen module built from that config.
-      table: the mapping table of its published weights; `SHARDING` stands beside it.
+      table: the mapping table of its published weights, or a function of the config that gives
+        it; `SHARDING` stands beside it.
       front_end: name in `medalign_jax.audio.frontend.FRONT_ENDS` of the input it was made for.
+      window: how recordings are cut.
+      ssm: the self-supervised term that AcuLa uses by default (`methods.self_supervised`).
+      read_config: function from a published config.json to the config, where there is one.
     """
 
     config: str
     module: str
     table: str
     front_end: str
+    window: Window
+    ssm: str = "masked_spectrogram"
+    read_config: str | None = None
 
 
-_VIT_MAE = "medalign_jax.models.vit_mae"
-_OPERA_GT_TABLE = "medalign_jax.weights.tables.opera_gt:TABLE"
+def _entry(file: str, preset: str, module: str, front_end: str, window: Window, **more: str):
+    """A line of `ENCODERS`; the table has the model's file name unless it is given."""
+    table = more.pop("table", f"{file}:TABLE")
+    if reader := more.pop("reader", ""):
+        more["read_config"] = f"medalign_jax.models.{file}:{reader}"
+    return EncoderEntry(
+        config=f"medalign_jax.models.{file}:{preset}",
+        module=f"medalign_jax.models.{module}",
+        table=f"medalign_jax.weights.tables.{table}",
+        front_end=front_end,
+        window=window,
+        **more,
+    )
+
+
+_OPERA = Window(8.18, "repeat", trim=True)  # chunks of OPERA-GT's extraction
+_OPERA_WHOLE = Window(8.0, "repeat", trim=True)
+_AUDIOSET = Window(10.0)
+_SPEECH = Window(30.0)
+_VIT_MAE = ("vit_mae:ViTMAE", "log_mel", _OPERA)
 
 ENCODERS: dict[str, EncoderEntry] = {
-    "opera_gt": EncoderEntry(
-        f"{_VIT_MAE}:OPERA_GT", f"{_VIT_MAE}:ViTMAE", _OPERA_GT_TABLE, "log_mel"
+    "opera_gt": _entry(
+        "vit_mae", "OPERA_GT", *_VIT_MAE, table="opera_gt:TABLE", ssm="published"
     ),
-    "vit_mae_small": EncoderEntry(
-        f"{_VIT_MAE}:SMALL", f"{_VIT_MAE}:ViTMAE", _OPERA_GT_TABLE, "log_mel"
+    "vit_mae_small": _entry(
+        "vit_mae", "SMALL", *_VIT_MAE, table="opera_gt:TABLE", ssm="published"
     ),
-}
+    "opera_ct": _entry(
+        "htsat", "OPERA_CT", "cola:Cola", "log_mel", _OPERA_WHOLE, table="opera_ct:TABLE"
+    ),
+    "opera_ce": _entry(
+        "efficientnet", "OPERA_CE", "cola:Cola", "log_mel", _OPERA_WHOLE, table="opera_ce:TABLE"
+    ),
+    "audiomae": _entry("audiomae", "AUDIOMAE", "audiomae:AudioMAE", "kaldi_fbank", _AUDIOSET),
+    "audiomae_pretrained": _entry(
+        "audiomae", "AUDIOMAE_PRETRAINED", "audiomae:AudioMAE", "kaldi_fbank", _AUDIOSET,
+        ssm="published",
+    ),
+    "ast": _entry("ast", "AST_AUDIOSET", "ast:AST", "kaldi_fbank", _AUDIOSET, reader="ast_config"),
+    "whisper": _entry(
+        "whisper", "BASE", "whisper:Whisper", "whisper_mel", _SPEECH,
+        reader="whisper_config",
+    ),
+    "qwen2_audio": _entry(
+        "qwen_omni_audio", "QWEN2_AUDIO", "qwen_omni_audio:QwenAudio", "whisper_mel", _SPEECH,
+        table="qwen_omni_audio:QWEN2_AUDIO_TABLE", reader="qwen2_audio_config",
+    ),
+    "qwen_omni_audio": _entry(
+        "qwen_omni_audio", "QWEN2_5_OMNI_AUDIO", "qwen_omni_audio:QwenAudio", "whisper_mel",
+        _SPEECH, table="qwen_omni_audio:QWEN2_5_OMNI_TABLE", reader="qwen2_5_omni_audio_config",
+    ),
+}  # fmt: skip

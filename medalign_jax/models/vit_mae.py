@@ -113,6 +113,16 @@ class ViTMAEConfig:
         true_grid = (self.frames // self.patch_size[0], self.mels // self.patch_size[1])
         return self.position_grid or true_grid
 
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each block's output."""
+        return (self.width,) * self.depth
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token."""
+        return 1
+
     def tokens(self, frames: int) -> int:
         """Patch tokens of an input of so many frames; frames beyond the last patch are lost.
 
@@ -229,8 +239,13 @@ class ViTMAE(nn.Module):
         table = self.param(name, lambda _: jnp.asarray(sincos_table(width, self.config.grid)))
         return jax.lax.stop_gradient(table)
 
-    def __call__(self, features: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, features: jax.Array, noise: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Feature and loss without intermediates; touches every parameter (for `init`)."""
+        if noise is None:
+            tokens = self.config.tokens(features.shape[1])
+            noise = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.float32), (len(features), tokens))
         return self.embed(features)[0], self.reconstruct(features, noise)[0]
 
     def embed(self, features: jax.Array) -> tuple[jax.Array, Intermediates]:

@@ -8,15 +8,17 @@ import pytest
 
 import medalign_jax
 from configs import acula
+from configs import pretrain as pretrain_config
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import acula as experiment
+from medalign_jax.experiments import pretrain as pretrain_experiment
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.weights.readers import open_safetensors
 
 
-def _tiny():
+def tiny():
     config = acula.get_config("demo")
-    config.data.update({"simulated": 60, "samples": 31 * 512, "mix": 0})
+    config.data.update({"simulated": 60, "seconds": 31 * 512 / 16_000, "mix": 0})
     config.encoder.overrides.update(
         {"frames": 32, "patch": (8, 16), "width": 32, "depth": 2, "heads": 2,
          "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
@@ -33,7 +35,7 @@ def _tiny():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "acula"
-    experiment.run(_tiny(), workdir)
+    experiment.run(tiny(), workdir)
     return workdir
 
 
@@ -88,13 +90,62 @@ def test_export_loads_as_the_encoder_that_was_measured(finished):
 def test_starting_again_trains_nothing_and_changes_nothing(finished):
     before = (finished / "metrics.jsonl").read_text()
     results = json.loads((finished / "evaluation.json").read_text())["results"]
-    experiment.run(_tiny(), finished)
+    experiment.run(tiny(), finished)
     assert (finished / "metrics.jsonl").read_text() == before
     assert json.loads((finished / "evaluation.json").read_text())["results"] == results
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):
-    config = _tiny()
+    config = tiny()
     config.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"optimizer\.learning_rate: .* there, 0\.5 now"):
         experiment.run(config, finished)
+
+
+def test_online_teacher_with_simulated_recordings_mixed_in(finished, tmp_path):
+    """The language model in the step, one fresh wording each time; the same files of a workdir."""
+    config = tiny()
+    config.teacher.mode = "online"
+    config.reports.use = "fresh"
+    config.data.update({"manifest": str(finished / "simulated" / "metadata.csv"), "mix": 20})
+    config.encoder.source = str(finished / "pretrain")
+    config.ceiling.enabled = False
+    config.evaluate.zero_shot = False
+    experiment.run(config, tmp_path / "online")
+    lines = read_metrics(tmp_path / "online" / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 4 and np.isfinite(losses).all() and len(set(losses)) == 4
+    assert (tmp_path / "online" / "simulated_mix" / "metadata.csv").exists()
+    provenance = json.loads((tmp_path / "online" / "config.json").read_text())["provenance"]
+    assert len(provenance["encoder_weights"]) == 64
+    stages = {
+        r["stage"] for r in json.loads((tmp_path / "online/evaluation.json").read_text())["results"]
+    }
+    assert {"before", "after", "after minus before"} <= stages
+
+
+def test_online_teacher_cannot_average_wordings(finished, tmp_path):
+    config = tiny()
+    config.teacher.mode = "online"
+    config.data.manifest = str(finished / "simulated" / "metadata.csv")
+    config.encoder.source = str(finished / "pretrain")
+    with pytest.raises(UserError, match=r"reports\.use=fresh"):
+        experiment.run(config, tmp_path / "refused")
+
+
+def test_pre_training_as_a_run_of_its_own(finished, tmp_path):
+    """It gives the very encoder that the first stage of AcuLa gives."""
+    config = pretrain_config.get_config("demo")
+    whole = tiny()
+    for block in ("data", "encoder"):
+        config[block] = whole[block]
+    config.train.update(whole.pretrain.changes.train)
+    config.data.manifest = str(finished / "simulated" / "metadata.csv")
+    config.train.log_every = 1
+    pretrain_experiment.run(config, tmp_path / "alone")
+    names = open_safetensors(tmp_path / "alone" / "export" / "encoder.safetensors")
+    stage = open_safetensors(finished / "pretrain" / "export" / "encoder.safetensors")
+    assert names.keys() == stage.keys()
+    for name in names:
+        np.testing.assert_array_equal(names[name].read(), stage[name].read(), err_msg=name)
+    assert medalign_jax.load_encoder(None, tmp_path / "alone").width == 32

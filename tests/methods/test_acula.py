@@ -101,7 +101,7 @@ def test_a_layer_is_the_mean_over_its_tokens_without_the_class_token():
     @tiny.quick_jit
     def both(params, batch):
         encoded = method.encode(params, {}, batch, keys(4), False)
-        _, layers = side.embed(params["encoder"], tiny.FRONT_END(batch["waveform"]))
+        _, layers = side.embed(params, tiny.FRONT_END(batch["waveform"]))
         return encoded.coupled["audio"], layers["block00"]
 
     audio, block = both(params, batch)

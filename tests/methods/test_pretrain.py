@@ -56,7 +56,7 @@ def test_position_tables_never_move_and_all_else_does(pretrained):
 def test_pretraining_compares_nothing_across_samples(pretrained):
     method = Pretrain(tiny.student(), SHARDING)
     assert method.couple({}) == (0.0, {})
-    assert method.select == ("valid/reconstruction", "min")
+    assert method.select == ("valid/loss", "min")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,23 @@
+"""Run by test_processes.py: one tiny AcuLa run, in one of two processes or alone on two devices."""
+
+import sys
+from pathlib import Path
+
+import jax
+
+if __name__ == "__main__":
+    manifest, workdir, *process = sys.argv[1:]
+    if process:
+        address, number = process
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, num_processes=2, process_id=int(number))
+    assert jax.device_count() == 2
+
+    from test_end_to_end import tiny
+
+    from medalign_jax.experiments import acula
+
+    config = tiny()
+    config.data.manifest = manifest
+    config.mesh.fsdp = 2
+    acula.run(config, Path(workdir))

@@ -1,0 +1,75 @@
+"""A run of two processes is the run of one with two devices: batches, losses, numbers, export."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medalign_jax.data.simulate import write_dataset
+from medalign_jax.train.metrics import read_metrics
+from medalign_jax.weights.readers import open_safetensors
+
+HERE = Path(__file__).parent
+
+
+def _start(arguments: list[str], devices: int) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    paths = os.pathsep.join((str(HERE), str(HERE.parent), str(HERE.parent.parent)))
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "run_process.py"), *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs of a run of two processes, and of one process with two devices."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_dataset(folder / "data", 60, 0, seconds=4.0, kinds=("heart",))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    manifest = str(folder / "data" / "metadata.csv")
+    two = [_start([manifest, str(folder / "two"), address, str(n)], devices=1) for n in (0, 1)]
+    for process in two:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-4000:]
+    one = _start([manifest, str(folder / "one")], devices=2)
+    output, _ = one.communicate(timeout=400)
+    assert one.returncode == 0, output[-4000:]
+    return folder / "two", folder / "one"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", ".", "ceiling"])
+def test_losses_agree(runs, stage):
+    two, one = (read_metrics(run / stage / "metrics.jsonl") for run in runs)
+    assert len(two) == len(one) > 4
+    for line, expected in zip(two, one, strict=True):
+        assert line["step"] == expected["step"]
+        for name in ("loss", "cka", "reconstruction", "valid/loss"):
+            if name in expected:
+                np.testing.assert_allclose(line[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_numbers_agree(runs):
+    two, one = (json.loads((run / "evaluation.json").read_text())["results"] for run in runs)
+    assert [r["stage"] for r in two] == [r["stage"] for r in one]
+    # Embeddings that differ in the sixth digit may swap two neighbours in a ranking.
+    np.testing.assert_allclose([r["value"] for r in two], [r["value"] for r in one], atol=0.02)
+
+
+def test_exports_agree(runs):
+    two, one = (open_safetensors(run / "export" / "encoder.safetensors") for run in runs)
+    assert two.keys() == one.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name].read(), one[name].read(), atol=1e-4, err_msg=name)
+
+
+def test_the_page_is_there(runs):
+    assert (runs[0] / "report.html").stat().st_size > 10_000

@@ -1,0 +1,191 @@
+"""Every registered encoder keeps the contract, at full size by shape and at toy size by numbers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medalign_jax.encoder import Encoder, architecture, load_encoder
+from medalign_jax.experiments.export import export_encoder
+from medalign_jax.methods.acula import Acula, AculaConfig
+from medalign_jax.methods.base import loss_and_grad
+from medalign_jax.methods.student import AudioStudent
+from medalign_jax.models import ENCODERS
+from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS
+from medalign_jax.teachers.teacher import ARCHITECTURES
+from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
+
+_VIT = {
+    "frames": 16, "patch": (4, 16), "width": 32, "depth": 2, "heads": 2,
+    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2,
+}  # fmt: skip
+_SWIN = {
+    "mels": 16, "spec_size": 32, "patch": 2, "embed_width": 8, "depths": (1, 2), "heads": (2, 4),
+    "window": 4, "projection": 8,
+}  # fmt: skip
+_TOWER = {"mels": 16, "frames": 64, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
+_AST = {"frames": 32, "mels": 16, "patch": 8, "width": 16, "depth": 2, "heads": 2}
+_FBANK = {"n_mels": 16, "pad_to": 32, "f_max": 8000.0}
+_FEW = {"n_mels": 16}
+
+# name -> changes of the encoder's sizes and of its front end
+TOYS = {
+    "opera_gt": (_VIT | {"position_grid": None, "decoder": "plain"}, {}),
+    "vit_mae_small": (_VIT, {}),
+    "opera_ct": (_SWIN, _FEW),
+    "opera_ce": (
+        {"frames": 40, "mels": 40, "stem": 8, "width": 16, "projection": 8,
+         "stages": ((1, 3, 1, 8, 1), (2, 5, 2, 8, 2))},
+        {"n_mels": 40},
+    ),
+    "audiomae": (_AST, _FBANK),
+    "audiomae_pretrained": (
+        _AST | {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "patch": 4}, _FBANK,
+    ),
+    "ast": (_AST | {"mlp_width": 32, "stride": (4, 4)}, _FBANK),
+    "clap": (_SWIN, {}),
+    "whisper": (_TOWER, {}),
+    "qwen2_audio": (_TOWER | {"output_width": 8}, {}),
+    "qwen_omni_audio": (_TOWER | {"output_width": 8, "n_window": 10}, {}),
+}  # fmt: skip
+BATCH, TEXT_WIDTH = 4, 6
+
+
+def toy(name: str):
+    return architecture(name, *TOYS[name])
+
+
+def student(name: str, ssm: str | None = None) -> AudioStudent:
+    made = toy(name)
+    samples = made.front_end.samples(min(made.module.config.frames, 40))
+    return AudioStudent(made.module, made.front_end, samples, ssm=ssm or made.entry.ssm)
+
+
+def batch(samples: int) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(5))
+    return {
+        "waveform": 0.1 * jax.random.normal(keys[0], (BATCH, samples)),
+        "text": jax.random.normal(keys[1], (BATCH, TEXT_WIDTH)),
+    }
+
+
+def test_every_encoder_has_a_toy():
+    assert TOYS.keys() == ENCODERS.keys()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_published_sizes_are_covered_by_the_sharding_table(name):
+    made = architecture(name)
+    tree = made.abstract_params()
+    shardings(tree, made.sharding, make_mesh(devices=jax.devices()[:1]))
+    config = made.module.config
+    assert len(config.layer_widths) == config.depth and config.prefix_tokens >= 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_intermediates_are_what_the_config_says(name):
+    made = toy(name)
+    config = made.module.config
+    clip = jnp.zeros((2, made.front_end.samples(min(config.frames, 40))))
+    shape = jax.eval_shape(made.front_end, clip).shape
+
+    def embed(key):
+        return made.module.init_with_output(key, jnp.zeros(shape), method="embed")[0]
+
+    pooled, out = jax.eval_shape(embed, jax.random.key(0))
+    assert pooled.shape == (2, config.width) and pooled.dtype == jnp.float32
+    for layer, width in enumerate(config.layer_widths):
+        assert out[f"block{layer:02d}"].shape[2] == width, layer
+        assert out[f"block{layer:02d}"].ndim == 3
+    assert f"block{config.depth:02d}" not in out
+    if made.entry.ssm == "masked_spectrogram":
+        rows, columns = config.grid(shape[1])
+        assert out["tokens"].shape[:2] == (2, rows * columns)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_acula_trains_the_encoder(name):
+    """One gradient: finite, and it reaches the encoder through both terms."""
+    side = student(name)
+    layers = (-1, side.module.config.depth - 1)
+    config = AculaConfig(hidden=8, out=4, dropout=0.0, layers=layers)
+    method = Acula(side, TEXT_WIDTH, config, toy(name).sharding)
+    params = jax.jit(method.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    run = jax.jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
+    loss, metrics, grads = run(params)
+    assert np.isfinite(loss) and metrics["reconstruction"] > 0
+    norms = {path: float(jnp.abs(leaf).sum()) for path, leaf in named_leaves(grads).items()}
+    assert all(np.isfinite(norm) for norm in norms.values())
+    moved = [path for path, norm in norms.items() if path.startswith("encoder/") and norm > 0]
+    assert len(moved) >= 0.6 * sum(path.startswith("encoder/") for path in norms)
+    assert ("term" in params) == (side.ssm == "masked_spectrogram")
+    shardings(params, method.sharding_rules, make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("name", ["opera_ct", "opera_ce"])
+def test_cola_is_the_other_term_of_opera(name):
+    side = student(name, "cola")
+    method = Acula(side, TEXT_WIDTH, AculaConfig(hidden=8, out=4), toy(name).sharding)
+    params = jax.jit(method.init)(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    run = jax.jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
+    _, metrics, grads = run(params)
+    assert np.isfinite(metrics["contrast"]) and "reconstruction" not in metrics
+    assert float(jnp.abs(grads["encoder"]["linear"]["kernel"]).sum()) > 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_export_and_settings_come_back(name, tmp_path):
+    made = toy(name)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (0.2 * np.abs(rng.standard_normal(leaf.shape))).astype(leaf.dtype),
+        made.abstract_params(),
+    )
+    samples = made.front_end.samples(min(made.module.config.frames, 40))
+    pad = made.entry.window.pad
+    encoder = Encoder(made, jax.device_put(params), samples, pad, False)
+    export_encoder(tmp_path, encoder)
+    loaded = load_encoder(None, tmp_path)
+    assert loaded.architecture.module == made.module
+    assert loaded.architecture.front_end == made.front_end
+    assert json.loads(json.dumps(loaded.settings())) == json.loads(json.dumps(encoder.settings()))
+    rate = made.front_end.sample_rate
+    sounds = [rng.standard_normal(n).astype(np.float32) for n in (samples, samples // 2 + 7)]
+    first = encoder.embed(sounds, rate)
+    assert first.shape == (2, encoder.width) and np.isfinite(first).all()
+    np.testing.assert_array_equal(loaded.embed(sounds, rate), first)
+
+
+@pytest.mark.parametrize("name", ["whisper", "qwen2_audio", "qwen_omni_audio"])
+def test_what_is_filled_up_is_not_seen(name):
+    """A short recording has the same embedding in a batch of its own and beside a long one."""
+    made = toy(name)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype),
+        made.abstract_params(),
+    )
+    samples = made.front_end.samples(64)
+    encoder = Encoder(made, jax.device_put(params), samples, "zero", False, batch_size=2)
+    short, long = (rng.standard_normal(n).astype(np.float32) for n in (3211, samples))
+    together = encoder.embed([long, short], 16_000)
+    np.testing.assert_allclose(encoder.embed([short], 16_000)[0], together[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "checkpoint", ENCODER_CHECKPOINTS + TEACHER_CHECKPOINTS, ids=lambda c: c.source
+)
+def test_the_catalogue_names_what_is_there(checkpoint):
+    assert checkpoint.architecture in ENCODERS or checkpoint.architecture in ARCHITECTURES
+    assert checkpoint.commercial in ("yes", "no", "terms") and checkpoint.millions > 0
+
+
+@pytest.mark.parametrize("checkpoint", ENCODER_CHECKPOINTS, ids=lambda c: c.source)
+def test_the_catalogues_sizes_are_those_of_the_presets(checkpoint):
+    made = architecture(checkpoint.architecture, checkpoint.overrides)
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(made.abstract_params()))
+    assert checkpoint.millions == pytest.approx(count / 1e6, rel=0.01)
