@@ -137,3 +137,38 @@ def patchify(features: jax.Array, patch: tuple[int, int]) -> jax.Array:
     rows, columns = features.shape[1] // time, features.shape[2] // mel
     x = features[:, : rows * time].reshape(-1, rows, time, columns, mel)
     return x.transpose(0, 1, 3, 2, 4).reshape(-1, rows * columns, time * mel)
+
+
+@jax.custom_vjp
+def restore_tokens(
+    kept: jax.Array, fill: jax.Array, order: jax.Array, place: jax.Array
+) -> jax.Array:
+    """Puts kept tokens back to their places and `fill` everywhere else.
+
+    Args:
+      kept: (B, K, W) in the order of their noise.
+      fill: (W,).
+      order: (B, L), order[b, r] = place of the token of rank r.
+      place: (B, L), the inverse: rank of the token at a place.
+
+    Returns:
+      (B, L, W). The gradient is a gather by `order`, where autodiff would write a slow scatter.
+    """
+    rank = jnp.minimum(place, kept.shape[1] - 1)[..., None]
+    return jnp.where(
+        (place < kept.shape[1])[..., None], jnp.take_along_axis(kept, rank, axis=1), fill
+    )
+
+
+def _restore_forward(kept, fill, order, place):
+    return restore_tokens(kept, fill, order, place), (order, place, kept.shape[1])
+
+
+def _restore_backward(saved, gradient):
+    order, place, count = saved
+    to_kept = jnp.take_along_axis(gradient, order[:, :count, None], axis=1)
+    to_fill = jnp.sum(jnp.where((place >= count)[..., None], gradient, 0), axis=(0, 1))
+    return to_kept, to_fill, None, None
+
+
+restore_tokens.defvjp(_restore_forward, _restore_backward)

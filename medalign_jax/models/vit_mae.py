@@ -28,6 +28,7 @@ from medalign_jax.models.vit_layers import (
     PatchEmbed,
     layer_norm,
     patchify,
+    restore_tokens,
     sincos_table,
 )
 from medalign_jax.models.windowed_decoder import CHANNELS, WindowedBlock
@@ -163,39 +164,6 @@ SMALL = ViTMAEConfig(
     decoder_depth=2,
     decoder_heads=4,
 )
-
-
-@jax.custom_vjp
-def _restore(kept: jax.Array, fill: jax.Array, order: jax.Array, place: jax.Array) -> jax.Array:
-    """Puts kept tokens back to their places and `fill` everywhere else.
-
-    Args:
-      kept: (B, K, W) in the order of their noise.
-      fill: (W,).
-      order: (B, L), order[b, r] = place of the token of rank r.
-      place: (B, L), the inverse: rank of the token at a place.
-
-    Returns:
-      (B, L, W). The gradient is a gather by `order`, where autodiff would write a slow scatter.
-    """
-    rank = jnp.minimum(place, kept.shape[1] - 1)[..., None]
-    return jnp.where(
-        (place < kept.shape[1])[..., None], jnp.take_along_axis(kept, rank, axis=1), fill
-    )
-
-
-def _restore_forward(kept, fill, order, place):
-    return _restore(kept, fill, order, place), (order, place, kept.shape[1])
-
-
-def _restore_backward(saved, gradient):
-    order, place, count = saved
-    to_kept = jnp.take_along_axis(gradient, order[:, :count, None], axis=1)
-    to_fill = jnp.sum(jnp.where((place >= count)[..., None], gradient, 0), axis=(0, 1))
-    return to_kept, to_fill, None, None
-
-
-_restore.defvjp(_restore_forward, _restore_backward)
 
 
 class ViTMAE(nn.Module):
@@ -340,7 +308,7 @@ class ViTMAE(nn.Module):
     ) -> jax.Array:
         """(B, 1 + K, W) to predicted patches (B, L, values), float32; drops the class token."""
         x = self.decoder_embed(latent[:, 1:])
-        x = _restore(x, self.mask_token[0, 0].astype(x.dtype), order, place)
+        x = restore_tokens(x, self.mask_token[0, 0].astype(x.dtype), order, place)
         x = x + self.decoder_pos_embed[:, 1 : x.shape[1] + 1].astype(x.dtype)
         for i, block in enumerate(self.decoder_blocks):
             x = out[f"decoder_block{i:02d}"] = block(x)

@@ -1,0 +1,26 @@
+"""AudioMAE, fine-tuned or with its decoder (`medalign_jax.models.audiomae`).
+
+Upstream names are those of facebookresearch/AudioMAE: `models_vit.py` has `fc_norm` and `head`,
+`models_mae.py` has `norm` and the decoder; a model's tree has the one or the other. OPERA-GT was
+made from the second, so its lines are those of `opera_gt`.
+"""
+
+from medalign_jax.weights.table import Ignore, Rule, Table
+from medalign_jax.weights.tables import opera_gt
+
+TABLE = Table(
+    name="audiomae",
+    prefixes=opera_gt.TABLE.prefixes,
+    rules=(
+        *opera_gt.TABLE.rules,
+        Rule("{prefix}fc_norm.weight", "fc_norm/scale"),
+        Rule("{prefix}fc_norm.bias", "fc_norm/bias"),
+    ),
+    ignores=(
+        Ignore("{prefix}head.*", "classifier of the fine-tuning; features are read before it"),
+        Ignore("{prefix}decoder_blocks.{i}.attn_mask", "made anew from the grid"),
+        Ignore("{prefix}decoder_blocks.{i}.attn.relative_coordinates_log", "made anew"),
+    ),
+)
+
+SHARDING = opera_gt.SHARDING
