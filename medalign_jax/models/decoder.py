@@ -1,22 +1,45 @@
-"""Decoder-only language model (Gemma-3; the family is spanned by ``DecoderConfig``).
+"""Decoder-only language model: Gemma-3, Llama, Qwen2.5, Qwen3 (see ``DecoderConfig``).
 
-Gemma 3 technical report (arXiv 2503.19786) as in transformers' ``Gemma3TextModel``: grouped-query
-attention with normed queries and keys, rotary positions, sliding and global layers, gated
-feed-forward. The layers are one scan over stacked weights.
+Gemma 3 technical report (arXiv 2503.19786), Llama 3 (arXiv 2407.21783), Qwen2.5 (arXiv 2412.15115)
+and Qwen3 (arXiv 2505.09388), as in transformers' ``Gemma3TextModel``, ``LlamaModel``,
+``Qwen2Model`` and ``Qwen3Model``: grouped-query attention, rotary positions, global and sliding
+layers, gated feed-forward. The layers are one scan over stacked weights.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from medalign_jax.models.attention import attention
-from medalign_jax.models.decoder_config import DecoderConfig, Rope
+from medalign_jax.models.decoder_config import DecoderConfig
+from medalign_jax.models.decoder_rope import rope_table, rotate
 from medalign_jax.models.layer_stack import normalise_layers, scan_layers, stacked_init
 
 ACTIVATIONS = {"gelu_tanh": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
+
+# Cosine and sine of the rotary embedding, (kinds, B, T, head_dim / 2): what sees everything comes
+# first, sliding layers second; one kind where the two are the same.
+Turns = tuple[jax.Array, jax.Array]
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of the tokens so far, each (layers, B, S, kv heads, head_dim)."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+# Path regex -> mesh axes of the last dimensions of a cache (see train/mesh.py).
+CACHE_SHARDING = ((r"(key|value)$", (("data", "fsdp"), None, "tensor", None)),)
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """Room for ``length`` tokens of ``batch`` texts."""
+    shape = (config.depth, batch, length, config.kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class RMSNorm(nn.Module):
@@ -36,72 +59,35 @@ class RMSNorm(nn.Module):
         return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
-def rope_angles(rope: Rope, head_dim: int, length: int) -> np.ndarray:
-    """Rotation angles of positions 0..length-1: (length, head_dim / 2), float32, radians.
-
-    Su et al. 2021, arXiv 2104.09864; ``factor`` is linear position interpolation.
-    """
-    power = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequency = np.float32(1.0) / np.float32(rope.theta) ** power / np.float32(rope.factor)
-    return np.arange(length, dtype=np.float32)[:, None] * frequency
-
-
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns each pair (i, i + D/2) of x (B, T, heads, D) by angles (T, D/2)."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
 class Attention(nn.Module):
-    """Causal grouped-query self-attention of one layer."""
+    """The projections into and out of one layer's grouped-query self-attention."""
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, slides: jax.Array) -> jax.Array:
+    def setup(self):
         c = self.config
-        q = self._heads("query", c.heads, x)
-        k = self._heads("key", c.kv_heads, x)
-        v = self._heads("value", c.kv_heads, x)
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.query = dense(c.heads * c.head_dim, use_bias=c.qkv_bias)
+        self.key = dense(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.value = dense(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.out = dense(c.width, use_bias=c.out_bias)
         if c.qk_norm:
-            q = RMSNorm(c.eps, c.norm_offset, self.param_dtype, name="query_norm")(q)
-            k = RMSNorm(c.eps, c.norm_offset, self.param_dtype, name="key_norm")(k)
-        length = x.shape[1]
-        angles = jnp.where(
-            slides,
-            rope_angles(c.local_rope, c.head_dim, length),
-            rope_angles(c.rope, c.head_dim, length),
-        )
-        mixed = self._attend(rotate(q, angles), rotate(k, angles), v, mask, slides)
-        dense = nn.Dense(c.width, use_bias=False, name="out", **self._dtypes())
-        return dense(mixed.reshape(*x.shape[:-1], c.heads * c.head_dim))
+            self.query_norm = RMSNorm(c.eps, c.norm_offset, self.param_dtype)
+            self.key_norm = RMSNorm(c.eps, c.norm_offset, self.param_dtype)
 
-    def _attend(self, q, k, v, mask, slides):
-        c = self.config
+    def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
+        """(B, T, W) to query (B, T, heads, D), key and value (B, T, kv heads, D)."""
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = (dense(x).reshape(heads) for dense in (self.query, self.key, self.value))
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-        def look(window):
-            key_mask = mask[:, None, None, :]
-            return attention(
-                q, k, v, mask=key_mask, scale=c.attention_scale, causal=True, window=window
-            )
-
-        if not any(c.sliding) or q.shape[1] <= c.window:
-            return look(None)  # no window is shorter than the text
-        if all(c.sliding):
-            return look(c.window)
-        return jax.lax.cond(slides, lambda: look(c.window), lambda: look(None))
-
-    def _heads(self, name: str, heads: int, x: jax.Array) -> jax.Array:
-        c = self.config
-        dense = nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name, **self._dtypes())
-        return dense(x).reshape(*x.shape[:-1], heads, c.head_dim)
-
-    def _dtypes(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def merge(self, mixed: jax.Array) -> jax.Array:
+        """(B, T, heads, D) to (B, T, W)."""
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
 
 class GatedMLP(nn.Module):
@@ -114,31 +100,70 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        settings = {"use_bias": False, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate = ACTIVATIONS[c.activation](nn.Dense(c.mlp_width, name="gate", **settings)(x))
-        up = nn.Dense(c.mlp_width, name="up", **settings)(x)
-        return nn.Dense(c.width, name="down", **settings)(gate * up)
+        dense = partial(
+            nn.Dense, use_bias=c.mlp_bias, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        gate = ACTIVATIONS[c.activation](dense(c.mlp_width, name="gate")(x))
+        return dense(c.width, name="down")(gate * dense(c.mlp_width, name="up")(x))
 
 
 class DecoderLayer(nn.Module):
-    """One layer: (B, T, W), key mask (B, T), scalar bool "slides" -> (B, T, W)."""
+    """One layer. ``heads`` and ``finish`` are what comes before and after the tokens are mixed."""
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    backend: str = "auto"
 
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, slides: jax.Array) -> jax.Array:
+    def setup(self):
         c = self.config
-        settings = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = partial(RMSNorm, c.eps, c.norm_offset, self.param_dtype)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = Attention(c, self.dtype, self.param_dtype)
+        self.mlp = GatedMLP(c, self.dtype, self.param_dtype)
+        if c.post_norms:
+            self.post_attention_norm, self.post_mlp_norm = norm(), norm()
 
-        def norm(name: str, x: jax.Array) -> jax.Array:
-            return RMSNorm(c.eps, c.norm_offset, self.param_dtype, name=name)(x)
+    def heads(self, x: jax.Array, turns: Turns, slides: jax.Array) -> tuple[jax.Array, ...]:
+        """Query, key and value of (B, T, W)."""
+        cos, sin = (_of_kind(table, slides) for table in turns)
+        return self.attention.project(self.attention_norm(x), cos, sin)
 
-        mixed = Attention(c, name="attention", **settings)(norm("attention_norm", x), mask, slides)
-        x = x + (norm("post_attention_norm", mixed) if c.post_norms else mixed)
-        hidden = GatedMLP(c, name="mlp", **settings)(norm("mlp_norm", x))
-        return x + (norm("post_mlp_norm", hidden) if c.post_norms else hidden)
+    def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """The layer's output, from its input (B, T, W) and the mixed values (B, T, heads, D)."""
+        mixed = self.attention.merge(mixed)
+        x = x + (self.post_attention_norm(mixed) if self.config.post_norms else mixed)
+        hidden = self.mlp(self.mlp_norm(x))
+        return x + (self.post_mlp_norm(hidden) if self.config.post_norms else hidden)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, turns: Turns, slides: jax.Array) -> jax.Array:
+        """(B, T, W), key mask (B, T), turns, scalar bool "slides" -> (B, T, W)."""
+        q, k, v = self.heads(x, turns, slides)
+        return self.finish(x, attend(self.config, self.backend, q, k, v, mask, slides))
+
+
+def attend(
+    c: DecoderConfig,
+    backend: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    slides: jax.Array,
+) -> jax.Array:
+    """Causal attention of a text with itself, in a window if ``slides``; key mask (B, T)."""
+
+    def look(window: int | None) -> jax.Array:
+        return attention(
+            q, k, v, mask=mask[:, None, None, :], scale=c.attention_scale, causal=True,
+            window=window, backend=backend,
+        )  # fmt: skip
+
+    if not any(c.sliding) or q.shape[1] <= c.window:
+        return look(None)  # no window is shorter than the text
+    if all(c.sliding):
+        return look(c.window)
+    return jax.lax.cond(slides, lambda: look(c.window), lambda: look(None))
 
 
 class Decoder(nn.Module):
@@ -146,68 +171,180 @@ class Decoder(nn.Module):
 
     Parameters: ``embed/embedding``, ``layers/...`` stacked over depth, ``final_norm/scale``, and
     ``lm_head/kernel`` where the head is not tied to the embedding.
+
+    Attributes:
+      config: Sizes and switches.
+      dtype, param_dtype: Of computation and of parameters.
+      backend: Of ``models.attention.attention``.
+      remat: Whether the backward pass computes each layer anew instead of keeping its inner values.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    backend: str = "auto"
+    remat: bool = False
 
     def setup(self):
         c = self.config
         settings = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.embed = nn.Embed(c.vocab_size, c.width, **settings)
-        block = DecoderLayer(c, **settings, parent=None)
-        inputs = (jnp.zeros((1, 2, c.width), self.dtype), jnp.ones((1, 2), bool), jnp.array(False))
-        self.layers = self.param("layers", stacked_init(block, c.depth), *inputs)
-        self.block = block
+        rows = partial(_zero_beyond, size=c.vocab_size)
+        embedding = rows(nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0), 0)
+        self.embed = nn.Embed(c.vocab_rows, c.width, embedding_init=embedding, **settings)
+        self.block = DecoderLayer(c, **settings, backend=self.backend, parent=None)
+        example = jnp.zeros((1, 2, c.width), self.dtype), jnp.ones((1, 2), bool)
+        turns = _turns(c, jnp.zeros((1, 2), jnp.int32))
+        self.layers = self.param(
+            "layers", stacked_init(self.block, c.depth), *example, turns, jnp.array(False)
+        )
         if c.final_norm:
             self.final_norm = RMSNorm(c.eps, c.norm_offset, self.param_dtype)
-        if not c.tied:
-            self.lm_head = nn.Dense(c.vocab_size, use_bias=False, **settings)
+        if c.head and not c.tied:
+            kernel = rows(nn.initializers.lecun_normal(), 1)
+            self.lm_head = nn.Dense(c.vocab_rows, use_bias=False, kernel_init=kernel, **settings)
 
     def __call__(
         self, ids: jax.Array, mask: jax.Array, layers: tuple[int, ...] = (-1,)
     ) -> tuple[jax.Array, dict[str, dict[int, jax.Array]]]:
-        """Hidden states of right-padded token ids, counted as transformers counts them.
+        """Hidden states of token ids, counted as transformers counts them.
 
         Args:
           ids: (B, T) int32, T at most ``max_positions``.
-          mask: (B, T) bool, True for a real token; padding on the right.
+          mask: (B, T) bool, True for a real token; padding on either side. Positions count real
+            tokens only. What comes out at padding means nothing.
           layers: Hidden states to keep: 0 = scaled embeddings, i = after layer i, -1 = last, which
             is after the final norm. Only the layers up to the deepest of them run.
 
         Returns:
           The deepest hidden state asked for, (B, T, width), and
           ``{"hidden_states": {index from 0: (B, T, width)}}`` with all that were asked for.
+
+        Raises:
+          ValueError: if the text is too long or there is no such hidden state.
         """
         c = self.config
         if ids.shape[1] > c.max_positions:
             raise ValueError(f"{ids.shape[1]} tokens; this model has {c.max_positions} positions")
         wanted = normalise_layers(layers, c.depth)
-        x = self.embed(ids)
-        x = x * jnp.asarray(c.embed_scale, x.dtype)
+        x = self._embedded(ids)
+        turns = _turns(c, token_positions(mask))
 
         def step(x: jax.Array, layer: Any) -> jax.Array:
             weights, slides = layer
-            return self.block.apply({"params": weights}, x, mask, slides)
+            return self.block.apply({"params": weights}, x, mask, turns, slides)
 
+        step = jax.checkpoint(step) if self.remat else step
         states = scan_layers(step, (self.layers, jnp.asarray(c.sliding)), x, wanted)
-        if c.depth in states and c.final_norm:
-            states[c.depth] = self.final_norm(states[c.depth])
-        if self.is_initializing():
-            self._initialise_head(x)
+        if c.depth in states:
+            states[c.depth] = self._normed(states[c.depth])
+        if self.is_initializing() and c.head and not c.tied:
+            self.lm_head(x[:, :1])  # which the way to the hidden states does not touch
         return states[wanted[-1]], {"hidden_states": states}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Next-token scores (B, T, vocabulary), float32, of last hidden states (B, T, width)."""
+        """Next-token scores (..., vocabulary), float32, of last hidden states (..., width).
+
+        Rows that fill up the vocabulary have no score.
+        """
         c = self.config
-        scores = self.embed.attend(hidden) if c.tied else self.lm_head(hidden)
-        scores = scores.astype(jnp.float32)
+        if c.tied:
+            table = self.embed.embedding.astype(self.dtype)
+            scores = jnp.einsum("...w,vw->...v", hidden, table, preferred_element_type=jnp.float32)
+        else:
+            scores = self.lm_head(hidden).astype(jnp.float32)
+        scores = scores[..., : c.vocab_size]
         if c.final_softcap is not None:
             scores = c.final_softcap * jnp.tanh(scores / c.final_softcap)
         return scores
 
-    def _initialise_head(self, x: jax.Array) -> None:
-        """Makes the parameters that a forward pass to the hidden states does not touch."""
-        if not self.config.tied:
-            self.lm_head(x[:, :1])
+    def extend(
+        self, ids: jax.Array, mask: jax.Array, cache: Cache, start: int | jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """Last hidden states of tokens that follow those in a cache, and the longer cache.
+
+        Args:
+          ids: (B, T) int32: columns ``start`` to ``start + T`` of the texts.
+          mask: (B, S) bool: which columns of the whole texts are real tokens. Columns that are
+            still to come may say either.
+          cache: With room for S columns, filled up to ``start``.
+          start: The first new column. The number 0 makes the whole prompt attend to itself
+            without looking at the cache.
+
+        Returns:
+          (B, T, width) and the cache, filled up to ``start + T``.
+        """
+        c = self.config
+        length = ids.shape[1]
+        fresh = isinstance(start, int) and start == 0
+        positions = jax.lax.dynamic_slice_in_dim(token_positions(mask), start, length, axis=1)
+        turns = _turns(c, positions)
+        visible = _visible_columns(c, mask, start, length)
+
+        def step(carry: tuple[jax.Array, Cache], layer: Any) -> tuple[Any, None]:
+            (x, cache), (weights, slides, number) = carry, layer
+            apply = partial(self.block.apply, {"params": weights})
+            q, k, v = apply(x, turns, slides, method="heads")
+            place = (number, 0, start, 0, 0)
+            cache = Cache(
+                *(
+                    jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), place)
+                    for old, new in zip(cache, (k, v), strict=True)
+                )
+            )
+            if fresh:
+                mixed = attend(c, self.backend, q, k, v, mask[:, :length], slides)
+            else:
+                mixed = attention(
+                    q, cache.key[number], cache.value[number], scale=c.attention_scale,
+                    mask=_of_kind(visible, slides), backend="xla",
+                )  # fmt: skip
+            return (apply(x, mixed, method="finish"), cache), None
+
+        layers = (self.layers, jnp.asarray(c.sliding), jnp.arange(c.depth))
+        (x, cache), _ = jax.lax.scan(step, (self._embedded(ids), cache), layers)
+        return self._normed(x), cache
+
+    def _embedded(self, ids: jax.Array) -> jax.Array:
+        x = self.embed(ids)
+        return x * jnp.asarray(self.config.embed_scale, x.dtype)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        return self.final_norm(x) if self.config.final_norm else x
+
+
+def _zero_beyond(init: Any, axis: int, *, size: int) -> Any:
+    """The initialiser, with zeros from ``size`` on along an axis of a matrix."""
+
+    def padded(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        kept = jnp.arange(shape[axis]) < size
+        return jnp.where(jnp.expand_dims(kept, 1 - axis), init(key, shape, dtype), 0)
+
+    return padded
+
+
+def token_positions(mask: jax.Array) -> jax.Array:
+    """How many real tokens came before: (B, T) bool to (B, T) int32; padding has any number."""
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def _turns(c: DecoderConfig, positions: jax.Array) -> Turns:
+    ropes = [c.rope] if c.rope == c.local_rope or not any(c.sliding) else [c.rope, c.local_rope]
+    cos, sin = zip(*(rope_table(rope, c.head_dim, positions) for rope in ropes), strict=True)
+    return jnp.stack(cos), jnp.stack(sin)
+
+
+def _of_kind(stacked: jax.Array, slides: jax.Array) -> jax.Array:
+    """What holds for a layer, of one that holds for all or of (everything seen, sliding)."""
+    return stacked[0] if len(stacked) == 1 else stacked[slides.astype(jnp.int32)]
+
+
+def _visible_columns(
+    c: DecoderConfig, mask: jax.Array, start: int | jax.Array, length: int
+) -> jax.Array:
+    """Which of S columns the new ones see: (kinds, B, 1, length, S) bool."""
+    row = start + jnp.arange(length)[:, None]
+    ahead = row - jnp.arange(mask.shape[1])[None, :]
+    rules = [ahead >= 0]
+    if any(c.sliding):
+        rules.append(rules[0] & (ahead < c.window))
+    return jnp.stack(rules)[:, None, None] & mask[None, :, None, None, :]

@@ -108,6 +108,13 @@ class ConfigReader:
             raise ModelConfigError(f"{self.where}: {key} is {value!r}; a positive number is needed")
         return float(value)
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; null counts as absent."""
+        value = self.raw(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise ModelConfigError(f"{self.where}: {key} is {value!r}; true or false is needed")
+        return default if value is None else value
+
     def only(self, key: str, supported: tuple, default: Any) -> Any:
         """A setting of which only some values are supported; any other is refused by name."""
         value = self.raw(key, default)

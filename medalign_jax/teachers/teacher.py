@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from medalign_jax.models.bert import Bert, BertConfig, bert_config
 from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DecoderConfig, gemma3_config
+from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.layer_stack import normalise_layers
 from medalign_jax.teachers.reading import Reading, TeacherError, pool
 from medalign_jax.teachers.tokenizers import FolderTokenizer, HashTokenizer, Tokenizer
@@ -28,26 +28,36 @@ from medalign_jax.weights.load import load
 from medalign_jax.weights.source import resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import bert as bert_table
-from medalign_jax.weights.tables import gemma3 as gemma3_table
+from medalign_jax.weights.tables import decoder as decoder_table
 
 ModelConfig = BertConfig | DecoderConfig
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build and fill one kind of language model."""
+    """What it takes to build and fill one kind of language model.
 
-    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    Attributes:
+      module: Made from a config; called with ids and mask.
+      table: Mapping table of (the part that is loaded, layers of the whole).
+      sharding: Lays the parameters out on a mesh (see train/mesh.py).
+    """
+
     module: Callable[..., nn.Module]
-    table: Callable[[int, int], Table]
+    table: Callable[[Any, int], Table]
     sharding: Sequence[tuple[str, tuple[Any, ...]]]
 
 
-_BERT = Architecture(bert_config, Bert, bert_table.table, bert_table.SHARDING)
-_GEMMA3 = Architecture(gemma3_config, Decoder, gemma3_table.table, gemma3_table.SHARDING)
+_BERT = Architecture(
+    Bert, lambda part, depth: bert_table.table(part.depth, depth), bert_table.SHARDING
+)
+_DECODER = Architecture(Decoder, decoder_table.table, decoder_table.SHARDING)
 
-# What config.json may say under model_type.
-ARCHITECTURES = {"bert": _BERT, "gemma3": _GEMMA3, "gemma3_text": _GEMMA3}
+# What config.json may say under model_type, and how it is read.
+ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
+    "bert": bert_config,
+    **DECODER_CONFIGS,
+}
 
 
 class Teacher:
@@ -236,11 +246,11 @@ def load_teacher(
     reading = Reading(layer, pooling, max_tokens, lowercase, normalise)
     weights = resolve(source)
     config = config or weights.config
-    architecture = _architecture(config, weights.label)
-    full = architecture.read_config(config)
+    full = _read_config(config, weights.label)
+    architecture = _architecture_of(full)
     reading = _fitted(reading, full)
     model = _read_part(architecture, full, reading, dtype)
-    table = architecture.table(model.config.depth, full.depth)
+    table = architecture.table(model.config, full.depth)
     params = load(weights, table, _abstract(model, architecture, mesh), dtype=model.dtype)
     if tokenizer is None:
         if weights.folder is None:
@@ -265,7 +275,7 @@ def random_teacher(
     """A teacher of the given shape with random weights, for tests and benchmarks.
 
     Args:
-      config: E.g. ``decoder_config.GEMMA3_270M``.
+      config: E.g. ``decoder_config.GEMMA3_270M`` or ``decoder_config.QWEN2_5_7B``.
       seed: Of the weights.
       reading, dtype, mesh: As in ``load_teacher``.
       tokenizer: By default words are hashed into the vocabulary.
@@ -285,10 +295,10 @@ def random_teacher(
 
 
 def _architecture_of(config: ModelConfig) -> Architecture:
-    return _BERT if isinstance(config, BertConfig) else _GEMMA3
+    return _BERT if isinstance(config, BertConfig) else _DECODER
 
 
-def _architecture(config: Mapping[str, Any] | None, label: str) -> Architecture:
+def _read_config(config: Mapping[str, Any] | None, label: str) -> ModelConfig:
     if not config:
         raise TeacherError(
             f"{label}: no config.json beside the weights, so the sizes are unknown; "
@@ -300,7 +310,7 @@ def _architecture(config: Mapping[str, Any] | None, label: str) -> Architecture:
             f"{label}: config.json has model_type {kind!r} (architectures "
             f"{config.get('architectures')}); teachers can be {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[kind]
+    return ARCHITECTURES[kind](config)
 
 
 def _fitted(reading: Reading, config: ModelConfig) -> Reading:
@@ -325,6 +335,8 @@ def _read_part(
     if dtype.name not in ("float32", "bfloat16"):
         raise TeacherError(f"dtype {dtype} is not float32 or bfloat16")
     part = config.truncate(max(reading.layer, 1))
+    if isinstance(part, DecoderConfig):
+        part = replace(part, head=False)  # only hidden states are read
     return architecture.module(part, dtype=dtype, param_dtype=dtype)
 
 

@@ -2,19 +2,36 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from medalign_jax.errors import UserError
-from medalign_jax.weights.table import Index, Shape
+from medalign_jax.weights.table import Index, Shape, full_index
 
 
 class WeightError(UserError):
     """Weights cannot be found, read, trusted or fitted; names file, tensor and reason."""
+
+
+class WeightFile(dict[str, "LazyTensor"]):
+    """The tensors of a file, by upstream name.
+
+    Attributes:
+      config: works out what the file itself says in place of a `config.json`; None where the format
+        has nothing to say.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, "LazyTensor"],
+        config: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(tensors)
+        self.config = config
 
 
 class LazyTensor(Protocol):
@@ -31,15 +48,18 @@ class LazyTensor(Protocol):
     origin: str
 
     def read(self, index: Index | None = None) -> np.ndarray:
-        """A fresh copy of the tensor, or of the part that `index` names (one slice an axis)."""
+        """A fresh copy of the tensor, or of the part that `index` names.
+
+        One slice an axis, with plain start and stop. Several threads may read at once.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTensor:
     """A tensor in a stretch of a file, with strides counted in elements.
 
-    The file is mapped for the time of one `read` only, so that pages of tensors read before do not
-    count as memory in use.
+    Whole rows are read as bytes; other parts through a map of the file that lasts for one `read`
+    only, so that pages of tensors read before do not count as memory in use.
     """
 
     path: Path
@@ -59,15 +79,32 @@ class FileTensor:
 
     def read(self, index: Index | None = None) -> np.ndarray:
         """See LazyTensor. Raises WeightError if the file was cut or removed meanwhile."""
+        index = full_index(self.shape) if index is None else index
         if math.prod(self.shape) == 0:
-            return np.empty(self.shape, self.dtype)[index if index is not None else ()]
+            return np.empty(self.shape, self.dtype)[index]
         try:
-            flat = np.memmap(self.path, self.dtype, "r", offset=self.start, shape=(self.extent,))
+            return self._rows(index) if self._is_rows(index) else self._mapped(index)
         except (OSError, ValueError) as error:
             raise WeightError(f"{self.path}: cannot be read any more ({error})") from error
+
+    def _is_rows(self, index: Index) -> bool:
+        whole = self.strides == contiguous_strides(self.shape)
+        return whole and index[1:] == full_index(self.shape)[1:]
+
+    def _rows(self, index: Index) -> np.ndarray:
+        rows = index[0] if index else slice(0, 1)
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        count, start = (rows.stop - rows.start) * row_bytes, self.start + rows.start * row_bytes
+        flat = np.fromfile(self.path, np.uint8, count, offset=start)
+        if flat.size != count:
+            raise ValueError(f"{flat.size} bytes left of {count} from byte {start} on")
+        return flat.view(self.dtype).reshape((-1, *self.shape[1:]) if index else ())
+
+    def _mapped(self, index: Index) -> np.ndarray:
+        flat = np.memmap(self.path, self.dtype, "r", offset=self.start, shape=(self.extent,))
         steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
         view = np.ndarray(self.shape, self.dtype, flat, strides=steps)
-        return np.array(view if index is None else view[index], order="C", copy=True)
+        return np.array(view[index], order="C", copy=True)
 
 
 @dataclasses.dataclass(frozen=True)

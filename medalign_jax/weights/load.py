@@ -8,7 +8,8 @@ import math
 import os
 import struct
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,44 @@ import numpy as np
 from medalign_jax.weights.lazy import SAFETENSORS_DTYPES, LazyTensor, WeightError
 from medalign_jax.weights.match import Problems, Slot, flatten, match
 from medalign_jax.weights.source import WeightSource, resolve
-from medalign_jax.weights.table import Index, Shape, ShapeMismatch, Table, full_index
+from medalign_jax.weights.table import (
+    Chain,
+    Index,
+    NotUpstream,
+    Shape,
+    ShapeMismatch,
+    Table,
+    Transform,
+    full_index,
+    index_shape,
+    read_part,
+    source_index,
+)
 
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16))
+_BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _COMPARE_BYTES = 2**26
+_STRETCH_BYTES = 2**21
+_CACHE_LINE_BYTES = 64
+_MAX_THREADS = 8
 
 
 def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
     """Fills a parameter tree from upstream tensors.
 
     A leaf with a sharding becomes a global array of which each process reads its own parts only;
-    stacked parameters are read layer by layer. Beside the model, the host holds about one
-    parameter at a time.
+    parameters are read in stretches of a few megabytes, by several threads. Beside the model, the
+    host holds at most one parameter at a time (none on a CPU, where JAX takes its memory over).
 
     Args:
       source: anything that `resolve` takes.
       table: the architecture's mapping table.
       abstract: tree of `jax.ShapeDtypeStruct`, with shardings or without.
       dtype: float32, bfloat16 or float16: all parameters of these three become it, whichever of
-        the three the tensors are. None: dtypes must agree exactly.
+        the three the tensors are, rounded to the nearest (beyond float16 is an error). None: dtypes
+        must agree exactly, as those of other parameters (counters) always must. A GGUF file's
+        quantised tensors count as float32; float64, 8-bit floats and integers are never taken for
+        weights.
 
     Returns:
       A tree like `abstract`, of arrays.
@@ -60,9 +80,11 @@ def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
     for name, other in found.copies:
         _check_copy(opened, name, other, problems)
     problems.raise_if_any(f"{opened.label}: does not fit the table {table.name!r}")
-    filled = [
-        _parameter(found.slots[path], opened, leaf, dtypes[path]) for path, leaf in leaves.items()
-    ]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        filled = [
+            _parameter(pool, found.slots[path], opened, leaf, dtypes[path])
+            for path, leaf in leaves.items()
+        ]
     return jax.tree_util.tree_unflatten(structure, filled)
 
 
@@ -97,8 +119,19 @@ def _check_tensors(
             problems.add("shape", f"{where}: {error} ({tensor.origin})")
         convertible = may_convert and tensor.dtype in _FLOATS and dtype in _FLOATS
         if tensor.dtype != dtype and not convertible:
-            text = f"{name} is {tensor.dtype}, parameter {slot.path} is {dtype}"
-            problems.add("dtype", f"{text} ({tensor.origin})")
+            text = f"{name} is {tensor.dtype}, parameter {slot.path} is {dtype} ({tensor.origin})"
+            problems.add("dtype", text + _dtype_advice(tensor.dtype, dtype))
+
+
+def _dtype_advice(found: np.dtype, wanted: np.dtype) -> str:
+    if wanted not in _FLOATS:
+        return ""
+    if found in _FLOATS:
+        return "; give dtype= to convert"
+    if found.itemsize == 1 or found.kind in "iu":
+        why = "quantised numbers mean nothing without their scales"
+        return f"; {why}: use weights that are not, or a GGUF file"
+    return "; it is not cut down without being asked: store it anew"
 
 
 def _check_copy(source: WeightSource, name: str, other: str, problems: Problems) -> None:
@@ -122,33 +155,92 @@ def _check_copy(source: WeightSource, name: str, other: str, problems: Problems)
             return
 
 
-def _parameter(slot: Slot, source: WeightSource, leaf: Any, dtype: np.dtype) -> jax.Array:
+def _parameter(
+    pool: Executor, slot: Slot, source: WeightSource, leaf: Any, dtype: np.dtype
+) -> jax.Array:
     shape = tuple(leaf.shape)
     tensors = [source[name] for name in slot.names]
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
-        return jax.device_put(_read(slot, tensors, full_index(shape), dtype))
+        return jax.device_put(_read(pool, slot, tensors, full_index(shape), dtype))
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
         # Devices that hold the same part share one reading of it.
         bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
         if bounds not in parts:
-            parts[bounds] = _read(slot, tensors, tuple(slice(*bound) for bound in bounds), dtype)
+            plain = tuple(slice(*bound) for bound in bounds)
+            parts[bounds] = _read(pool, slot, tensors, plain, dtype)
         return parts[bounds]
 
     return jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
 
 
-def _read(slot: Slot, tensors: list[LazyTensor], index: Index, dtype: np.dtype) -> np.ndarray:
-    """The part `index` of a parameter, as a fresh array of `dtype`."""
-    out = _empty(tuple(axis.stop - axis.start for axis in index), dtype)
+def _read(
+    pool: Executor, slot: Slot, tensors: list[LazyTensor], index: Index, dtype: np.dtype
+) -> np.ndarray:
+    """The part `index` of a parameter, as a fresh array of `dtype`, read by all threads at once."""
+    out = _empty(index_shape(index), dtype)
+    layers = [(out, tensors[0], index)]
     if slot.rule.stacked:
-        for place, tensor in enumerate(tensors[index[0]]):
-            out[place] = _part(slot, tensor, index[1:])
-    else:
-        out[...] = _part(slot, tensors[0], index)
+        layers = [(*each, index[1:]) for each in zip(out, tensors[index[0]], strict=True)]
+    transform = slot.rule.transform
+
+    def fill(place: np.ndarray, tensor: LazyTensor, part: Index) -> None:
+        array = read_part(transform, tensor.read, part, tensor.shape)
+        with np.errstate(over="ignore"):  # said below, in words
+            copy_into(place, array)
+        if dtype == np.float16 != array.dtype and np.isinf(place).any() > np.isinf(array).any():
+            raise WeightError(f"parameter {slot.path}: {tensor.origin} has numbers beyond float16")
+
+    pieces = [
+        pool.submit(fill, room[place], tensor, part)
+        for room, tensor, wanted in layers
+        for place, part in _stretches(transform, tensor, wanted)
+    ]
+    for piece in pieces:
+        piece.result()
     return out
+
+
+def _stretches(
+    transform: Transform | Chain, tensor: LazyTensor, index: Index
+) -> Iterator[tuple[Index, Index]]:
+    """Cuts `index` into pieces that come from a few rows of the tensor each.
+
+    Small pieces stay in the processor's cache on their way, and little lies beside the model.
+
+    Yields:
+      The piece's place in the array for `index`, and its index of the parameter.
+    """
+    sizes = index_shape(index)
+    axis = _row_axis(transform, tensor.shape, index)
+    if axis is None:
+        yield full_index(sizes), index
+        return
+    each = math.prod(sizes) // sizes[axis] * tensor.dtype.itemsize
+    step = max(1, _STRETCH_BYTES // max(each, 1))
+    start, stop = index[axis].start, index[axis].stop
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        before, after = index[:axis], index[axis + 1 :]
+        place = slice(first - start, last - start)
+        yield (
+            (*full_index(index_shape(before)), place, *full_index(index_shape(after))),
+            (*before, slice(first, last), *after),
+        )
+
+
+def _row_axis(transform: Transform | Chain, shape: Shape, index: Index) -> int | None:
+    """The axis of the parameter along which the tensor's rows lie; None if there is none to cut."""
+    if not shape or not index or 0 in index_shape(index):
+        return None
+    rows = index_shape(source_index(transform, index, shape))[0]
+    for axis, whole in enumerate(index):
+        one = (*index[:axis], slice(whole.start, whole.start + 1), *index[axis + 1 :])
+        if index_shape(source_index(transform, one, shape))[0] < rows:
+            return axis
+    return None
 
 
 def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
@@ -159,9 +251,31 @@ def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _part(slot: Slot, tensor: LazyTensor, index: Index) -> np.ndarray:
-    wanted, rest = slot.rule.transform.pull_back(index, tensor.shape)
-    return slot.rule.transform.apply(tensor.read(wanted))[rest]
+def copy_into(out: np.ndarray, array: np.ndarray) -> None:
+    """`out[...] = array`, several times faster where one is the transpose of the other.
+
+    Rows a power of two apart fall into the same few cache lines, which a transposed copy then
+    fetches again for each number. So it goes through rows that are a cache line longer.
+    """
+    bits = _BITS.get(out.dtype.itemsize)
+    if array.dtype == out.dtype and bits is not None:
+        # NumPy copies numbers of its own faster than those of other packages (bfloat16).
+        out, array = out.view(bits), array.view(bits)
+    if _fastest_axis(out) != _fastest_axis(array):
+        order = np.argsort([-stride for stride in array.strides], kind="stable")
+        *outer, inner = (array.shape[axis] for axis in order)
+        spare = _CACHE_LINE_BYTES // out.dtype.itemsize
+        padded = np.empty((*outer, inner + spare), out.dtype)[..., :inner]
+        padded = padded.transpose(np.argsort(order))
+        padded[...] = array
+        array = padded
+    out[...] = array
+
+
+def _fastest_axis(array: np.ndarray) -> int:
+    """The axis whose neighbours are nearest in memory; -1 without an axis of two or more."""
+    axes = [axis for axis, size in enumerate(array.shape) if size > 1]
+    return min(axes, key=lambda axis: abs(array.strides[axis]), default=-1)
 
 
 def export(
@@ -181,7 +295,8 @@ def export(
       Tensor by name; what the table ignores is not in it.
 
     Raises:
-      WeightError: a parameter without a rule, or two that would have the same name.
+      WeightError: a parameter without a rule, two that would have the same name, or one that has
+        grown into its padding.
     """
     leaves, _ = flatten(params)
     problems = Problems()
@@ -194,8 +309,15 @@ def export(
         host = _on_host(leaves[path])
         layers = host if slot.rule.stacked else (host,)
         for name, layer in zip(slot.names, layers, strict=True):
+            try:
+                upstream = slot.rule.transform.invert(layer)
+            except NotUpstream as error:
+                problems.add("content", f"{name} from parameter {path}: {error}")
+                continue
             # A copy: the host may see the very memory that a training step is given to reuse.
-            tensors[name] = np.array(slot.rule.transform.invert(layer), order="C", copy=True)
+            tensors[name] = np.empty(upstream.shape, upstream.dtype)
+            copy_into(tensors[name], upstream)
+    problems.raise_if_any(f"parameters cannot be written by the table {table.name!r}")
     return tensors
 
 

@@ -1,9 +1,9 @@
 """Weight files: what they hold, without reading it yet.
 
-Supported: safetensors and PyTorch zip files, alone or in shards with an index. A format is
-recognised by its first bytes, not by its name. To add one (GGUF), write
-`open_FORMAT(path) -> dict[str, LazyTensor]` and give it a line in `_FORMATS`; nothing else in
-this room, or after it, knows of file formats.
+Supported: safetensors and PyTorch zip files, alone or in shards with an index, and GGUF. A format
+is recognised by its first bytes, not by its name. To add one, write `open_FORMAT(path)`, which
+returns tensors by name (or a `WeightFile`, if the format has its own config), and give it a line in
+`_FORMATS`; nothing else in this room, or after it, knows of file formats.
 """
 
 import json
@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medalign_jax.weights.gguf_upstream import open_gguf
 from medalign_jax.weights.lazy import (
     SAFETENSORS_DTYPES,
     FileTensor,
     LazyTensor,
     WeightError,
+    WeightFile,
     contiguous_strides,
 )
 from medalign_jax.weights.torch_zip import open_torch_zip
@@ -81,10 +83,6 @@ def _check_cover(path: Path, tensors: Mapping[str, FileTensor], start: int, size
         raise WeightError(f"{path}: {problem}: tensors end at byte {place}, the file at {size}")
 
 
-def _open_gguf(path: Path) -> dict[str, LazyTensor]:
-    raise WeightError(f"{path}: GGUF files are not read yet; use the model's safetensors files")
-
-
 def _open_bare_pickle(path: Path) -> dict[str, LazyTensor]:
     raise WeightError(
         f"{path}: PyTorch's format from before version 1.6 is not read, because it cannot be "
@@ -95,12 +93,12 @@ def _open_bare_pickle(path: Path) -> dict[str, LazyTensor]:
 # First bytes -> reader; whatever fits none is taken for safetensors, which has no mark.
 _FORMATS: tuple[tuple[bytes, Callable[[Path], Mapping[str, LazyTensor]]], ...] = (
     (b"PK\x03\x04", open_torch_zip),
-    (b"GGUF", _open_gguf),
+    (b"GGUF", open_gguf),
     (b"\x80", _open_bare_pickle),
 )
 
 
-def open_file(path: Path) -> Mapping[str, LazyTensor]:
+def open_file(path: Path) -> WeightFile:
     """Tensors of one weight file of any supported format.
 
     Raises:
@@ -115,13 +113,14 @@ def open_file(path: Path) -> Mapping[str, LazyTensor]:
             # A safetensors file may begin with any of these as its header's length; its ninth byte
             # is then the brace that opens the header.
             if head.startswith(mark) and head[8:] != b"{":
-                return reader(path)
-        return open_safetensors(path)
+                tensors = reader(path)
+                return tensors if isinstance(tensors, WeightFile) else WeightFile(tensors)
+        return WeightFile(open_safetensors(path))
     except OSError as error:
         raise WeightError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def open_index(path: Path) -> Mapping[str, LazyTensor]:
+def open_index(path: Path) -> WeightFile:
     """Tensors of all the shards that an index (`*.index.json`) names.
 
     Raises:
@@ -148,7 +147,7 @@ def open_index(path: Path) -> Mapping[str, LazyTensor]:
                  sorted(held - set(places.items()))]  # fmt: skip
     if problems:
         raise WeightError(f"{path}: index and shards differ: {'; '.join(problems)}")
-    return {name: opened[shard][name] for name, shard in places.items()}
+    return WeightFile({name: opened[shard][name] for name, shard in places.items()})
 
 
 def _json_object(text: bytes, path: Path, what: str) -> dict[str, Any]:

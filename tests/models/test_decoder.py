@@ -15,7 +15,7 @@ from medalign_jax.models.decoder_config import GEMMA3_270M, DecoderConfig, Rope,
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load
-from medalign_jax.weights.tables import gemma3 as gemma3_table
+from medalign_jax.weights.tables import decoder as decoder_table
 
 DEPTH = 4
 VOCABULARY = 99
@@ -87,22 +87,24 @@ def read_config(folder):
 
 
 def load_decoder(source, config, kept=DEPTH):
-    model = Decoder(config.truncate(kept))
+    part = config.truncate(kept)
+    model = Decoder(part)
     abstract = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
     )["params"]
-    return model, load(source, gemma3_table.table(kept, config.depth), abstract)
+    return model, load(source, decoder_table.table(part, config.depth), abstract)
 
 
 def assert_equal(model, params, states, logits=None):
     ids, mask = tokens()
     layers = tuple(range(DEPTH + 1))
-    last, kept = jax.jit(model.apply, static_argnums=3)({"params": params}, ids, mask, layers)
+    run = jax.jit(model.apply, static_argnums=3)
+    last, kept = jax.device_get(run({"params": params}, ids, mask, layers))
     for layer in layers:
         got = kept["hidden_states"][layer]
         np.testing.assert_allclose(got[mask], states[layer][mask], rtol=0, atol=1e-5)
     if logits is not None:
-        got = model.apply({"params": params}, last, method="logits")
+        got = np.asarray(model.apply({"params": params}, last, method="logits"))
         np.testing.assert_allclose(got[mask], logits[mask], rtol=0, atol=1e-5)
 
 

@@ -90,6 +90,47 @@ def test_gemma_embeddings_equal_transformers_without_padding(gemma, layer, pooli
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 40, "initializer_range": 0.1,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def medgemma():
+    """A multimodal Gemma-3, as MedGemma is published."""
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = SMALL | {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+FAMILIES = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)),
+    "medgemma": medgemma,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_a_teacher(family, tmp_path):
+    """Heads that are not tied are left where they are: only hidden states are read."""
+    torch.manual_seed(1)
+    model = FAMILIES[family]().eval()
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    teacher = load_teacher(tmp_path, max_tokens=24)
+    assert sorted(teacher.params) == ["embed", "final_norm", "layers"]
+    shardings(teacher.params, teacher.sharding_rules, make_mesh(devices=jax.devices()[:1]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = [upstream_embedding(model, tokenizer, text, -1, "mean", 24) for text in TEXTS]
+    np.testing.assert_allclose(teacher.embed(TEXTS), expected, rtol=0, atol=1e-5)
+
+
 def test_tokenize_pads_at_the_right_and_lowercases(gemma):
     teacher = load_teacher(gemma[0], max_tokens=24)
     ids, mask = teacher.tokenize(["MURMUR", TEXTS[0]])
@@ -135,6 +176,10 @@ TINY = DecoderConfig(
     sliding=(True, False), window=4, attention_scale=8**-0.5, max_positions=64, norm_offset=1.0,
     post_norms=True, qk_norm=True, activation="gelu_tanh",
 )  # fmt: skip
+TINY_QWEN = DecoderConfig(
+    vocab_size=50, width=16, heads=3, kv_heads=3, head_dim=8, mlp_width=32, sliding=(False,) * 2,
+    attention_scale=8**-0.5, max_positions=64, qkv_bias=True, tied=False, padded_vocab=64,
+)  # fmt: skip
 TINY_BERT = BertConfig(vocab_size=50, width=16, depth=2, heads=2, mlp_width=32, max_positions=64)
 SHORT = Reading(max_tokens=64)
 
@@ -165,7 +210,7 @@ from medalign_jax.models.decoder_config import DecoderConfig, Rope
 from medalign_jax.train.mesh import make_mesh, named_leaves
 texts = ["a murmur", "no murmur is heard", "crackles at both bases", "wheezes", "normal"]
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
-for config in ({bert}, {gemma}):
+for config in ({bert}, {gemma}, {qwen}):
     reading = Reading(max_tokens=16)
     sharded = random_teacher(config, reading=reading, mesh=mesh)
     whole = [name for name, leaf in named_leaves(sharded.params).items()
@@ -180,7 +225,7 @@ def test_sharded_over_a_mesh_gives_the_same_embeddings():
     """On 8 virtual devices, which have to be there before JAX starts."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED.format(bert=TINY_BERT, gemma=TINY)],
+        [sys.executable, "-c", SHARDED.format(bert=TINY_BERT, gemma=TINY, qwen=TINY_QWEN)],
         env={**os.environ, **flags}, cwd=Path(__file__).parents[2], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -211,7 +256,7 @@ def test_layer_0_is_the_embeddings():
 
 
 def test_sharding_rules_cover_the_parameters():
-    for config in (TINY, TINY_BERT):
+    for config in (TINY, TINY_QWEN, TINY_BERT):
         teacher = random_teacher(config, reading=SHORT)
         shardings(teacher.params, teacher.sharding_rules, make_mesh(devices=jax.devices()[:1]))
 

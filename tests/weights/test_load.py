@@ -1,5 +1,6 @@
 """The loader: right bits in the right place, every difference said at once, and back again."""
 
+import itertools
 import json
 import os
 import socket
@@ -17,9 +18,10 @@ import safetensors.torch
 import torch
 
 from medalign_jax.weights import Ignore, Rule, Table, WeightError, resolve
+from medalign_jax.weights import load as loading
 from medalign_jax.weights.lazy import FileTensor
-from medalign_jax.weights.load import export, load, save
-from medalign_jax.weights.table import CONV2D, LINEAR, SplitAxis, chain
+from medalign_jax.weights.load import copy_into, export, load, save
+from medalign_jax.weights.table import CONV2D, LINEAR, PadAxis, SplitAxis, chain
 
 TABLE = Table(
     name="toy",
@@ -106,6 +108,21 @@ def test_export_without_names_writes_the_first_of_each(tmp_path):
     written["stem.weight"][...] = 0  # a copy: changing it leaves the parameters alone
 
 
+def test_a_padded_vocabulary():
+    table = Table("t", (Rule("embed.{i}.weight", "embed", PadAxis(0, 3, 8)),))
+    tensors = {f"embed.{i}.weight": np.full((3, 2), 1 + i, ml_dtypes.bfloat16) for i in range(2)}
+    tree = {"embed": jax.ShapeDtypeStruct((2, 8, 2), ml_dtypes.bfloat16)}
+    embed = np.array(load(tensors, table, tree)["embed"])
+    assert bits(embed[1, :3]) == bits(tensors["embed.1.weight"]) and not embed[:, 3:].any()
+    written = export({"embed": embed}, table)
+    assert all(bits(written[name]) == bits(tensors[name]) for name in tensors)
+    embed[1, 7, 1] = 1
+    with pytest.raises(WeightError, match=r"embed\.1\.weight from parameter embed: axis 0 is not"):
+        export({"embed": embed}, table)
+    with pytest.raises(WeightError, match="axis 0 must have size 3"):
+        load({name: tensor[:2] for name, tensor in tensors.items()}, table, tree)
+
+
 def test_special_numbers_survive():
     tensors = upstream()
     tensors["norm.weight"].view(np.uint32)[:4] = [0x7FC00001, 0xFF800000, 0x80000000, 0x00000001]
@@ -153,7 +170,8 @@ def test_all_differences_at_once(tmp_path):
         f"expected [2] a layer ({file})",
         "  shape: stem.weight [8, 1, 2, 4] for parameter stem/kernel [4, 2, 1, 8]: "
         f"becomes [2, 4, 1, 8], expected [4, 2, 1, 8] ({file})",
-        f"  dtype: blocks.0.fc.weight is float64, parameter block0/fc/kernel is float32 ({file})",
+        f"  dtype: blocks.0.fc.weight is float64, parameter block0/fc/kernel is float32 ({file})"
+        "; it is not cut down without being asked: store it anew",
     ]
 
 
@@ -221,6 +239,59 @@ def test_dtype_policy():
         load({"n": np.ones(2, int)}, table, {"n": jax.ShapeDtypeStruct((2,), np.int64)})
 
 
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("wanted", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_file_dtype_to_requested_dtype(tmp_path, stored, wanted):
+    """Rounded as PyTorch rounds, transposed or not."""
+    tensors = upstream(dtype=stored)
+    save(tmp_path / "model.safetensors", tensors)
+    params = load(tmp_path, TABLE, abstract(), dtype=wanted)
+    of_torch = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    kind = getattr(torch, np.dtype(wanted).name)
+    for name, got in (
+        ("blocks.1.fc.weight", params["block1"]["fc"]["kernel"].T),
+        ("layers.2.fc.bias", params["layers"]["fc"]["bias"][2]),
+    ):
+        assert got.dtype == wanted
+        expected = of_torch[name].to(kind).to(torch.float32).numpy()
+        np.testing.assert_array_equal(np.asarray(got).astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16])
+def test_numbers_beyond_float16_are_not_made_infinite(stored):
+    tensors = upstream(dtype=stored)
+    tensors["layers.1.fc.weight"][2, 3] = -np.inf  # infinite already
+    load(tensors, TABLE, abstract(), dtype=np.float16)
+    tensors["norm.weight"][5] = 1e5
+    with pytest.raises(WeightError, match="parameter norm/scale: mapping has numbers beyond"):
+        load(tensors, TABLE, abstract(), dtype=np.float16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (ml_dtypes.float8_e4m3fn, "float8_e4m3fn, .* mean nothing without their scales"),
+        (ml_dtypes.float8_e5m2, "float8_e5m2, .* mean nothing without their scales"),
+        (np.int8, "int8, .* mean nothing without their scales"),
+        (np.uint8, "uint8, .* or a GGUF file"),
+        (np.int32, "int32, .* mean nothing without their scales"),
+        (np.float64, "float64, .* store it anew"),
+    ],
+)
+@pytest.mark.parametrize("wanted", [None, np.float32])
+def test_dtypes_that_are_no_weights_are_refused_in_words(kind, words, wanted):
+    tensors = {**upstream(), "norm.weight": np.ones(8, kind)}
+    with pytest.raises(WeightError, match=words):
+        load(tensors, TABLE, abstract(), dtype=wanted)
+    with pytest.raises(ValueError, match="is not one of float32, bfloat16, float16"):
+        load(upstream(), TABLE, abstract(), dtype=kind)
+
+
+def test_a_conversion_that_was_not_asked_for_is_offered():
+    with pytest.raises(WeightError, match=r"float16, .*; give dtype= to convert"):
+        load(upstream(dtype=np.float16), TABLE, abstract())
+
+
 def test_the_reference_library_reads_what_save_writes(tmp_path):
     tensors = {
         "z": np.ones((2, 3), ml_dtypes.bfloat16),
@@ -256,19 +327,45 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     np.testing.assert_array_equal(resolve(path)["a"].read(), np.ones(2, np.float32))
 
 
-def test_the_host_holds_one_layer_beside_the_model(tmp_path):
-    layers, size = 8, 512
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
+def test_the_host_holds_little_beside_the_model(tmp_path, monkeypatch, kind):
+    """Stacked or not, padded, transposed, converted: a few stretches for each thread."""
+    # Stretches as small, against the model, as they are with real ones.
+    monkeypatch.setattr(loading, "_STRETCH_BYTES", 2**16)
+    monkeypatch.setattr(loading, "_MAX_THREADS", 2)
+    layers, size = 4, 1024
     tensors = {f"l.{i}.w": np.full((size, size), i, np.float32) for i in range(layers)}
+    tensors["e"] = np.arange(4 * size * size, dtype=np.float32).reshape(-1, size)
     save(tmp_path / "model.safetensors", tensors)
-    table = Table("t", (Rule("l.{i}.w", "w", LINEAR),))
-    tree = {"w": jax.ShapeDtypeStruct((layers, size, size), np.float32)}
-    layer = tensors.pop("l.0.w").nbytes
+    table = Table("t", (Rule("l.{i}.w", "w", LINEAR), Rule("e", "e", PadAxis(0, 4096, 4104))))
+    shapes = {"w": (layers, size, size), "e": (4104, size)}
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    embed = tensors.pop("e")
+    tensors.clear()
     tracemalloc.start()
-    params = load(tmp_path, table, tree)
+    params = load(tmp_path, table, tree, dtype=kind)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert params["w"][5, 3, 2] == 5
-    assert layers * layer < peak < (layers + 1.5) * layer
+    model = sum(each.nbytes for each in params.values())
+    assert model < peak < 1.15 * model
+    assert params["w"][3, 3, 2] == 3
+    assert bits(params["e"][:4096]) == bits(embed.astype(kind))
+
+
+def test_a_copy_through_padded_rows():
+    draw = np.random.default_rng(0)
+    for kind in (np.float32, ml_dtypes.bfloat16, np.bool_, np.complex128):
+        array = draw.standard_normal((6, 1, 5, 4)).astype(kind)
+        for axes in itertools.permutations(range(4)):
+            expected = np.ascontiguousarray(array.transpose(axes))
+            out = np.zeros_like(expected)
+            copy_into(out, array.transpose(axes))
+            assert bits(out) == bits(expected)
+            copy_into(out[1:, ::2], array.transpose(axes)[:-1, ::2])
+            assert bits(out[1:, ::2]) == bits(expected[:-1, ::2])
+    scalar = np.zeros((), np.float32)
+    copy_into(scalar, np.array(2.0))
+    assert scalar == 2
 
 
 def test_nothing_is_read_before_everything_fits(tmp_path, monkeypatch):

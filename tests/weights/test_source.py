@@ -97,12 +97,26 @@ def test_wrong_places(tmp_path, tensors):
 
 
 RESPONSE = SimpleNamespace(headers={}, request=None)
+UNAVAILABLE = errors.LocalEntryNotFoundError("x")
+UNAVAILABLE.__cause__ = errors.HfHubHTTPError("x", response=SimpleNamespace(
+    headers={}, request=None, status_code=503))  # fmt: skip
+EXPIRED = errors.HfHubHTTPError("x", response=SimpleNamespace(
+    headers={}, request=None, status_code=401))  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (errors.GatedRepoError("x", response=RESPONSE), "gated: accept the licence at .*log"),
+        (
+            errors.GatedRepoError("x", response=RESPONSE),
+            r"gated: accept the licence at https://huggingface\.co/org/name and log in",
+        ),
+        (EXPIRED, r"refused by the Hub \(HTTP 401\): the token .* log in anew"),
+        (UNAVAILABLE, "offline: .* the Hub answers HTTP 503"),
+        (
+            errors.IncompleteSnapshotError("x", snapshot_path="x"),
+            "only a part is in the Hub's cache",
+        ),
         (errors.RepositoryNotFoundError("x", response=RESPONSE), "check the spelling"),
         (errors.RevisionNotFoundError("x", response=RESPONSE), "no revision 'v9'"),
         (errors.LocalEntryNotFoundError("x"), "offline: "),
@@ -129,6 +143,30 @@ def test_hub_without_network_and_cache(monkeypatch, tmp_path):
         resolve("no-such-org/no-such-model")
 
 
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@v1", f"@{SHA}"])
+def test_what_the_hub_cache_holds_is_used_offline(monkeypatch, tmp_path, tensors, revision):
+    """The layout is the client's own: refs/NAME has the commit, snapshots/COMMIT the files."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--org--name"
+    save(place / "snapshots" / SHA / "model.safetensors", tensors)
+    (place / "refs").mkdir()
+    for name in ("main", "v1"):
+        (place / "refs" / name).write_text(SHA)
+    opened = resolve(f"org/name{revision}")
+    assert opened.identity == resolve(tensors).identity
+    assert opened.folder == place / "snapshots" / SHA
+    with pytest.raises(WeightError, match="offline: "):
+        resolve("org/name@v2")
+    with pytest.raises(
+        WeightError, match=r"no file x\.ckpt in the repository, or in what the cache"
+    ):
+        resolve("org/name:x.ckpt")
+
+
 def test_hub_snapshot(monkeypatch, tmp_path, tensors):
     asked = []
 
@@ -149,7 +187,7 @@ def test_hub_snapshot(monkeypatch, tmp_path, tensors):
         ("org/name", "refs/pr/1"),
     ]
     assert asked[1][2] == ["encoder.ckpt", "*.json"] and "*.safetensors" in asked[2][2]
-    with pytest.raises(WeightError, match=r"holds no file other\.ckpt"):
+    with pytest.raises(WeightError, match=r"no file other\.ckpt in the repository"):
         resolve("org/name:other.ckpt")
 
 

@@ -12,6 +12,8 @@ from medalign_jax.weights.table import (
     LINEAR,
     Ignore,
     MergeAxes,
+    NotUpstream,
+    PadAxis,
     Permute,
     Rule,
     ShapeMismatch,
@@ -20,6 +22,7 @@ from medalign_jax.weights.table import (
     chain,
     fill,
     path_pattern,
+    read_part,
     upstream_pattern,
 )
 
@@ -39,6 +42,12 @@ CASES = [
     (chain(LINEAR, SplitAxis(1, (3, 2))), (6, 4), (4, 3, 2)),
     (chain(CONV2D, MergeAxes(0, (2, 3)), MergeAxes(0, (6, 4))), (5, 4, 2, 3), (24, 5)),
     (chain(Squeeze(0), LINEAR), (1, 4, 5), (5, 4)),
+    (PadAxis(0, 3, 7), (3, 2), (7, 2)),
+    (PadAxis(1, 3, 3), (2, 3), (2, 3)),
+    (PadAxis(0, 0, 2), (0, 2), (2, 2)),
+    (chain(PadAxis(0, 5, 6), LINEAR, SplitAxis(1, (3, 2))), (5, 4), (4, 3, 2)),
+    (chain(LINEAR, PadAxis(1, 5, 8), MergeAxes(0, (4, 8))), (5, 4), (32,)),
+    (chain(LINEAR, chain(SplitAxis(1, (3, 2)), MergeAxes(0, (4, 3)))), (6, 4), (12, 2)),
 ]
 
 
@@ -62,8 +71,8 @@ def test_a_slice_is_read_as_the_slice_of_the_whole(transform, source, target):
     draw = np.random.default_rng(0)
     for place in draw.permutation(len(choices))[:300]:
         index = choices[place]
-        wanted, rest = transform.pull_back(index, source)
-        np.testing.assert_array_equal(transform.apply(tensor[wanted])[rest], whole[index])
+        part = read_part(transform, tensor.__getitem__, index, source)
+        np.testing.assert_array_equal(part, whole[index], strict=True)
 
 
 @pytest.mark.parametrize(
@@ -73,11 +82,33 @@ def test_a_slice_is_read_as_the_slice_of_the_whole(transform, source, target):
         (CONV2D, (5, 4, 2, 3), (slice(0, 2), slice(0, 3), slice(0, 4), slice(2, 3)), 24),
         (chain(LINEAR, SplitAxis(1, (3, 2))), (6, 4), (slice(0, 4), slice(1, 2), slice(0, 2)), 8),
         (MergeAxes(0, (6, 2)), (6, 2, 3), (slice(3, 5), slice(0, 3)), 12),
+        (chain(MergeAxes(0, (6, 2)), LINEAR), (6, 2, 3), (slice(0, 3), slice(3, 5)), 12),
+        (PadAxis(0, 3, 7), (3, 2), (slice(2, 6), slice(0, 2)), 2),
+        (PadAxis(0, 3, 7), (3, 2), (slice(4, 6), slice(0, 2)), 0),
+        (chain(PadAxis(0, 5, 8), LINEAR), (5, 4), (slice(0, 4), slice(4, 8)), 4),
     ],
 )
 def test_only_what_is_needed_is_read(transform, source, index, elements):
-    wanted, _ = transform.pull_back(index, source)
-    assert np.zeros(source)[wanted].size == elements
+    read = []
+
+    def count(wanted):
+        read.append(np.zeros(source)[wanted])
+        return read[-1]
+
+    read_part(transform, count, index, source)
+    assert [array.size for array in read] == [elements]
+
+
+@pytest.mark.parametrize("grown", [1.0, np.nan])
+def test_padding_that_is_no_longer_zero_is_not_dropped(grown):
+    padded = np.ones((2, 5), np.float32)
+    padded[:, 3:] = -0.0
+    assert PadAxis(1, 3, 5).invert(padded).shape == (2, 3)
+    padded[1, 4] = grown
+    with pytest.raises(NotUpstream, match="axis 1 is not zero everywhere from 3 on"):
+        PadAxis(1, 3, 5).invert(padded)
+    with pytest.raises(ValueError, match="an axis of 3 cannot be padded to 2"):
+        PadAxis(1, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +119,8 @@ def test_only_what_is_needed_is_read(transform, source, index, elements):
         (SplitAxis(2, (2, 3)), (6, 6)),
         (MergeAxes(0, (2, 3)), (3, 2)),
         (Squeeze(0), (2, 3)),
+        (PadAxis(0, 3, 4), (4, 2)),
+        (PadAxis(2, 3, 4), (3, 3)),
         (chain(LINEAR, SplitAxis(0, (2, 3))), (6, 5)),
     ],
 )

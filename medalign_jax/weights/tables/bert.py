@@ -1,4 +1,8 @@
-"""BERT: transformers' ``BertModel`` and the pre-training and task models around it."""
+"""BERT: transformers' ``BertModel`` and the pre-training and task models around it.
+
+RoBERTa has the same names below another prefix; so has CLAP's text tower, with the audio tower
+(`weights/tables/clap.py`) beside it.
+"""
 
 from medalign_jax.weights.table import LINEAR, Ignore, Rule, Table
 
@@ -36,11 +40,20 @@ _RULES = (
 
 _IGNORES = (
     Ignore("{prefix}embeddings.position_ids", "a counter 0..n, made anew"),
+    Ignore("{prefix}embeddings.token_type_ids", "zeros, made anew"),
     Ignore("{prefix}pooler.*", "only hidden states are read"),
     Ignore("cls.*", "pre-training head"),
     Ignore("classifier.*", "task head"),
     Ignore("qa_outputs.*", "task head"),
+    Ignore("lm_head.*", "RoBERTa's pre-training head"),
+    Ignore("text_projection.*", "CLAP: only hidden states are read"),
+    Ignore("audio_model.*", "CLAP's other tower"),
+    Ignore("audio_projection.*", "CLAP's other tower"),
+    Ignore("logit_scale_*", "CLAP's loss"),
 )
+
+
+_PREFIXES = ("", "bert.", "roberta.", "text_model.")
 
 
 def table(kept: int, depth: int) -> Table:
@@ -49,7 +62,7 @@ def table(kept: int, depth: int) -> Table:
         Ignore(f"{{prefix}}encoder.layer.{layer}.*", "above the hidden layer that is read")
         for layer in range(kept, depth)
     )
-    return Table("bert", _RULES, (*_IGNORES, *above), prefixes=("", "bert."))
+    return Table("bert", _RULES, (*_IGNORES, *above), prefixes=_PREFIXES)
 
 
 # Path regex -> mesh axes of the last dimensions (see train/mesh.py); first match wins.
