@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models as tiny
 
 from medalign_jax.encoder import Encoder, architecture, load_encoder
 from medalign_jax.experiments.export import export_encoder
@@ -112,9 +113,9 @@ def test_acula_trains_the_encoder(name):
     layers = (-1, side.module.config.depth - 1)
     config = AculaConfig(hidden=8, out=4, dropout=0.0, layers=layers)
     method = Acula(side, TEXT_WIDTH, config, toy(name).sharding)
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = tiny.quick_jit(method.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH)
-    run = jax.jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
+    run = tiny.quick_jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
     loss, metrics, grads = run(params)
     assert np.isfinite(loss) and metrics["reconstruction"] > 0
     norms = {path: float(jnp.abs(leaf).sum()) for path, leaf in named_leaves(grads).items()}
@@ -129,9 +130,9 @@ def test_acula_trains_the_encoder(name):
 def test_cola_is_the_other_term_of_opera(name):
     side = student(name, "cola")
     method = Acula(side, TEXT_WIDTH, AculaConfig(hidden=8, out=4), toy(name).sharding)
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = tiny.quick_jit(method.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH)
-    run = jax.jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
+    run = tiny.quick_jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
     _, metrics, grads = run(params)
     assert np.isfinite(metrics["contrast"]) and "reconstruction" not in metrics
     assert float(jnp.abs(grads["encoder"]["linear"]["kernel"]).sum()) > 0
