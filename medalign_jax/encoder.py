@@ -121,9 +121,10 @@ def architecture(
 
 
 def _front_end_of(entry: EncoderEntry, config: Any) -> dict[str, Any]:
-    """The front end's number of bands follows the encoder's, where it can be set."""
+    """What the front end takes from the encoder's sizes: bands, and CLAP's kind of filters."""
     fields = {field.name for field in dataclasses.fields(FRONT_ENDS[entry.front_end])}
-    return {"n_mels": config.mels} if "n_mels" in fields else {}
+    shared = {"n_mels": config.mels, "fusion": getattr(config, "fusion", None)}
+    return {name: value for name, value in shared.items() if name in fields}
 
 
 def _table(path: str, config: Any) -> Table:

@@ -22,7 +22,7 @@ class ClapMel:
     Frames centred on every `hop`-th sample (the waveform is mirrored at both ends), periodic Hann
     window, power spectrum, mel filters, 10 log10. There is no reference and no floor but `amin`, so
     features follow the gain of a clip. A published input has 10 s, so 1001 frames, for which
-    shorter clips are repeated on the host (`repeat_whole`).
+    shorter clips are repeated on the host (`audio.clip.repeat_whole`).
 
     The two published models differ in their filters: triangles of height 1 on HTK's mel scale for
     the fused one (`truncation="fusion"`), triangles of area 1 on Slaney's for the unfused one
@@ -140,29 +140,8 @@ def _check(config: ClapMel, waveforms: jax.Array) -> None:
     if waveforms.shape[1] <= config.n_fft // 2:
         raise ValueError(
             f"clap-mel takes clips of more than {config.n_fft // 2} samples, got "
-            f"{waveforms.shape[1]}; pad them first (repeat_whole)"
+            f"{waveforms.shape[1]}; pad them first (audio.clip.repeat_whole)"
         )
-
-
-def repeat_whole(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """CLAP's 'repeatpad', on the host: as many whole copies as fit, then zeros.
-
-    `audio.clip.tile_pad` differs where the copies fill the result exactly (5 s of 10): it keeps at
-    least one zero, so leaves out the last copy.
-
-    Args:
-        waveform: (n,) with 1 <= n <= samples.
-        samples: length of the result.
-
-    Raises:
-        ValueError: another shape or length.
-    """
-    if waveform.ndim != 1 or not 1 <= len(waveform) <= samples:
-        raise ValueError(
-            f"expected (n,) with 1 to {samples} samples, got {waveform.shape}; cut longer ones"
-        )
-    waveform = np.tile(waveform, samples // len(waveform))
-    return np.pad(waveform, (0, samples - len(waveform)))
 
 
 def crop_starts(key: jax.Array, total: int, frames: int) -> jax.Array:

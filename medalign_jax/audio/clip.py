@@ -60,10 +60,22 @@ def tile_pad(waveform: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waveform, (0, samples - len(waveform)))
 
 
+def repeat_whole(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """CLAP's 'repeatpad': as many whole copies as fit, then zeros.
+
+    Where copies fill the result exactly `tile_pad` leaves the last one out; this does not.
+    """
+    _require_samples(waveform)
+    _missing(waveform, samples)
+    waveform = np.tile(waveform, samples // len(waveform))
+    return np.pad(waveform, (0, samples - len(waveform)))
+
+
 PADDINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "zero": crop_or_zero_pad,
     "repeat": repeat_pad,
     "tile": tile_pad,
+    "repeat_whole": repeat_whole,
 }
 
 
@@ -73,7 +85,7 @@ def fit(waveform: np.ndarray, samples: int, rule: str = "zero", start: int = 0) 
     Args:
         waveform: of any length but 0.
         samples: length of the result.
-        rule: how a shorter waveform is padded: 'zero', 'repeat' or 'tile' (see the functions).
+        rule: how a shorter waveform is padded: one of `PADDINGS` (see the functions).
         start: where the cut from a longer waveform begins.
 
     Raises:

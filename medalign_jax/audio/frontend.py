@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.audio import spectrum
+from medalign_jax.audio.clap_mel import ClapMel
 from medalign_jax.audio.kaldi import KaldiFbank
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.errors import UserError
@@ -115,6 +116,7 @@ FRONT_ENDS: dict[str, Callable] = {
     "log_mel": LogMel,
     "kaldi_fbank": KaldiFbank,
     "whisper_mel": WhisperMel,
+    "clap_mel": ClapMel,
 }
 
 

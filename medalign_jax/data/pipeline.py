@@ -17,7 +17,6 @@ from medalign_jax.audio import clip
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.errors import UserError
 
-PADDINGS = ("zero", "repeat", "tile")
 THREADS = 4  # that build batches ahead where there are no worker processes
 _CROP, _EXTRAS, _ORDER = range(3)  # so that no two uses share random numbers
 
@@ -62,8 +61,8 @@ class BatchSpec:
                 raise PipelineError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
         if self.epochs is not None and self.epochs < 1:
             raise PipelineError(f"epochs is {self.epochs}; give at least 1, or None for no end")
-        if self.pad not in PADDINGS:
-            raise PipelineError(f"unknown pad '{self.pad}'; there are {', '.join(PADDINGS)}")
+        if self.pad not in clip.PADDINGS:
+            raise PipelineError(f"unknown pad '{self.pad}'; there are {', '.join(clip.PADDINGS)}")
 
     def batches_per_epoch(self, records: int) -> int:
         """Batches of one epoch over so many recordings."""

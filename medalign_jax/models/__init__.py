@@ -75,6 +75,7 @@ def _entry(file: str, preset: str, module: str, front_end: str, window: Window, 
 _OPERA = Window(8.18, "repeat", trim=True)  # chunks of OPERA-GT's extraction
 _OPERA_WHOLE = Window(8.0, "repeat", trim=True)
 _AUDIOSET = Window(10.0)
+_CLAP = Window(10.0, "repeat_whole")
 _SPEECH = Window(30.0)
 _VIT_MAE = ("vit_mae:ViTMAE", "log_mel", _OPERA)
 
@@ -97,6 +98,11 @@ ENCODERS: dict[str, EncoderEntry] = {
         ssm="published",
     ),
     "ast": _entry("ast", "AST_AUDIOSET", "ast:AST", "kaldi_fbank", _AUDIOSET, reader="ast_config"),
+    # config.json says which of the two it is; the second name is for weights without one.
+    "clap": _entry("clap", "CLAP_UNFUSED", "clap:Clap", "clap_mel", _CLAP, reader="clap_config"),
+    "clap_fused": _entry(
+        "clap", "CLAP_FUSED", "clap:Clap", "clap_mel", _CLAP, reader="clap_config"
+    ),
     "whisper": _entry(
         "whisper", "BASE", "whisper:Whisper", "whisper_mel", _SPEECH,
         reader="whisper_config",

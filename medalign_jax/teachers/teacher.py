@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.models.bert import Bert, BertConfig, bert_config
+from medalign_jax.models.bert import Bert, BertConfig, bert_config, roberta_config
+from medalign_jax.models.clap import clap_text_config
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.layer_stack import normalise_layers
@@ -56,6 +57,9 @@ _DECODER = Architecture(Decoder, decoder_table.table, decoder_table.SHARDING)
 # What config.json may say under model_type, and how it is read.
 ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
     "bert": bert_config,
+    "roberta": roberta_config,
+    "clap": clap_text_config,
+    "clap_text_model": clap_text_config,
     **DECODER_CONFIGS,
 }
 
@@ -302,7 +306,7 @@ def _read_config(config: Mapping[str, Any] | None, label: str) -> ModelConfig:
     if not config:
         raise TeacherError(
             f"{label}: no config.json beside the weights, so the sizes are unknown; "
-            "put it there or give config="
+            "put it there or give config= (a GGUF file brings its own)"
         )
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from medalign_jax.models.bert import Bert, bert_config
+from medalign_jax.models.bert import Bert, bert_config, roberta_config
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables import bert as bert_table
@@ -112,3 +112,51 @@ def test_unsupported_settings_are_refused_by_name(upstream, change, named):
     config = json.loads((upstream[0] / "config.json").read_text())
     with pytest.raises(ModelConfigError, match=named):
         bert_config({**config, **change})
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """(folder, model) of a random RobertaForMaskedLM with padding token 1."""
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=14, type_vocab_size=1,
+        initializer_range=0.3, layer_norm_eps=1e-5,
+    )  # fmt: skip
+    model = transformers.RobertaForMaskedLM(config).eval()
+    folder = tmp_path_factory.mktemp("roberta")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_roberta_counts_real_tokens_from_after_the_padding_token(roberta, side):
+    folder, upstream = roberta
+    config = roberta_config(json.loads((folder / "config.json").read_text()))
+    assert (config.max_positions, config.position_offset) == (12, 2)
+    ids = np.random.default_rng(1).integers(2, 61, (3, 12)).astype(np.int32)
+    mask = np.arange(12) < np.array(LENGTHS)[:, None]
+    mask = mask if side == "right" else np.flip(mask, 1).copy()
+    ids = np.where(mask, ids, 1)
+    with torch.no_grad():
+        states = upstream.roberta(
+            torch.tensor(ids).long(), torch.tensor(mask).long(), output_hidden_states=True
+        ).hidden_states
+    model = Bert(config)
+    abstract = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+    )["params"]
+    params = load(folder, bert_table.table(2, 2), abstract)
+    _, kept = jax.jit(model.apply, static_argnums=3)({"params": params}, ids, mask, (0, 1, 2))
+    for layer, state in kept["hidden_states"].items():
+        np.testing.assert_allclose(state[mask], states[layer].numpy()[mask], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="13 tokens; this model has 12 positions"):
+        model.apply({"params": params}, np.zeros((1, 13), np.int32), np.ones((1, 13), bool))
+
+
+def test_roberta_is_not_read_as_bert(roberta):
+    config = json.loads((roberta[0] / "config.json").read_text())
+    with pytest.raises(ModelConfigError, match="model_type='roberta'"):
+        bert_config(config)
+    with pytest.raises(ModelConfigError, match="pad_token_id leaves no position"):
+        roberta_config(config | {"pad_token_id": 13})

@@ -1,0 +1,550 @@
+"""CLAP against transformers: both towers on small random models, and the published names."""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from transformers.models.clap.modeling_clap import ClapAudioLayer
+
+from medalign_jax.methods.self_supervised import make_term
+from medalign_jax.models.bert import Bert
+from medalign_jax.models.clap import (
+    CLAP_FUSED,
+    CLAP_TEXT,
+    CLAP_UNFUSED,
+    AttentionalFusion,
+    Clap,
+    ClapConfig,
+    ClapText,
+    ClapTextConfig,
+    clap_config,
+    clap_text_config,
+)
+from medalign_jax.models.htsat import unfold
+from medalign_jax.models.upstream_config import ModelConfigError
+from medalign_jax.train.mesh import make_mesh, shardings
+from medalign_jax.weights import WeightError
+from medalign_jax.weights.load import export, load, save
+from medalign_jax.weights.tables import bert as bert_table
+from medalign_jax.weights.tables import clap as clap_table
+
+torch.set_num_threads(1)
+
+ODD_AUDIO = dict(
+    window_size=4, num_mel_bins=8, spec_size=32, patch_embeds_hidden_size=24, hidden_size=48,
+    depths=[2, 1], num_attention_heads=[2, 3], mlp_ratio=2.0, aff_block_r=5,
+)  # fmt: skip
+ODD_TEXT = dict(
+    vocab_size=61, hidden_size=36, num_hidden_layers=3, num_attention_heads=3,
+    intermediate_size=50, max_position_embeddings=22,
+)  # fmt: skip
+# 8 columns of patches: the three crops fill 6 of them, the last two stay 0.
+ODD = ClapConfig(
+    mels=8, spec_size=32, embed_width=24, depths=(2, 1), heads=(2, 3), window=4,
+    mlp_ratio=2, projection=20, fusion_ratio=5,
+)  # fmt: skip
+FRAMES, MELS = 101, 8
+LONGER = np.array([True, False, True])
+
+
+@dataclasses.dataclass
+class Upstream:
+    folder: Path
+    torch_model: transformers.ClapModel
+    pictures: np.ndarray
+    config: ClapConfig
+    params: dict
+
+    def torch_inputs(self, fused: bool) -> dict[str, torch.Tensor]:
+        longer = LONGER if fused else np.zeros_like(LONGER)
+        return {
+            "input_features": torch.tensor(self.pictures),
+            "is_longer": torch.tensor(longer)[:, None],
+        }
+
+    def run(self, params=None, features=None, **changes):
+        """`embed` of the first pictures, compiled."""
+        features = self.pictures[:, 0] if features is None else features
+        embed = compiled(dataclasses.replace(self.config, **changes), "embed")
+        return embed(self.params if params is None else params, features)
+
+    def run_fused(self, params=None, longer=LONGER, **changes):
+        """`embed_fused`, compiled."""
+        embed = compiled(dataclasses.replace(self.config, **changes), "embed_fused")
+        return embed(self.params if params is None else params, self.pictures, longer)
+
+
+@functools.cache
+def compiled(config: ClapConfig, method: str):
+    return jax.jit(
+        lambda params, *args: Clap(config).apply({"params": params}, *args, method=method)
+    )
+
+
+def make_upstream(folder: Path, fused: bool) -> Upstream:
+    torch.manual_seed(0)
+    config = transformers.ClapConfig(
+        text_config=ODD_TEXT, audio_config={**ODD_AUDIO, "enable_fusion": fused}, projection_dim=20
+    )
+    model = transformers.ClapModel(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.is_floating_point() and tensor.ndim:
+                tensor.add_(0.2 * torch.randn_like(tensor))
+    model.save_pretrained(folder)
+    channels = 4 if fused else 1
+    rng = np.random.default_rng(0)
+    pictures = rng.standard_normal((3, channels, FRAMES, MELS)).astype(np.float32)
+    read = clap_config(json.loads((folder / "config.json").read_text()))
+    return Upstream(folder, model, pictures, read, load_audio(folder, read))
+
+
+@pytest.fixture(scope="module")
+def unfused(tmp_path_factory) -> Upstream:
+    return make_upstream(tmp_path_factory.mktemp("unfused"), False)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory) -> Upstream:
+    return make_upstream(tmp_path_factory.mktemp("fused"), True)
+
+
+def abstract_params(config: ClapConfig) -> dict:
+    features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
+    return jax.eval_shape(Clap(config).init, jax.random.key(0), features)["params"]
+
+
+def abstract_text(model) -> dict:
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool)
+    return jax.eval_shape(model.init, jax.random.key(0), ids, mask)["params"]
+
+
+def load_audio(source, config: ClapConfig) -> dict:
+    return load(source, clap_table.TABLE, abstract_params(config))
+
+
+def load_text(source, config: ClapTextConfig) -> dict:
+    return load(source, clap_table.text_table(config.depth), abstract_text(ClapText(config)))
+
+
+def time_major(x: torch.Tensor, pieces: int) -> np.ndarray:
+    """Upstream's tokens (B, N, C), row by row of the folded image, in our order."""
+    side = int(x.shape[1] ** 0.5)
+    return np.asarray(
+        unfold(jnp.asarray(x.detach().numpy()).reshape(-1, side, side, x.shape[2]), pieces)
+    )
+
+
+def upstream_layers(upstream: Upstream, inputs: dict) -> tuple[list[np.ndarray], object, object]:
+    """Patch embedding and each block's output in our order; bare and projected output."""
+    seen = []
+    encoder = upstream.torch_model.audio_model.audio_encoder
+    modules = [encoder.patch_embed]
+    modules += [module for module in encoder.modules() if isinstance(module, ClapAudioLayer)]
+    hooks = [
+        module.register_forward_hook(lambda _, __, y: seen.append(y[0] if type(y) is tuple else y))
+        for module in modules
+    ]
+    with torch.no_grad():
+        output = upstream.torch_model.audio_model(**inputs)
+        projected = upstream.torch_model.audio_projection(output.pooler_output)
+    for hook in hooks:
+        hook.remove()
+    return [time_major(x, upstream.config.pieces) for x in seen], output, projected.numpy()
+
+
+def check_against_upstream(upstream, inputs, feature, inner):
+    layers, output, projected = upstream_layers(upstream, inputs)
+    ours = [inner["patch_embed"], *(inner[f"block{i:02d}"] for i in range(3))]
+    assert [x.shape[2] for x in ours[1:]] == list(upstream.config.layer_widths)
+    for i, (x, expected) in enumerate(zip(ours, layers, strict=True)):
+        np.testing.assert_allclose(x, expected, atol=1e-5, rtol=0, err_msg=f"layer {i}")
+    # Upstream's last map is (B, C, mel, time) of the unfolded picture.
+    tokens = output.last_hidden_state.unflatten(3, (-1,)).flatten(2).transpose(1, 2)
+    tokens = tokens.unflatten(1, upstream.config.grid(FRAMES)[::-1]).transpose(1, 2).flatten(1, 2)
+    np.testing.assert_allclose(inner["tokens"], tokens, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(inner["pooled"], output.pooler_output, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(feature, projected, atol=1e-5, rtol=0)
+    assert feature.shape == (3, upstream.config.width) and feature.dtype == jnp.float32
+    with torch.no_grad():
+        published = upstream.torch_model.get_audio_features(**inputs).pooler_output
+    np.testing.assert_allclose(inner["normalised"], published, atol=1e-5, rtol=0)
+    assert np.abs(feature - inner["normalised"]).max() > 0.1
+
+
+def test_config_reads_every_size(unfused, fused):
+    assert unfused.config == ODD
+    assert fused.config == dataclasses.replace(ODD, fusion=True)
+    assert (ODD.width, ODD.token_width, ODD.frames, ODD.depth) == (20, 48, 128, 3)
+    assert ODD.grid(FRAMES) == (16, 1) and ODD.footprint == (8, 8)
+    assert clap_config(transformers.ClapConfig().to_dict()) == CLAP_UNFUSED
+    bare = transformers.ClapAudioConfig(**ODD_AUDIO, projection_dim=20).to_dict()
+    assert clap_config(bare) == ODD
+
+
+def test_config_as_published():
+    """Fields of laion/clap-htsat-fused's config.json that today's class does not write."""
+    config = transformers.ClapConfig().to_dict()
+    config["audio_config"] |= {
+        "enable_fusion": True, "enable_patch_fusion": True, "fusion_num_hidden_layers": 2,
+        "projection_hidden_size": 768, "patch_stride": [4, 4], "torchscript": False,
+        "tie_word_embeddings": True, "projection_dim": 77, "cross_attention_hidden_size": None,
+    }  # fmt: skip
+    config["text_config"] |= {
+        "fusion_hidden_size": 768, "fusion_num_hidden_layers": 2, "classifier_dropout": None,
+        "position_embedding_type": "absolute", "use_cache": True, "initializer_range": 0.02,
+    }  # fmt: skip
+    assert clap_config(config) == CLAP_FUSED
+    assert clap_text_config(config) == CLAP_TEXT
+
+
+def test_unfused_equals_transformers_layer_by_layer(unfused):
+    feature, inner = unfused.run()
+    check_against_upstream(unfused, unfused.torch_inputs(False), feature, inner)
+
+
+def test_fused_model_equals_transformers_on_a_mixed_batch(fused):
+    """Two longer recordings and one that is not, in between."""
+    feature, inner = fused.run_fused()
+    check_against_upstream(fused, fused.torch_inputs(True), feature, inner)
+
+
+def test_fused_model_on_short_clips_sees_the_first_picture_only(fused):
+    feature, inner = fused.run()
+    check_against_upstream(fused, fused.torch_inputs(False), feature, inner)
+    short, _ = fused.run_fused(longer=np.zeros(3, bool))
+    np.testing.assert_allclose(short, feature, atol=5e-6, rtol=0)
+    longer, _ = fused.run_fused()
+    change = np.abs(longer - feature).max(axis=1)
+    assert change[0] > 0.01 and change[2] > 0.01 and change[1] < 5e-6
+
+
+@pytest.mark.parametrize("frames", [1, 60])
+def test_any_length_is_stretched_as_published(unfused, frames):
+    x = np.random.default_rng(frames).standard_normal((2, frames, MELS)).astype(np.float32)
+    with torch.no_grad():
+        output = unfused.torch_model.audio_model(torch.tensor(x)[:, None])
+    feature, inner = unfused.run(features=x)
+    np.testing.assert_allclose(inner["pooled"], output.pooler_output, atol=1e-5, rtol=0)
+    stretched = Clap(unfused.config).apply({}, x, method="stretch")
+    assert stretched.shape == (2, 128, MELS)
+    np.testing.assert_allclose(unfused.run(features=stretched)[0], feature, atol=1e-5, rtol=0)
+
+
+def test_gradient_equals_pytorch(fused):
+    model = fused.torch_model
+    model.zero_grad()
+    output = model.audio_model(**fused.torch_inputs(True))
+    output = model.audio_projection(output.pooler_output)
+    torch.sin(3 * output).sum().backward()
+    tensors = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    # Statistics are buffers upstream: nothing trains them.
+    buffers = dict(model.audio_model.named_buffers(prefix="audio_model"))
+    tensors |= {n: torch.zeros_like(b) for n, b in buffers.items() if n.endswith(("mean", "var"))}
+    tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
+    expected = load_audio(tensors, fused.config)
+    actual = jax.jit(jax.grad(lambda p: jnp.sin(3 * fused.run_fused(p)[0]).sum()))(fused.params)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        scale = max(float(np.abs(theirs).max()), 1.0)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * scale, rtol=0, err_msg=name)
+        if name.endswith(("['mean']", "['var']")):
+            assert not ours.any(), name
+
+
+def test_fusion_mixes_twice_the_share():
+    """With nothing to choose by, both maps count in full: w = 1/2."""
+    model = AttentionalFusion(2, 1e-5, jnp.float32)
+    x, y = np.random.default_rng(0).standard_normal((2, 1, 2, 3, 4)).astype(np.float32)
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), x, y))
+    np.testing.assert_allclose(model.apply(params, x, y), x + y, atol=1e-6)
+
+
+def text_inputs(side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids with padding (1) at a side, and the mask of real tokens."""
+    ids = np.random.default_rng(0).integers(2, 61, (3, 20)).astype(np.int32)
+    mask = np.arange(20) < np.array([20, 7, 1])[:, None]
+    mask = mask if side == "right" else np.flip(mask, 1).copy()
+    return np.where(mask, ids, 1), mask
+
+
+@pytest.fixture(scope="module")
+def text(fused):
+    config = clap_text_config(json.loads((fused.folder / "config.json").read_text()))
+    assert config == ClapTextConfig(
+        vocab_size=61, width=36, depth=3, heads=3, mlp_width=50, max_positions=20,
+        token_types=1, eps=1e-12, position_offset=2, projection=20,
+    )  # fmt: skip
+    return config, load_text(fused.folder, config)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_text_tower_equals_transformers(fused, text, side):
+    config, params = text
+    ids, mask = text_inputs(side)
+    inputs = {
+        "input_ids": torch.tensor(ids).long(),
+        "attention_mask": torch.tensor(mask).long(),
+    }
+    with torch.no_grad():
+        published = fused.torch_model.get_text_features(**inputs).pooler_output
+        output = fused.torch_model.text_model(**inputs, output_hidden_states=True)
+        projected = fused.torch_model.text_projection(output.pooler_output)
+    model = ClapText(config)
+    run = jax.jit(model.apply, static_argnums=3)
+    last, kept = run({"params": params}, ids, mask, (0, 1, 2, -1))
+    for layer, state in kept["hidden_states"].items():
+        expected = output.hidden_states[layer].numpy()
+        np.testing.assert_allclose(state[mask], expected[mask], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(last, kept["hidden_states"][3])
+    if side == "right":  # else the pooler reads a padding token, which means nothing
+        embed = jax.jit(functools.partial(model.apply, method="embed"))
+        feature, inner = embed({"params": params}, ids, mask)
+        np.testing.assert_allclose(inner["pooled"], output.pooler_output, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(feature, projected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(inner["normalised"], published, atol=1e-5, rtol=0)
+
+
+def test_text_gradient_equals_pytorch(fused, text):
+    config, params = text
+    ids, mask = text_inputs("right")
+    model = fused.torch_model
+    model.zero_grad()
+    output = model.text_model(torch.tensor(ids).long(), torch.tensor(mask).long())
+    torch.sin(3 * model.text_projection(output.pooler_output)).sum().backward()
+    tensors = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    tensors = {n: t for n, t in tensors.items() if n.startswith("text_")}
+    # Upstream gives the padding token no gradient; nor does ours get any but at its own rows.
+    expected = load_text(tensors, config)
+
+    def loss(params):
+        feature, _ = ClapText(config).apply({"params": params}, ids, mask, method="embed")
+        return jnp.sin(3 * feature).sum()
+
+    actual = jax.jit(jax.grad(loss))(params)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        scale = max(float(np.abs(theirs).max()), 1.0)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * scale, rtol=0, err_msg=name)
+
+
+def test_text_tower_alone_is_a_bert_for_teachers(fused, text):
+    """Only the layers that are read, from the very file that holds both towers."""
+    config, whole = text
+    part = config.truncate(1)
+    params = load(fused.folder, bert_table.table(1, config.depth), abstract_text(Bert(part)))
+    ids, mask = text_inputs("right")
+    ours, _ = jax.jit(Bert(part).apply)({"params": params}, ids, mask)
+    run = jax.jit(ClapText(config).apply, static_argnums=3)
+    expected, _ = run({"params": whole}, ids, mask, (1,))
+    np.testing.assert_allclose(ours[mask], expected[mask], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["unfused", "fused"])
+def test_export_is_bit_for_bit_and_transformers_reads_it(request, which, tmp_path):
+    upstream = request.getfixturevalue(which)
+    tensors = safetensors.numpy.load_file(upstream.folder / "model.safetensors")
+    config = clap_text_config(json.loads((upstream.folder / "config.json").read_text()))
+    text_params = load_text(upstream.folder, config)
+    written = export(upstream.params, clap_table.TABLE)
+    written |= export(text_params, clap_table.text_table(config.depth))
+    assert all(written[name].tobytes() == tensors[name].tobytes() for name in written)
+    left = {name.rsplit(".", 1)[-1] for name in tensors.keys() - written.keys()}
+    assert left == {
+        "logit_scale_a", "logit_scale_t", "num_batches_tracked", "relative_position_index",
+        "position_ids", "token_type_ids",
+    }  # fmt: skip
+
+    params, text_params = (
+        jax.tree.map(lambda x: 0.9 * x, p) for p in (upstream.params, text_params)
+    )
+    changed = export(params, clap_table.TABLE)
+    changed |= export(text_params, clap_table.text_table(config.depth))
+    scales = {name: tensors[name] for name in tensors if name.startswith("logit_scale")}
+    save(tmp_path / "model.safetensors", changed | scales)
+    (tmp_path / "config.json").write_bytes((upstream.folder / "config.json").read_bytes())
+    again = transformers.ClapModel.from_pretrained(tmp_path).eval()
+    ids, mask = text_inputs("right")
+    with torch.no_grad():
+        audio = again.get_audio_features(**upstream.torch_inputs(which == "fused")).pooler_output
+        text = again.get_text_features(torch.tensor(ids).long(), torch.tensor(mask).long())
+    run = upstream.run_fused if which == "fused" else upstream.run
+    np.testing.assert_allclose(run(params)[1]["normalised"], audio, atol=1e-5, rtol=0)
+    _, inner = ClapText(config).apply({"params": text_params}, ids, mask, method="embed")
+    np.testing.assert_allclose(inner["normalised"], text.pooler_output, atol=1e-5, rtol=0)
+    assert np.abs(run()[1]["normalised"] - audio.numpy()).max() > 1e-2
+
+
+def published_tensors(fused: bool) -> dict[str, np.ndarray]:
+    """Names, shapes and types of the published model, at full size without its memory."""
+    config = transformers.ClapConfig(audio_config={"enable_fusion": fused})
+    with torch.device("meta"):
+        model = transformers.ClapModel(config)
+    return {
+        name: np.broadcast_to(np.float32(0) if x.is_floating_point() else np.int64(0), x.shape)
+        for name, x in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "audio", "size"),
+    [(CLAP_UNFUSED, 447, 240, 28_191_000), (CLAP_FUSED, 477, 270, 28_206_120)],
+)
+def test_full_key_list_loads_strictly(config, keys, audio, size):
+    tensors = published_tensors(config.fusion)
+    assert len(tensors) == keys
+    assert sum(name.startswith("audio_") for name in tensors) == audio
+    params = load_audio(tensors, config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+    tensors["audio_model.audio_encoder.surprise"] = np.zeros(1, np.float32)
+    del tensors["audio_model.audio_encoder.layers.2.blocks.5.attention.self.query.bias"]
+    with pytest.raises(WeightError, match="1 missing, 1 unused"):
+        load_audio(tensors, config)
+
+
+def test_full_key_list_loads_strictly_into_the_text_tower():
+    tensors = published_tensors(True)
+    params = load_text(tensors, CLAP_TEXT)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 125_302_016
+    part = CLAP_TEXT.truncate(2)
+    load(tensors, bert_table.table(2, CLAP_TEXT.depth), abstract_text(Bert(part)))
+    del tensors["text_projection.linear2.bias"]
+    with pytest.raises(WeightError, match="1 missing"):
+        load_text(tensors, CLAP_TEXT)
+
+
+def test_fused_weights_do_not_pass_as_unfused(fused, unfused):
+    with pytest.raises(WeightError, match="mel_conv2d"):
+        load_audio(fused.folder, unfused.config)
+    with pytest.raises(WeightError, match="fusion/global/reduce/kernel"):
+        load_audio(unfused.folder, fused.config)
+
+
+def test_sharding_covers_every_leaf():
+    trees = {
+        "audio": (abstract_params(CLAP_FUSED), clap_table.SHARDING),
+        "text": (abstract_text(ClapText(CLAP_TEXT)), clap_table.TEXT_SHARDING),
+    }
+    for tree, rules in trees.values():
+        places = shardings(tree, rules, make_mesh())
+        assert all(place is not None for place in jax.tree.leaves(places))
+    paths = ["/".join(str(k.key) for k in path) for path, _ in
+             jax.tree_util.tree_leaves_with_path(trees["audio"][0])]  # fmt: skip
+    for pattern, _ in clap_table.SHARDING:
+        assert any(re.search(pattern, path) for path in paths), pattern
+
+
+def test_masked_spectrogram_term_learns(unfused):
+    term = make_term("masked_spectrogram", Clap(unfused.config), (FRAMES, MELS))
+    own, keys = term.init(jax.random.key(1)), jax.random.split(jax.random.key(2), 3)
+    features = jnp.asarray(unfused.pictures[:, 0])
+
+    def loss(params):
+        return term.encode(params, own, features, keys, True)[0].mean()
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(unfused.params)
+    assert 0.5 < value < 3.0
+    assert np.abs(slope["encoder"]["patch_embed"]["kernel"]).max() > 0
+    assert not np.any(slope["linear2"]["kernel"])  # tokens come before the projection
+
+
+def test_remat_and_back_ends_change_nothing(fused):
+    reference, _ = fused.run_fused()
+    other, _ = fused.run_fused(remat=True, attention="xla")
+    np.testing.assert_allclose(other, reference, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_stays_close_and_returns_float32(fused):
+    exact, _ = fused.run_fused()
+    low, inner = fused.run_fused(dtype=jnp.bfloat16)
+    assert low.dtype == jnp.float32 and inner["block00"].dtype == jnp.bfloat16
+    # 8 bits of mantissa through three blocks leave a few percent of the feature's size.
+    assert np.abs(low - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_bad_shapes_are_named(fused, unfused):
+    for shape, words in (
+        ((1, 101, 7), r"\(B, T, 8\)"),
+        ((1, 129, 8), "1 to 128 frames, got 129"),
+        ((1, 0, 8), "1 to 128 frames, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            unfused.run(features=jnp.zeros(shape))
+    with pytest.raises(ValueError, match="without fusion"):
+        unfused.run_fused()
+    with pytest.raises(ValueError, match=r"longer must be \(3,\)"):
+        fused.run_fused(longer=np.zeros((3, 1), bool))
+    model, params = Clap(fused.config), {"params": fused.params}
+    with pytest.raises(ValueError, match=r"pictures must be \(B, 4, T, 8\)"):
+        model.apply(params, jnp.zeros((1, 3, 101, 8)), jnp.ones(1, bool), method="embed_fused")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"qkv_bias": False}, "qkv_bias"),
+        ({"patch_stride": [2, 2]}, "patch_stride=2 is not supported"),
+        ({"patch_size": [4, 2]}, r"patch_size=\[4, 2\]"),
+        ({"patch_size": "4"}, "patch_size='4'"),
+        ({"patch_embed_input_channels": 2}, "patch_embed_input_channels"),
+        ({"flatten_patch_embeds": False}, "flatten_patch_embeds"),
+        ({"enable_patch_layer_norm": False}, "enable_patch_layer_norm"),
+        ({"fusion_type": "channel_map"}, "fusion_type"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps"),
+        ({"mlp_ratio": 2.5}, "mlp_ratio=2.5"),
+        ({"depths": 2}, "depths is 2"),
+        ({"depths": [2, 1, 1]}, "equally long"),
+        ({"depths": [2, True]}, "depths"),
+        ({"num_mel_bins": 12}, "mels 12"),
+        ({"window_size": 8}, "less than a window"),
+        ({"hidden_size": 100}, "hidden_size is 100"),
+        ({"enable_fusion": True, "aff_block_r": 25}, "fusion_ratio"),
+        ({"absolute_positions": True}, "absolute_positions"),
+        ({"model_type": "clap_text_model"}, "model_type"),
+    ],
+)
+def test_unsupported_audio_settings_are_refused_by_name(unfused, change, named):
+    config = json.loads((unfused.folder / "config.json").read_text())
+    config["audio_config"] |= change
+    with pytest.raises(ModelConfigError, match=named):
+        clap_config(config)
+
+
+def test_unsupported_settings_of_the_whole_are_refused_by_name(unfused):
+    config = json.loads((unfused.folder / "config.json").read_text())
+    for change, named in (
+        ({"projection_hidden_act": "gelu"}, "projection_hidden_act"),
+        ({"projection_dim": 0}, "projection_dim"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "clip"}, "model_type"),
+        ({"audio_config": "htsat"}, "audio_config has to be a JSON object"),
+    ):
+        with pytest.raises(ModelConfigError, match=named):
+            clap_config({**config, **change})
+    text = {**config, "text_config": {**config["text_config"], "hidden_act": "gelu_new"}}
+    with pytest.raises(ModelConfigError, match="text_config: hidden_act"):
+        clap_text_config(text)
+
+
+def test_sizes_that_make_no_network_are_refused():
+    with pytest.raises(ValueError, match="less than a window"):
+        ClapConfig(spec_size=128)
+    with pytest.raises(ValueError, match="fusion_ratio"):
+        ClapConfig(fusion=True, fusion_ratio=97)
