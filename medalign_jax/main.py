@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
         if jax.process_index():
-            sys.stdout = Path(os.devnull).open("w")  # one process speaks; errors go to stderr
+            # One process speaks; errors go to stderr.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         config = _config()
         if config.method not in METHODS:

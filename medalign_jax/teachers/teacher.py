@@ -23,10 +23,15 @@ from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.layer_stack import normalise_layers
 from medalign_jax.teachers.reading import Reading, TeacherError, pool
-from medalign_jax.teachers.tokenizers import FolderTokenizer, HashTokenizer, Tokenizer
+from medalign_jax.teachers.tokenizers import (
+    FolderTokenizer,
+    GgufTokenizer,
+    HashTokenizer,
+    Tokenizer,
+)
 from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
 from medalign_jax.weights.load import load
-from medalign_jax.weights.source import resolve
+from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import bert as bert_table
 from medalign_jax.weights.tables import decoder as decoder_table
@@ -239,7 +244,8 @@ def load_teacher(
       layer, pooling, max_tokens, lowercase, normalise: See ``Reading``.
       dtype: float32 or bfloat16, of weights and computation; pooling is always float32.
       config: The parsed config.json, where the source has none.
-      tokenizer: Folder of tokeniser files or a ready one; by default the source's folder.
+      tokenizer: Folder of tokeniser files or a ready one; by default what lies in the source's
+        folder, or in a GGUF file.
 
     Raises:
       TeacherError: if the architecture is unknown or the settings do not fit the model.
@@ -256,15 +262,19 @@ def load_teacher(
     model = _read_part(architecture, full, reading, dtype)
     table = architecture.table(model.config, full.depth)
     params = load(weights, table, _abstract(model, architecture, mesh), dtype=model.dtype)
-    if tokenizer is None:
-        if weights.folder is None:
-            raise TeacherError(
-                f"{weights.label}: no folder to read a tokenizer from; give tokenizer="
-            )
-        tokenizer = weights.folder
+    tokenizer = _tokenizer(weights) if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path):
         tokenizer = FolderTokenizer(tokenizer)
     return Teacher(model, params, tokenizer, reading, weights.identity, mesh)
+
+
+def _tokenizer(weights: WeightSource) -> Tokenizer:
+    """The one that comes with the weights."""
+    if weights.folder is None:
+        raise TeacherError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
+    if weights.file.suffix == ".gguf":
+        return GgufTokenizer(weights.file)
+    return FolderTokenizer(weights.folder)
 
 
 def random_teacher(

@@ -1,6 +1,7 @@
 """Tokenisers as a teacher needs them: texts in, unpadded lists of ids out."""
 
 import hashlib
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medalign_jax.errors import UserError
+from medalign_jax.weights.gguf import read_header
 
 _FILES = (
     "tokenizer.json",
@@ -19,6 +21,20 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+_GGUF_KEYS = {  # of the file -> as transformers calls them
+    "model": "tokenizer_type",
+    "pre": "pre_tokenizer_type",
+    "tokens": "tokens",
+    "scores": "scores",
+    "token_type": "token_type",
+    "merges": "merges",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "unknown_token_id": "unk_token_id",
+    "padding_token_id": "pad_token_id",
+    "add_space_prefix": "add_prefix_space",
+}
 
 
 class TokenizerError(UserError):
@@ -77,6 +93,44 @@ class FolderTokenizer:
             list(texts), truncation=True, max_length=max_tokens, padding=False
         )
         return encoded["input_ids"]
+
+
+class GgufTokenizer:
+    """The tokeniser that a GGUF file carries beside its weights.
+
+    Raises:
+      TokenizerError: if the file carries none, or one of a kind that is not known.
+    """
+
+    def __init__(self, path: str | Path):
+        metadata = read_header(Path(path), lists=True).metadata
+        stored = {
+            name: metadata[f"tokenizer.ggml.{key}"]
+            for key, name in _GGUF_KEYS.items()
+            if f"tokenizer.ggml.{key}" in metadata
+        }
+        if not isinstance(stored.get("tokens"), tuple):
+            raise TokenizerError(f"{path}: the file holds no tokenizer; give tokenizer= a folder")
+        # Imported late: it takes seconds.
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
+
+        try:
+            self._backend, _ = convert_gguf_tokenizer(metadata["general.architecture"], stored)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise TokenizerError(f"{path}: its tokenizer cannot be read: {error!r}") from error
+        # Files without the flag are old; llama.cpp begins a sentencepiece text all the same.
+        begins = metadata.get("tokenizer.ggml.add_bos_token", stored["tokenizer_type"] == "llama")
+        ends = metadata.get("tokenizer.ggml.add_eos_token", False)
+        self._begin = [stored["bos_token_id"]] if begins else []
+        self._end = [stored["eos_token_id"]] if ends else []
+        self.pad_id = stored.get("pad_token_id", 0)
+        content = json.dumps([stored, self._begin, self._end], sort_keys=True)
+        self.identity = hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        room = max_tokens - len(self._begin) - len(self._end)
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [[*self._begin, *each.ids[:room], *self._end] for each in encoded]
 
 
 class HashTokenizer:

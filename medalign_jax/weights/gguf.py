@@ -51,7 +51,8 @@ class Header:
     """What a GGUF file says before its numbers.
 
     Attributes:
-      metadata: values by key; lists of numbers as tuples, other lists as `Skipped`.
+      metadata: values by key; lists as tuples, or, where they were not asked for and are of strings
+        or very long, as `Skipped`.
       tensors: name to (shape, number of the tensor type, place in the file), the last axis fastest.
     """
 
@@ -98,14 +99,18 @@ class Quantised:
         return np.ascontiguousarray(numbers[..., columns.start - start : columns.stop - start])
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, lists: bool = False) -> Header:
     """Parses and checks everything before the numbers.
+
+    Args:
+      path: of the file.
+      lists: keep all lists, a vocabulary too.
 
     Raises:
       WeightError: names what is wrong.
     """
     with path.open("rb", buffering=2**20) as file:
-        cursor = _Cursor(path, file)
+        cursor = _Cursor(path, file, lists)
         magic, version, tensor_count, entry_count = cursor.take("4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise cursor.damaged(f"GGUF version {version:#x}; 2 and 3 are read, little-endian only")
@@ -137,8 +142,8 @@ def read_header(path: Path) -> Header:
 class _Cursor:
     """Reads a header from its begin; goes nowhere beyond the end of the file."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: Path, file: BinaryIO, lists: bool = False) -> None:
+        self.path, self._file, self._lists = path, file, lists
         self._size = path.stat().st_size
         self.place = 0
 
@@ -185,13 +190,15 @@ class _Cursor:
     def _list(self, kind: int, length: int) -> Any:
         if length > _MAX_LIST:
             raise self.damaged(f"a list of {length} values; at most {_MAX_LIST} are read")
+        if kind == _STRING and self._lists:
+            return tuple(self._text(self.string(_MAX_STRING_BYTES)) for _ in range(length))
         if kind == _STRING:
             for _ in range(length):
                 self.string(_MAX_STRING_BYTES)
             return Skipped(length)
         if kind not in _NUMBERS:
             raise self.damaged(f"a list of values of unknown type {kind}")
-        if length > _MAX_KEPT:
+        if length > _MAX_KEPT and not self._lists:
             self.bytes(length * struct.calcsize(_NUMBERS[kind]))
             return Skipped(length)
         return self.take(f"{length}{_NUMBERS[kind]}")

@@ -20,6 +20,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from medalign_jax.models.bert import Bert, bert_config
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.teachers import load_teacher
 from medalign_jax.weights.load import load
 from medalign_jax.weights.source import resolve
 from medalign_jax.weights.tables import bert as bert_table
@@ -183,6 +184,21 @@ def test_gemma3_270m_equals_transformers(gemma3_270m):
     )
     assert max(ours) < 2e-5
     assert all(us < 5 * them + 1e-7 for us, them in zip(ours, theirs, strict=True))
+
+
+def test_gemma3_270m_as_a_teacher(gemma3_270m):
+    """One file is enough: weights, sizes and tokeniser. The ids are those of Gemma 3."""
+    teacher = load_teacher(gemma3_270m, layer=2, max_tokens=12)
+    ids, mask = teacher.tokenize(["Hello world", "crackles"])
+    assert ids[0, : mask[0].sum()].tolist() == [2, 23391, 1902]  # <bos>, hello (lower-cased), world
+    text = "a holosystolic murmur, grade iii/vi; naïve  spaces"
+    (row,) = teacher._tokenizer.encode([text], 64)
+    assert teacher._tokenizer._backend.decode(row) == text
+    assert teacher._tokenizer.encode([text], 5)[0] == row[:5]
+    vectors = teacher.embed(["fine crackles at both bases", "coarse crackles", "normal heart"])
+    cosine = np.corrcoef(vectors)
+    assert vectors.shape == (3, 640) and np.isfinite(vectors).all()
+    assert cosine[0, 1] > cosine[0, 2]
 
 
 def test_minilm_equals_transformers():

@@ -47,6 +47,7 @@ TOYS = {
     ),
     "ast": (_AST | {"mlp_width": 32, "stride": (4, 4)}, _FBANK),
     "clap": (_SWIN, {}),
+    "clap_fused": (_SWIN, {}),
     "whisper": (_TOWER, {}),
     "qwen2_audio": (_TOWER | {"output_width": 8}, {}),
     "qwen_omni_audio": (_TOWER | {"output_width": 8, "n_window": 10}, {}),
@@ -126,10 +127,9 @@ def test_acula_trains_the_encoder(name):
     shardings(params, method.sharding_rules, make_mesh(devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("name", ["opera_ct", "opera_ce"])
-def test_cola_is_the_other_term_of_opera(name):
-    side = student(name, "cola")
-    method = Acula(side, TEXT_WIDTH, AculaConfig(hidden=8, out=4), toy(name).sharding)
+def test_cola_is_the_other_term_of_opera():
+    side = student("opera_ce", "cola")
+    method = Acula(side, TEXT_WIDTH, AculaConfig(hidden=8, out=4), toy("opera_ce").sharding)
     params = tiny.quick_jit(method.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH)
     run = tiny.quick_jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
