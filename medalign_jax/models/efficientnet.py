@@ -144,12 +144,12 @@ class EfficientNetConfig:
 
     @property
     def footprint(self) -> tuple[int, int]:
-        """(frames, mel bins) from one token to the next: the stretch that a token stands for.
+        """(frames, mel bins) of the stretch that a token stands for.
 
-        What is left over at the end of a side (27 of 251 frames, 32 of 64 mel bins) has no token
-        of its own; every token sees it all the same, since its field of view is far larger.
+        Mel bins are shared out between the columns; 27 of 251 frames are left over at the end, and
+        have no token of their own.
         """
-        return self.stride, self.stride
+        return self.stride, self.mels // self.grid(self.frames)[1]
 
     @property
     def mask_unit(self) -> tuple[int, int]:

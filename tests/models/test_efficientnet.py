@@ -108,7 +108,7 @@ def test_blocks(opera_ce, embed, prefix):
 
 
 def test_the_grid_and_its_footprint():
-    assert OPERA_CE.grid(251) == (7, 1) and OPERA_CE.footprint == (32, 32)
+    assert OPERA_CE.grid(251) == (7, 1) and OPERA_CE.footprint == (32, 64)
     assert OPERA_CE.grid(34) == (1, 1) and OPERA_CE.least_frames == 34
 
 
@@ -266,8 +266,8 @@ def test_bfloat16_compute_stays_close_and_returns_float32(tiny):
     low, _ = apply(dataclasses.replace(TINY, dtype=jnp.bfloat16), params, features)
     high, _ = apply(TINY, params, features)
     assert low.dtype == jnp.float32
-    # 8 bits of mantissa through 4 blocks of 3 convolutions: 5 % of the largest feature.
-    assert np.abs(low - high).max() < 0.05 * np.abs(high).max()
+    # 8 bits of mantissa through 4 blocks of 3 convolutions: 2 % of the largest feature.
+    assert np.abs(low - high).max() < 0.02 * np.abs(high).max()
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
