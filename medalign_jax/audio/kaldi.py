@@ -56,24 +56,13 @@ class KaldiFbank:
 
     def __post_init__(self):
         """Refuses settings that make no front end."""
-        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
-            raise UserError(
-                f"fbank: need 0 <= f_min < f_max <= sample_rate / 2, got f_min={self.f_min}, "
-                f"f_max={self.f_max}, sample_rate={self.sample_rate}"
-            )
-        for name, least in {"length": 2, "hop": 1, "n_mels": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"fbank: {name} must be at least {least}, got {getattr(self, name)}"
-                )
-        if not self.std > 0:
-            raise UserError(f"fbank: std must be above 0, got {self.std}")
+        spectrum.check_settings("fbank", self, ("hop", "n_mels", "std"))
+        if self.length < 2:
+            raise UserError(f"fbank: length must be at least 2, got {self.length}")
         if not 0 <= self.preemphasis <= 1:
             raise UserError(f"fbank: preemphasis must lie in 0..1, got {self.preemphasis}")
         if self.pad_to is not None and self.pad_to < 1:
             raise UserError(f"fbank: pad_to must be at least 1 or None, got {self.pad_to}")
-        if self.dft not in ("auto", "fft", "matmul"):
-            raise UserError(f"fbank: dft must be auto, fft or matmul, got {self.dft!r}")
 
     @property
     def n_fft(self) -> int:

@@ -9,13 +9,53 @@ encoder, and XLA keeps a product split over devices, where it gathers the batch 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medalign_jax.errors import UserError
+
 _FRAMES_IN_CACHE = 512  # 512 frames of 1024 samples: 2 MB of input and as much of spectrum
+
+
+def check_settings(label: str, config: Any, above_zero: Sequence[str]) -> None:
+    """Refuses numbers that make no mel front end.
+
+    Args:
+        label: what errors call it.
+        config: has sample_rate, f_min, f_max, dft and the fields named next.
+        above_zero: fields that have to be.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    c = config
+    if not 0 <= c.f_min < c.f_max <= c.sample_rate / 2:
+        raise UserError(
+            f"{label}: need 0 <= f_min < f_max <= sample_rate / 2, got f_min={c.f_min}, "
+            f"f_max={c.f_max}, sample_rate={c.sample_rate}"
+        )
+    for name in above_zero:
+        if not getattr(c, name) > 0:
+            raise UserError(f"{label}: {name} must be above 0, got {getattr(c, name)}")
+    if c.dft not in ("auto", "fft", "matmul"):
+        raise UserError(f"{label}: dft must be auto, fft or matmul, got {c.dft!r}")
+
+
+def check_filters(label: str, config: Any, filter_bank: np.ndarray) -> None:
+    """Refuses filters (n_mels, bins) of which some hold no bin of the transform.
+
+    Raises:
+        UserError: too many filters for the transform, and what to do.
+    """
+    if not filter_bank.any(axis=1).all():
+        raise UserError(
+            f"{label}: {config.n_mels} filters are too many for n_fft={config.n_fft} between "
+            f"{config.f_min} and {config.f_max} Hz (some hold no bin); take fewer or a larger n_fft"
+        )
 
 
 def frame_count(samples: int, length: int, hop: int) -> int:

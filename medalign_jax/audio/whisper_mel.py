@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.audio import spectrum
-from medalign_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +45,10 @@ class WhisperMel:
 
     def __post_init__(self):
         """Refuses settings that make no front end."""
-        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
-            raise UserError(
-                f"whisper-mel: need 0 <= f_min < f_max <= sample_rate / 2, got f_min={self.f_min}, "
-                f"f_max={self.f_max}, sample_rate={self.sample_rate}"
-            )
-        for name in ("n_fft", "hop", "n_mels", "log_range", "amin"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"whisper-mel: {name} must be above 0, got {getattr(self, name)}")
-        if self.dft not in ("auto", "fft", "matmul"):
-            raise UserError(f"whisper-mel: dft must be auto, fft or matmul, got {self.dft!r}")
-        if not self._filter_bank().any(axis=1).all():
-            raise UserError(
-                f"whisper-mel: {self.n_mels} filters are too many for n_fft={self.n_fft} between "
-                f"{self.f_min} and {self.f_max} Hz (some hold no bin); take fewer or a larger n_fft"
-            )
+        spectrum.check_settings(
+            "whisper-mel", self, ("n_fft", "hop", "n_mels", "log_range", "amin")
+        )
+        spectrum.check_filters("whisper-mel", self, self._filter_bank())
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples` samples."""

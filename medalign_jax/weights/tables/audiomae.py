@@ -5,16 +5,16 @@ Upstream names are those of facebookresearch/AudioMAE: `models_vit.py` has `fc_n
 made from the second, so its lines are those of `opera_gt`.
 """
 
-from medalign_jax.weights.table import Ignore, Rule, Table
+from medalign_jax.weights.table import Ignore, Table
 from medalign_jax.weights.tables import opera_gt
+from medalign_jax.weights.tables.lines import norm
 
 TABLE = Table(
     name="audiomae",
     prefixes=opera_gt.TABLE.prefixes,
     rules=(
         *opera_gt.TABLE.rules,
-        Rule("{prefix}fc_norm.weight", "fc_norm/scale"),
-        Rule("{prefix}fc_norm.bias", "fc_norm/bias"),
+        *norm("fc_norm", "fc_norm"),
     ),
     ignores=(
         Ignore("{prefix}head.*", "classifier of the fine-tuning; features are read before it"),

@@ -7,16 +7,13 @@ only is loaded by `weights.tables.bert`.
 
 import dataclasses
 
-from medalign_jax.weights.table import CONV2D, LINEAR, Ignore, Rule, Squeeze, Table, chain
+from medalign_jax.weights.table import CONV2D, LINEAR, Ignore, Rule, Table
 from medalign_jax.weights.tables import bert
-from medalign_jax.weights.tables.opera_ct import COUNTER, batch_norm, dense, norm
+from medalign_jax.weights.tables.lines import COUNTER, POINTWISE, batch_norm, dense, norm
 
 _STAGES = 4
 _AUDIO = "audio_model.audio_encoder"
 _PATCH = f"{_AUDIO}.patch_embed"
-
-# (out, in, 1, 1) -> (in, out): a convolution of one point.
-_POINTWISE = chain(Squeeze(3), Squeeze(2), LINEAR)
 
 _DENSE = {
     "attention.self.query": "attn/query",
@@ -59,9 +56,9 @@ def _fusion(branch: str, first: int) -> tuple[Rule, ...]:
     """A branch of the fusion, whose modules are numbered upstream."""
     upstream, path = f"{_PATCH}.fusion_model.{branch}_att", f"fusion/{branch}"
     return (
-        *_convolution(f"{upstream}.{first}", f"{path}/reduce", _POINTWISE),
+        *_convolution(f"{upstream}.{first}", f"{path}/reduce", POINTWISE),
         *batch_norm(f"{upstream}.{first + 1}", f"{path}/norm1"),
-        *_convolution(f"{upstream}.{first + 3}", f"{path}/expand", _POINTWISE),
+        *_convolution(f"{upstream}.{first + 3}", f"{path}/expand", POINTWISE),
         *batch_norm(f"{upstream}.{first + 4}", f"{path}/norm2"),
     )
 

@@ -4,10 +4,10 @@ Upstream names are those of `Cola(encoder="efficientnet")` in evelyn0414/OPERA, 
 efficientnet_pytorch.
 """
 
-from medalign_jax.weights.table import CONV2D, LINEAR, Rule, Squeeze, Table, chain
-from medalign_jax.weights.tables.opera_ct import COLA, COUNTER, batch_norm
+from medalign_jax.weights.table import CONV2D, Rule, Table
+from medalign_jax.weights.tables.lines import COUNTER, POINTWISE, batch_norm
+from medalign_jax.weights.tables.opera_ct import COLA
 
-_POINTWISE = chain(Squeeze(3), Squeeze(2), LINEAR)  # (out, in, 1, 1) -> (in, out)
 _NET = "encoder.efficientnet"
 
 
@@ -22,15 +22,15 @@ def _bias(upstream: str, path: str) -> Rule:
 def _block(upstream: str, path: str) -> tuple[Rule, ...]:
     return (
         # The first block does not expand.
-        _conv(f"{upstream}._expand_conv", f"{path}/expand_conv", _POINTWISE),
+        _conv(f"{upstream}._expand_conv", f"{path}/expand_conv", POINTWISE),
         *batch_norm(f"{upstream}._bn0", f"{path}/bn0"),
         _conv(f"{upstream}._depthwise_conv", f"{path}/depthwise_conv"),
         *batch_norm(f"{upstream}._bn1", f"{path}/bn1"),
-        _conv(f"{upstream}._se_reduce", f"{path}/se_reduce", _POINTWISE),
+        _conv(f"{upstream}._se_reduce", f"{path}/se_reduce", POINTWISE),
         _bias(f"{upstream}._se_reduce", f"{path}/se_reduce"),
-        _conv(f"{upstream}._se_expand", f"{path}/se_expand", _POINTWISE),
+        _conv(f"{upstream}._se_expand", f"{path}/se_expand", POINTWISE),
         _bias(f"{upstream}._se_expand", f"{path}/se_expand"),
-        _conv(f"{upstream}._project_conv", f"{path}/project_conv", _POINTWISE),
+        _conv(f"{upstream}._project_conv", f"{path}/project_conv", POINTWISE),
         *batch_norm(f"{upstream}._bn2", f"{path}/bn2"),
     )
 
@@ -44,7 +44,7 @@ TABLE = Table(
         _conv(f"{_NET}._conv_stem", "encoder/conv_stem"),
         *batch_norm(f"{_NET}._bn0", "encoder/bn0"),
         *_block(f"{_NET}._blocks.{{i}}", "encoder/block{i}"),
-        _conv(f"{_NET}._conv_head", "encoder/conv_head", _POINTWISE),
+        _conv(f"{_NET}._conv_head", "encoder/conv_head", POINTWISE),
         *batch_norm(f"{_NET}._bn1", "encoder/bn1"),
         *COLA,
     ),

@@ -4,36 +4,11 @@ Upstream names are those of `Cola(encoder="htsat")` in evelyn0414/OPERA.
 """
 
 from medalign_jax.weights.table import CONV2D, LINEAR, Ignore, Rule, Table
+from medalign_jax.weights.tables.lines import COUNTER, batch_norm, dense, norm
 
 _STAGES = 4
 
 
-def dense(upstream: str, path: str) -> tuple[Rule, Rule]:
-    """A linear layer's two tensors."""
-    return (
-        Rule(f"{{prefix}}{upstream}.weight", f"{path}/kernel", LINEAR),
-        Rule(f"{{prefix}}{upstream}.bias", f"{path}/bias"),
-    )
-
-
-def norm(upstream: str, path: str) -> tuple[Rule, Rule]:
-    """A LayerNorm's two tensors."""
-    return (
-        Rule(f"{{prefix}}{upstream}.weight", f"{path}/scale"),
-        Rule(f"{{prefix}}{upstream}.bias", f"{path}/bias"),
-    )
-
-
-def batch_norm(upstream: str, path: str) -> tuple[Rule, ...]:
-    """A BatchNorm's tensors with its statistics."""
-    return (
-        *norm(upstream, path),
-        Rule(f"{{prefix}}{upstream}.running_mean", f"{path}/mean"),
-        Rule(f"{{prefix}}{upstream}.running_var", f"{path}/var"),
-    )
-
-
-COUNTER = Ignore("{prefix}*.num_batches_tracked", "a counter of the training")
 COLA = (
     *dense("g", "g"),
     *norm("layer_norm", "layer_norm"),

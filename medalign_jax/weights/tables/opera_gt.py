@@ -4,31 +4,18 @@ Upstream names are those of `MaskedAutoencoderViTMD` in evelyn0414/OPERA. With a
 are those of facebookresearch/mae, which it was made from.
 """
 
-from medalign_jax.weights.table import CONV2D, LINEAR, Rule, Table
-
-
-def _dense(upstream: str, path: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(f"{{prefix}}{upstream}.weight", f"{path}/kernel", LINEAR),
-        Rule(f"{{prefix}}{upstream}.bias", f"{path}/bias"),
-    )
-
-
-def _norm(upstream: str, path: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(f"{{prefix}}{upstream}.weight", f"{path}/scale"),
-        Rule(f"{{prefix}}{upstream}.bias", f"{path}/bias"),
-    )
+from medalign_jax.weights.table import CONV2D, Rule, Table
+from medalign_jax.weights.tables.lines import dense, norm
 
 
 def _block(upstream: str, path: str) -> tuple[Rule, ...]:
     return (
-        *_norm(f"{upstream}.norm1", f"{path}/norm1"),
-        *_dense(f"{upstream}.attn.qkv", f"{path}/attn/qkv"),
-        *_dense(f"{upstream}.attn.proj", f"{path}/attn/proj"),
-        *_norm(f"{upstream}.norm2", f"{path}/norm2"),
-        *_dense(f"{upstream}.mlp.fc1", f"{path}/mlp/fc1"),
-        *_dense(f"{upstream}.mlp.fc2", f"{path}/mlp/fc2"),
+        *norm(f"{upstream}.norm1", f"{path}/norm1"),
+        *dense(f"{upstream}.attn.qkv", f"{path}/attn/qkv"),
+        *dense(f"{upstream}.attn.proj", f"{path}/attn/proj"),
+        *norm(f"{upstream}.norm2", f"{path}/norm2"),
+        *dense(f"{upstream}.mlp.fc1", f"{path}/mlp/fc1"),
+        *dense(f"{upstream}.mlp.fc2", f"{path}/mlp/fc2"),
     )
 
 
@@ -43,15 +30,15 @@ TABLE = Table(
         Rule("{prefix}patch_embed.proj.weight", "patch_embed/kernel", CONV2D),
         Rule("{prefix}patch_embed.proj.bias", "patch_embed/bias"),
         *_block("blocks.{i}", "block{i}"),
-        *_norm("norm", "norm"),
-        *_dense("decoder_embed", "decoder_embed"),
+        *norm("norm", "norm"),
+        *dense("decoder_embed", "decoder_embed"),
         *_block("decoder_blocks.{i}", "decoder_block{i}"),
         # Windowed decoder only.
         Rule("{prefix}decoder_blocks.{i}.attn.tau", "decoder_block{i}/attn/tau"),
-        *_dense("decoder_blocks.{i}.attn.meta_mlp.fc1", "decoder_block{i}/attn/meta_mlp/fc1"),
-        *_dense("decoder_blocks.{i}.attn.meta_mlp.fc2", "decoder_block{i}/attn/meta_mlp/fc2"),
-        *_norm("decoder_norm", "decoder_norm"),
-        *_dense("decoder_pred", "decoder_pred"),
+        *dense("decoder_blocks.{i}.attn.meta_mlp.fc1", "decoder_block{i}/attn/meta_mlp/fc1"),
+        *dense("decoder_blocks.{i}.attn.meta_mlp.fc2", "decoder_block{i}/attn/meta_mlp/fc2"),
+        *norm("decoder_norm", "decoder_norm"),
+        *dense("decoder_pred", "decoder_pred"),
     ),
 )
 

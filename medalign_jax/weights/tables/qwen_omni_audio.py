@@ -5,7 +5,8 @@ and those of transformers 5's modules (``model.audio_tower.``, ``thinker.model.a
 """
 
 from medalign_jax.weights.table import LINEAR, Ignore, Rule, Table
-from medalign_jax.weights.tables.whisper import BODY, POSITIONS, norm
+from medalign_jax.weights.tables.lines import norm
+from medalign_jax.weights.tables.whisper import BODY, POSITIONS
 from medalign_jax.weights.tables.whisper import SHARDING as _WHISPER_SHARDING
 
 _PROJECTOR = "multi_modal_projector.linear"

@@ -1,6 +1,7 @@
 """Whisper's encoder in transformers' ``WhisperModel`` and the models around it."""
 
 from medalign_jax.weights.table import CONV1D, LINEAR, Ignore, Rule, Table
+from medalign_jax.weights.tables.lines import norm
 
 # upstream module of a layer -> place in the stacked layer
 _DENSE = {
@@ -12,14 +13,6 @@ _DENSE = {
     "fc2": "fc2",
 }
 _NORMS = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "mlp_norm"}
-
-
-def norm(upstream: str, path: str) -> tuple[Rule, Rule]:
-    """A LayerNorm's two tensors."""
-    return (
-        Rule(f"{{prefix}}{upstream}.weight", f"{path}/scale"),
-        Rule(f"{{prefix}}{upstream}.bias", f"{path}/bias"),
-    )
 
 
 # Stem and layers, which Qwen's towers share.
