@@ -58,7 +58,7 @@ _CONV = {
 }  # fmt: skip
 _FBANK = {"f_max": 2000.0, "pad_to": 224, "n_mels": 64}
 _PATCHES = {"frames": 224, "mels": 64, "width": 128, "depth": 4, "heads": 4}
-_TOWER = {"mels": 64, "frames": 200, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512}
+_TOWER = {"mels": 64, "frames": 204, "width": 128, "depth": 4, "heads": 4, "mlp_width": 512}
 _LOW = {"f_max": 2000.0}
 
 LINES = (
