@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--gemma", default="", help="weights of Gemma-3-270M")
     parser.add_argument("--only", default="", help="run lines whose label holds this text")
-    parser.add_argument("--pretrain_steps", type=int, default=600)
-    parser.add_argument("--align_steps", type=int, default=100)
+    parser.add_argument("--pretrain_steps", type=int, default=400)
+    parser.add_argument("--align_steps", type=int, default=80)
     arguments = parser.parse_args()
     keep_host_memory()
     rows = []
