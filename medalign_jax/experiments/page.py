@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.audio import clip
 from medalign_jax.data import reports
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.evaluate import report
 from medalign_jax.evaluate import report_figures as figures
 from medalign_jax.evaluate.map import embedding_map
 from medalign_jax.evaluate.results import write_results
+from medalign_jax.experiments import build
 from medalign_jax.experiments import comparison as compare
 from medalign_jax.experiments.workdir import note_provenance
 from medalign_jax.train.metrics import read_metrics
@@ -195,10 +197,10 @@ def _confusions(outcome: compare.Comparison) -> list[figures.Confusion]:
 def _recordings(this: Run, task: compare.Task, outcome) -> list[report.Recording]:
     """A few test recordings, spread over the classes, with their nearest reports."""
     places = {int(i): n for n, i in enumerate(task.test)}
-    shown = []
+    samples, shown = build.samples_of(this.config, this.made), []
     for i in _spread(task):
         row, waveform = this.data.rows[i], this.data.waveform(i)
-        window = waveform[: this.config.data.samples]
+        window = clip.fit(waveform[:samples], samples)
         shown.append(
             report.Recording(
                 name=Path(row.audio_path).name,
