@@ -18,7 +18,10 @@ HERE = Path(__file__).parent
 
 
 def _start(arguments: list[str], devices: int) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = (
+        f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
     paths = os.pathsep.join((str(HERE), str(HERE.parent), str(HERE.parent.parent)))
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     return subprocess.Popen(
@@ -46,10 +49,10 @@ def runs(tmp_path_factory):
     return folder / "two", folder / "one"
 
 
-@pytest.mark.parametrize("stage", ["pretrain", ".", "ceiling"])
+@pytest.mark.parametrize("stage", ["pretrain", "."])
 def test_losses_agree(runs, stage):
     two, one = (read_metrics(run / stage / "metrics.jsonl") for run in runs)
-    assert len(two) == len(one) > 4
+    assert len(two) == len(one) >= 4
     for line, expected in zip(two, one, strict=True):
         assert line["step"] == expected["step"]
         for name in ("loss", "cka", "reconstruction", "valid/loss"):

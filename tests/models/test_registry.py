@@ -23,7 +23,7 @@ _VIT = {
     "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2,
 }  # fmt: skip
 _SWIN = {
-    "mels": 16, "spec_size": 32, "patch": 2, "embed_width": 8, "depths": (1, 2), "heads": (2, 4),
+    "mels": 16, "spec_size": 32, "patch": 2, "embed_width": 8, "depths": (1, 1), "heads": (2, 4),
     "window": 4, "projection": 8,
 }  # fmt: skip
 _TOWER = {"mels": 16, "frames": 64, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
@@ -53,6 +53,8 @@ TOYS = {
     "qwen_omni_audio": (_TOWER | {"output_width": 8, "n_window": 10}, {}),
 }  # fmt: skip
 BATCH, TEXT_WIDTH = 4, 6
+# One of each module: a gradient takes long to compile.
+TRAINED = [n for n in TOYS if n not in ("opera_gt", "audiomae", "clap_fused", "qwen2_audio")]
 
 
 def toy(name: str):
@@ -107,7 +109,7 @@ def test_intermediates_are_what_the_config_says(name):
         assert out["tokens"].shape[:2] == (2, rows * columns)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_acula_trains_the_encoder(name):
     """One gradient: finite, and it reaches the encoder through both terms."""
     side = student(name)
@@ -128,14 +130,19 @@ def test_acula_trains_the_encoder(name):
 
 
 def test_cola_is_the_other_term_of_opera():
+    """Without its gradient, which test_cola.py has."""
     side = student("opera_ce", "cola")
     method = Acula(side, TEXT_WIDTH, AculaConfig(hidden=8, out=4), toy("opera_ce").sharding)
     params = tiny.quick_jit(method.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), BATCH)
-    run = tiny.quick_jit(lambda p: loss_and_grad(method, p, None, batch(side.samples), keys, 1))
-    _, metrics, grads = run(params)
-    assert np.isfinite(metrics["contrast"]) and "reconstruction" not in metrics
-    assert float(jnp.abs(grads["encoder"]["linear"]["kernel"]).sum()) > 0
+
+    def losses(params):
+        encoded = method.encode(params, None, batch(side.samples), keys, True)
+        return method.couple(encoded.coupled)
+
+    loss, metrics = tiny.quick_jit(losses)(params)
+    assert np.isfinite(loss) and metrics["contrast"] > 0 and "reconstruction" not in metrics
+    np.testing.assert_allclose(loss, metrics["align"] + metrics["contrast"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
