@@ -321,7 +321,7 @@ def _pull_back(
     for step in steps[:-1]:
         shapes.append(step.target_shape(shapes[-1]))
     rests = []
-    for step, before in zip(reversed(steps), reversed(shapes), strict=False):
+    for step, before in zip(reversed(steps), reversed(shapes), strict=True):
         index, rest = step.pull_back(index, before)
         rests.append(rest)
     return index, rests[::-1]
