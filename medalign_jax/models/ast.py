@@ -19,7 +19,7 @@ import numpy as np
 
 from medalign_jax.models.attention import attention
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
-from medalign_jax.models.vit_layers import Dense, Mlp, PatchEmbed, layer_norm
+from medalign_jax.models.vit_layers import Dense, Mlp, PatchEmbed, UniformBlocks, layer_norm
 
 Intermediates = dict[str, jax.Array]
 
@@ -27,7 +27,7 @@ _PREFIX = 2  # class token, distillation token
 
 
 @dataclasses.dataclass(frozen=True)
-class ASTConfig:
+class ASTConfig(UniformBlocks):
     """Sizes of an AST; the defaults are those of the published AudioSet models.
 
     Attributes:
@@ -41,6 +41,8 @@ class ASTConfig:
       remat: recompute each block's activations in the backward pass instead of keeping them.
       dtype: of the computation; parameters and norms' statistics are float32.
     """
+
+    prefix_tokens = _PREFIX
 
     frames: int = 1024
     mels: int = 128
@@ -62,16 +64,6 @@ class ASTConfig:
             raise ValueError(f"stride must be at least 1, got {self.stride}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of {self.heads} heads")
-
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Channels of each block's output."""
-        return (self.width,) * self.depth
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before the patches in a block's output: class and distillation token."""
-        return _PREFIX
 
     @property
     def footprint(self) -> tuple[int, int]:

@@ -24,27 +24,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.losses.reconstruction import masked_patch_error
+from medalign_jax.models.masked_autoencoder import Intermediates, MaskedAutoencoder
 from medalign_jax.models.vit_layers import (
     Block,
     Dense,
     Mlp,
     PatchEmbed,
+    UniformBlocks,
     layer_norm,
     patchify,
-    restore_tokens,
-    sincos_table,
 )
 from medalign_jax.models.windowed_decoder import CosineAttention
-
-Intermediates = dict[str, jax.Array]
 
 _WINDOW = 4  # side of a decoder window, tokens
 _SHIFT = 2  # rows that every second decoder block rolls
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioMAEConfig:
+class AudioMAEConfig(UniformBlocks):
     """Sizes of an AudioMAE.
 
     Attributes:
@@ -60,6 +57,8 @@ class AudioMAEConfig:
       remat: recompute each block's activations in the backward pass instead of keeping them.
       dtype: of the computation; parameters, norms' statistics and losses are float32.
     """
+
+    prefix_tokens = 1  # class token
 
     frames: int = 1024
     mels: int = 128
@@ -93,16 +92,6 @@ class AudioMAEConfig:
         tokens = self.tokens(self.frames)
         if not 1 <= self.kept < tokens:
             raise ValueError(f"mask_ratio {self.mask_ratio} keeps {self.kept} of {tokens} tokens")
-
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Channels of each block's output."""
-        return (self.width,) * self.depth
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before the patches in a block's output: the class token."""
-        return 1
 
     @property
     def footprint(self) -> tuple[int, int]:
@@ -148,7 +137,7 @@ AUDIOMAE = AudioMAEConfig()
 AUDIOMAE_PRETRAINED = AudioMAEConfig(decoder_depth=16)
 
 
-class AudioMAE(nn.Module):
+class AudioMAE(MaskedAutoencoder):
     """AudioMAE with or without its decoder; see the module's docstring.
 
     The parameters include the fixed tables `pos_embed` and `decoder_pos_embed` (sine and cosine
@@ -163,7 +152,7 @@ class AudioMAE(nn.Module):
         c = self.config
         token = nn.initializers.normal(0.02)
         self.cls_token = self.param("cls_token", token, (1, 1, c.width), jnp.float32)
-        self.pos_embed = self._table("pos_embed", c.width)
+        self.pos_embed = self._table("pos_embed", c.width, c.grid(c.frames))
         self.patch_embed = PatchEmbed(c.width, c.footprint, c.dtype)
         block = nn.remat(Block) if c.remat else Block
         self.blocks = [
@@ -177,7 +166,7 @@ class AudioMAE(nn.Module):
     def _setup_decoder(self, token: nn.initializers.Initializer) -> None:
         c = self.config
         self.mask_token = self.param("mask_token", token, (1, 1, c.decoder_width), jnp.float32)
-        self.decoder_pos_embed = self._table("decoder_pos_embed", c.decoder_width)
+        self.decoder_pos_embed = self._table("decoder_pos_embed", c.decoder_width, c.grid(c.frames))
         self.decoder_embed = Dense(c.decoder_width, c.dtype)
         block = nn.remat(GridWindowBlock) if c.remat else GridWindowBlock
         self.decoder_blocks = [
@@ -189,11 +178,6 @@ class AudioMAE(nn.Module):
         ]  # fmt: skip
         self.decoder_norm = layer_norm(c.eps, c.dtype)
         self.decoder_pred = Dense(c.patch_values, c.dtype)
-
-    def _table(self, name: str, width: int) -> jax.Array:
-        grid = self.config.grid(self.config.frames)
-        table = self.param(name, lambda _: jnp.asarray(sincos_table(width, grid)))
-        return jax.lax.stop_gradient(table)
 
     def __call__(self, features: jax.Array) -> tuple[jax.Array, Intermediates]:
         """As `embed`; touches every parameter on `init`."""
@@ -218,11 +202,7 @@ class AudioMAE(nn.Module):
         Raises:
           ValueError: a shape that the model does not take.
         """
-        out: Intermediates = {"patch_embed": self.patch_embed(self._patches(features))}
-        x = out["patch_embed"] + self.pos_embed[:, 1:].astype(self.config.dtype)
-        out["tokens"] = self._encode(x, out)[:, 1:]
-        out["pooled"] = jnp.mean(out["tokens"].astype(jnp.float32), axis=1)
-        return self.last_norm(out["pooled"]).astype(jnp.float32), out
+        return self._embed_patches(self._patches(features))
 
     def reconstruct(self, features: jax.Array, noise: jax.Array) -> tuple[jax.Array, Intermediates]:
         """Removes tokens, encodes the rest and predicts what was removed (sections 3.1 to 3.3).
@@ -247,17 +227,7 @@ class AudioMAE(nn.Module):
         patches = self._patches(features)
         if noise.shape != patches.shape[:2]:
             raise ValueError(f"noise must be {patches.shape[:2]}, got {noise.shape}")
-        order = jnp.argsort(noise, axis=1)
-        place = jnp.argsort(order, axis=1)
-        out: Intermediates = {"target": normalise_patches(patches), "ids_restore": place}
-        out["mask"] = (place >= c.kept).astype(jnp.float32)
-
-        # Only kept patches are embedded: nothing here needs a gradient before the gather.
-        x = self.patch_embed(jnp.take_along_axis(patches, order[:, : c.kept, None], axis=1))
-        x = x + self.pos_embed[0, 1:][order[:, : c.kept]].astype(x.dtype)
-        out["latent"] = self.last_norm(self._encode(x, out))
-        out["pred"] = self._decode(out["latent"], order, place, out)
-        return masked_patch_error(out["pred"], out["target"], out["mask"]), out
+        return self._reconstruct_patches(patches, normalise_patches(patches), noise, c.kept)
 
     def _patches(self, features: jax.Array) -> jax.Array:
         c = self.config
@@ -266,25 +236,6 @@ class AudioMAE(nn.Module):
         c.grid(features.shape[1])
         missing = c.frames - features.shape[1]
         return patchify(jnp.pad(features, ((0, 0), (0, missing), (0, 0))), c.footprint)
-
-    def _encode(self, x: jax.Array, out: Intermediates) -> jax.Array:
-        """Adds the class token and runs the blocks; (B, N, W) to (B, 1 + N, W), before the norm."""
-        first = (self.cls_token + self.pos_embed[:, :1]).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
-        for i, block in enumerate(self.blocks):
-            x = out[f"block{i:02d}"] = block(x)
-        return x
-
-    def _decode(
-        self, latent: jax.Array, order: jax.Array, place: jax.Array, out: Intermediates
-    ) -> jax.Array:
-        """(B, 1 + K, W) to predicted patches (B, L, values), float32; drops the class token."""
-        x = self.decoder_embed(latent[:, 1:])
-        x = restore_tokens(x, self.mask_token[0, 0].astype(x.dtype), order, place)
-        x = x + self.decoder_pos_embed[:, 1:].astype(x.dtype)
-        for i, block in enumerate(self.decoder_blocks):
-            x = out[f"decoder_block{i:02d}"] = block(x)
-        return self.decoder_pred(self.decoder_norm(x)).astype(jnp.float32)
 
 
 class GridWindowBlock(nn.Module):

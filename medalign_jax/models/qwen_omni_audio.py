@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from medalign_jax.models.layer_stack import stacked_init
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
-from medalign_jax.models.vit_layers import Dense, layer_norm
+from medalign_jax.models.vit_layers import Dense, UniformBlocks, layer_norm
 from medalign_jax.models.whisper import (
     Stem,
     block_of,
@@ -45,7 +45,7 @@ Intermediates = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenAudioConfig:
+class QwenAudioConfig(UniformBlocks):
     """Sizes of an audio tower; the defaults are those of Qwen2-Audio-7B.
 
     Attributes:
@@ -82,16 +82,6 @@ class QwenAudioConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {value}")
-
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Channels of each block's output."""
-        return (self.width,) * self.depth
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before those of the grid: none."""
-        return 0
 
     @property
     def footprint(self) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Shapes: B clips, T frames, M mel bins, L patch tokens, N tokens of any kind, W channels.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from medalign_jax.models.attention import attention
+
+
+class UniformBlocks:
+    """What the configs of encoders share whose blocks all have `width` channels (a mix-in).
+
+    Attributes:
+      prefix_tokens: class tokens and the like, before the patch tokens in a block's output.
+    """
+
+    prefix_tokens: ClassVar[int] = 0
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Channels of each block's output."""
+        return (self.width,) * self.depth
 
 
 def sincos_table(width: int, grid: tuple[int, int]) -> np.ndarray:
@@ -137,38 +152,3 @@ def patchify(features: jax.Array, patch: tuple[int, int]) -> jax.Array:
     rows, columns = features.shape[1] // time, features.shape[2] // mel
     x = features[:, : rows * time].reshape(-1, rows, time, columns, mel)
     return x.transpose(0, 1, 3, 2, 4).reshape(-1, rows * columns, time * mel)
-
-
-@jax.custom_vjp
-def restore_tokens(
-    kept: jax.Array, fill: jax.Array, order: jax.Array, place: jax.Array
-) -> jax.Array:
-    """Puts kept tokens back to their places and `fill` everywhere else.
-
-    Args:
-      kept: (B, K, W) in the order of their noise.
-      fill: (W,).
-      order: (B, L), order[b, r] = place of the token of rank r.
-      place: (B, L), the inverse: rank of the token at a place.
-
-    Returns:
-      (B, L, W). The gradient is a gather by `order`, where autodiff would write a slow scatter.
-    """
-    rank = jnp.minimum(place, kept.shape[1] - 1)[..., None]
-    return jnp.where(
-        (place < kept.shape[1])[..., None], jnp.take_along_axis(kept, rank, axis=1), fill
-    )
-
-
-def _restore_forward(kept, fill, order, place):
-    return restore_tokens(kept, fill, order, place), (order, place, kept.shape[1])
-
-
-def _restore_backward(saved, gradient):
-    order, place, count = saved
-    to_kept = jnp.take_along_axis(gradient, order[:, :count, None], axis=1)
-    to_fill = jnp.sum(jnp.where((place >= count)[..., None], gradient, 0), axis=(0, 1))
-    return to_kept, to_fill, None, None
-
-
-restore_tokens.defvjp(_restore_forward, _restore_backward)

@@ -21,23 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.losses.reconstruction import masked_patch_error
+from medalign_jax.models.masked_autoencoder import Intermediates, MaskedAutoencoder
 from medalign_jax.models.vit_layers import (
     Block,
     Dense,
     PatchEmbed,
+    UniformBlocks,
     layer_norm,
     patchify,
-    restore_tokens,
-    sincos_table,
 )
 from medalign_jax.models.windowed_decoder import CHANNELS, WindowedBlock
 
-Intermediates = dict[str, jax.Array]
-
 
 @dataclasses.dataclass(frozen=True)
-class ViTMAEConfig:
+class ViTMAEConfig(UniformBlocks):
     """Sizes of a masked auto-encoder.
 
     Attributes:
@@ -56,6 +53,8 @@ class ViTMAEConfig:
       remat: recompute each block's activations in the backward pass instead of keeping them.
       dtype: of the computation; parameters, norms' statistics and losses are float32.
     """
+
+    prefix_tokens = 1  # class token
 
     frames: int = 256
     mels: int = 64
@@ -114,16 +113,6 @@ class ViTMAEConfig:
         true_grid = (self.frames // self.patch_size[0], self.mels // self.patch_size[1])
         return self.position_grid or true_grid
 
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Channels of each block's output."""
-        return (self.width,) * self.depth
-
-    @property
-    def prefix_tokens(self) -> int:
-        """The class token."""
-        return 1
-
     def tokens(self, frames: int) -> int:
         """Patch tokens of an input of so many frames; frames beyond the last patch are lost.
 
@@ -166,7 +155,7 @@ SMALL = ViTMAEConfig(
 )
 
 
-class ViTMAE(nn.Module):
+class ViTMAE(MaskedAutoencoder):
     """Masked auto-encoder; see the module's docstring.
 
     The parameters include the fixed tables `pos_embed` and `decoder_pos_embed`, so that they are
@@ -181,15 +170,15 @@ class ViTMAE(nn.Module):
         token = nn.initializers.normal(0.02)
         self.cls_token = self.param("cls_token", token, (1, 1, c.width), jnp.float32)
         self.mask_token = self.param("mask_token", token, (1, 1, c.decoder_width), jnp.float32)
-        self.pos_embed = self._table("pos_embed", c.width)
-        self.decoder_pos_embed = self._table("decoder_pos_embed", c.decoder_width)
+        self.pos_embed = self._table("pos_embed", c.width, c.grid)
+        self.decoder_pos_embed = self._table("decoder_pos_embed", c.decoder_width, c.grid)
         self.patch_embed = PatchEmbed(c.width, c.patch_size, c.dtype)
         block = nn.remat(Block) if c.remat else Block
         self.blocks = [
             block(c.heads, c.mlp_ratio, c.eps, c.attention, c.dtype, name=f"block{i}")
             for i in range(c.depth)
         ]
-        self.norm = layer_norm(c.eps, c.dtype)
+        self.last_norm = layer_norm(c.eps, c.dtype, "norm")
         self.decoder_embed = Dense(c.decoder_width, c.dtype)
         self.decoder_blocks = [self._decoder_block(i) for i in range(c.decoder_depth)]
         self.decoder_norm = layer_norm(c.eps, c.dtype)
@@ -202,10 +191,6 @@ class ViTMAE(nn.Module):
             return block(c.decoder_heads, c.mlp_ratio, c.eps, c.dtype, i % 2 == 1, name=name)
         block = nn.remat(Block) if c.remat else Block
         return block(c.decoder_heads, c.mlp_ratio, c.eps, c.attention, c.dtype, name=name)
-
-    def _table(self, name: str, width: int) -> jax.Array:
-        table = self.param(name, lambda _: jnp.asarray(sincos_table(width, self.config.grid)))
-        return jax.lax.stop_gradient(table)
 
     def __call__(
         self, features: jax.Array, noise: jax.Array | None = None
@@ -231,14 +216,7 @@ class ViTMAE(nn.Module):
         Raises:
           ValueError: a shape that the model does not take.
         """
-        patches = self._patches(features)
-        embedded = self.patch_embed(patches)
-        out = {"patch_embed": embedded}
-        x = embedded + self.pos_embed[:, 1 : patches.shape[1] + 1].astype(embedded.dtype)
-        x = self._encode(x, out)
-        out["tokens"] = x[:, 1:]
-        out["pooled"] = jnp.mean(out["tokens"].astype(jnp.float32), axis=1)
-        return self.norm(out["pooled"]).astype(jnp.float32), out
+        return self._embed_patches(self._patches(features))
 
     def reconstruct(self, features: jax.Array, noise: jax.Array) -> tuple[jax.Array, Intermediates]:
         """Removes tokens, encodes the rest and predicts what was removed.
@@ -261,17 +239,7 @@ class ViTMAE(nn.Module):
         patches = self._patches(features)
         self._check_masked(features, patches, noise)
         kept = self.config.kept(patches.shape[1])
-        order = jnp.argsort(noise, axis=1)
-        place = jnp.argsort(order, axis=1)
-        out: Intermediates = {"target": patches.astype(jnp.float32), "ids_restore": place}
-        out["mask"] = (place >= kept).astype(jnp.float32)
-
-        # Only kept patches are embedded: nothing here needs a gradient before the gather.
-        x = self.patch_embed(jnp.take_along_axis(patches, order[:, :kept, None], axis=1))
-        x = x + self.pos_embed[0, 1:][order[:, :kept]].astype(x.dtype)
-        out["latent"] = self.norm(self._encode(x, out))
-        out["pred"] = self._decode(out["latent"], order, place, out)
-        return masked_patch_error(out["pred"], out["target"], out["mask"]), out
+        return self._reconstruct_patches(patches, patches, noise, kept)
 
     def _patches(self, features: jax.Array) -> jax.Array:
         c = self.config
@@ -294,22 +262,3 @@ class ViTMAE(nn.Module):
                 f"the windowed decoder needs a multiple of {CHANNELS} tokens, "
                 f"{frames} frames give {tokens}"
             )
-
-    def _encode(self, x: jax.Array, out: Intermediates) -> jax.Array:
-        """Adds the class token and runs the blocks; (B, N, W) to (B, 1 + N, W), before the norm."""
-        first = (self.cls_token + self.pos_embed[:, :1]).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
-        for i, block in enumerate(self.blocks):
-            x = out[f"block{i:02d}"] = block(x)
-        return x
-
-    def _decode(
-        self, latent: jax.Array, order: jax.Array, place: jax.Array, out: Intermediates
-    ) -> jax.Array:
-        """(B, 1 + K, W) to predicted patches (B, L, values), float32; drops the class token."""
-        x = self.decoder_embed(latent[:, 1:])
-        x = restore_tokens(x, self.mask_token[0, 0].astype(x.dtype), order, place)
-        x = x + self.decoder_pos_embed[:, 1 : x.shape[1] + 1].astype(x.dtype)
-        for i, block in enumerate(self.decoder_blocks):
-            x = out[f"decoder_block{i:02d}"] = block(x)
-        return self.decoder_pred(self.decoder_norm(x)).astype(jnp.float32)

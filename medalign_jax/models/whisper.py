@@ -29,7 +29,7 @@ import numpy as np
 from medalign_jax.models.attention import attention
 from medalign_jax.models.layer_stack import scan_layers, stacked_init
 from medalign_jax.models.upstream_config import ConfigReader
-from medalign_jax.models.vit_layers import Dense, gelu, layer_norm
+from medalign_jax.models.vit_layers import Dense, UniformBlocks, gelu, layer_norm
 
 Intermediates = dict[str, jax.Array]
 
@@ -61,7 +61,7 @@ def check_frames(frames: int, least: int, most: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class WhisperConfig:
+class WhisperConfig(UniformBlocks):
     """Sizes of a Whisper encoder; the defaults are those of Whisper tiny.
 
     Attributes:
@@ -89,16 +89,6 @@ class WhisperConfig:
         check_sizes(self)
         if self.frames % 2:
             raise ValueError(f"frames must be even (two make a token), got {self.frames}")
-
-    @property
-    def layer_widths(self) -> tuple[int, ...]:
-        """Channels of each block's output."""
-        return (self.width,) * self.depth
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens before those of the grid: none."""
-        return 0
 
     @property
     def footprint(self) -> tuple[int, int]:

@@ -345,7 +345,9 @@ def test_gradient_equals_pytorch(tiny):
         strict=True,
     ):
         name = jax.tree_util.keystr(path)
-        assert theirs.any() != ("pos_embed" in name), name
+        # Softmax takes a bias common to all scores away: its gradient is rounding, or exactly 0.
+        if "'meta_mlp']['fc2']['bias']" not in name:
+            assert theirs.any() != ("pos_embed" in name), name
         scale = max(float(np.abs(theirs).max()), 1.0)
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale, rtol=0, err_msg=name)
 
