@@ -5,9 +5,9 @@
 Each encoder (and the language model of Gemma-3-270M's shape, 64 texts of 128 tokens) takes turns
 with the same architecture in PyTorch (transformers, sdpa attention, as many threads as cores), both
 with random weights; medians and their ratio are printed, beside the rate of matrix products
-measured in the same run. Operations are counted by PyTorch's counter on its own model. The Qwen
-tower has four of its 32 equal layers; OPERA-GT has a benchmark of its own. Needs
-requirements-dev.txt and about 6 GB of memory.
+measured in the same run, which may differ between the two libraries. Operations are counted by
+PyTorch's counter on its own model. The Qwen tower has four of its 32 equal layers; OPERA-GT has a
+benchmark of its own. Needs requirements-dev.txt and about 6 GB of memory.
 """
 
 from __future__ import annotations
@@ -84,15 +84,17 @@ def _ast(batch: int) -> Pair:
 
 def _whisper(batch: int) -> Pair:
     config = transformers.WhisperConfig(
-        d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048
-    )
+        d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048,
+        decoder_layers=1, decoder_attention_heads=8,
+    )  # fmt: skip
     model = transformers.WhisperModel(config).eval().encoder
 
     def theirs(x):
         mel = x.transpose(1, 2).contiguous()
         return lambda: model(mel)
 
-    return encoder("whisper", (batch, 3000, 80), theirs)
+    sizes = {"width": 512, "depth": 6, "heads": 8, "mlp_width": 2048}
+    return encoder("whisper", (batch, 3000, 80), theirs, **sizes)
 
 
 def _qwen(batch: int) -> Pair:
@@ -154,6 +156,12 @@ def matrix_rate() -> float:
     return 2 * 2048**3 / 1e9 / min(_seconds(lambda: product(x, x).block_until_ready(), 5))
 
 
+def torch_matrix_rate() -> float:
+    """The same by PyTorch, whose library (MKL) is slower on some processors."""
+    x = torch.ones((2048, 2048))
+    return 2 * 2048**3 / 1e9 / min(_seconds(lambda: x @ x, 6))
+
+
 def _seconds(function: Callable[[], object], rounds: int) -> list[float]:
     times = []
     for _ in range(rounds):
@@ -195,6 +203,8 @@ def main() -> None:
         if arguments.only.lower() in name.lower():
             print(compare(name, make(arguments.batch), arguments.rounds), flush=True)
             gc.collect()
+    rates = f"XLA {matrix_rate():.0f} Gflop/s, PyTorch {torch_matrix_rate():.0f} Gflop/s"
+    print(f"\nmatrix products alone: {rates}")
 
 
 if __name__ == "__main__":

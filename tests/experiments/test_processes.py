@@ -1,12 +1,10 @@
 """A run of two processes is the run of one with two devices: batches, losses, numbers, export."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import devices
 import numpy as np
 import pytest
 
@@ -14,20 +12,7 @@ from medalign_jax.data.simulate import write_dataset
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.weights.readers import open_safetensors
 
-HERE = Path(__file__).parent
-
-
-def _start(arguments: list[str], devices: int) -> subprocess.Popen:
-    flags = (
-        f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    paths = os.pathsep.join((str(HERE), str(HERE.parent), str(HERE.parent.parent)))
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "run_process.py"), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+SCRIPT = Path(__file__).with_name("run_process.py")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +24,12 @@ def runs(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     manifest = str(folder / "data" / "metadata.csv")
-    two = [_start([manifest, str(folder / "two"), address, str(n)], devices=1) for n in (0, 1)]
+    command = [SCRIPT, manifest, folder / "two", address]
+    two = [devices.start([*command, n], devices=1) for n in (0, 1)]
     for process in two:
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output[-4000:]
-    one = _start([manifest, str(folder / "one")], devices=2)
+    one = devices.start([SCRIPT, manifest, folder / "one"], devices=2)
     output, _ = one.communicate(timeout=400)
     assert one.returncode == 0, output[-4000:]
     return folder / "two", folder / "one"

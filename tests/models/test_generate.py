@@ -1,11 +1,9 @@
 """Generation against transformers, and its parts against their definitions."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,13 +302,4 @@ def test_a_model_without_a_head_cannot_write(small):
 
 def test_sharded_over_meshes_equals_unsharded():
     """On 8 virtual devices, which have to be there before JAX starts; see the script."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    devices = "--xla_force_host_platform_device_count=8"
-    flags = {"XLA_FLAGS": f"{devices} {quick}", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("sharded_decoder.py"))],
-        env={**os.environ, **flags, "PYTHONPATH": str(root)}, cwd=root, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    devices.run(Path(__file__).with_name("sharded_decoder.py"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import quick_jit
+from torch_models import shake
 
 from medalign_jax.models.qwen_omni_audio import (
     QWEN2_5_OMNI_AUDIO,
@@ -69,18 +70,6 @@ def omni_thinker(n_window=10, audio=SIZES, text=TEXT):
             "out_hidden_size": text["hidden_size"],
         },
     )  # fmt: skip
-
-
-def shake(model, seed=0):
-    """Random biases and norms too, so that none can be forgotten unnoticed."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "embed_positions" not in name:
-                spread = 0.2 if weight.ndim == 1 else 0.8 / weight[0].numel() ** 0.5
-                weight.add_(spread * torch.randn_like(weight))
-    return model.eval()
 
 
 def arrays(model):

@@ -1,12 +1,15 @@
 """Every registered encoder keeps the contract, at full size by shape and at toy size by numbers."""
 
 import json
+from pathlib import Path
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+from toy_encoders import ONE_OF_EACH, TOYS, toy
 
 from medalign_jax.encoder import Encoder, architecture, load_encoder
 from medalign_jax.experiments.export import export_encoder
@@ -18,47 +21,7 @@ from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOIN
 from medalign_jax.teachers.teacher import ARCHITECTURES
 from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 
-_VIT = {
-    "frames": 16, "patch": (4, 16), "width": 32, "depth": 2, "heads": 2,
-    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2,
-}  # fmt: skip
-_SWIN = {
-    "mels": 16, "spec_size": 32, "patch": 2, "embed_width": 8, "depths": (1, 1), "heads": (2, 4),
-    "window": 4, "projection": 8,
-}  # fmt: skip
-_TOWER = {"mels": 16, "frames": 64, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
-_AST = {"frames": 32, "mels": 16, "patch": 8, "width": 16, "depth": 2, "heads": 2}
-_FBANK = {"n_mels": 16, "pad_to": 32, "f_max": 8000.0}
-_FEW = {"n_mels": 16}
-
-# name -> changes of the encoder's sizes and of its front end
-TOYS = {
-    "opera_gt": (_VIT | {"position_grid": None, "decoder": "plain"}, {}),
-    "vit_mae_small": (_VIT, {}),
-    "opera_ct": (_SWIN, _FEW),
-    "opera_ce": (
-        {"frames": 40, "mels": 40, "stem": 8, "width": 16, "projection": 8,
-         "stages": ((1, 3, 1, 8, 1), (2, 5, 2, 8, 2))},
-        {"n_mels": 40},
-    ),
-    "audiomae": (_AST, _FBANK),
-    "audiomae_pretrained": (
-        _AST | {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "patch": 4}, _FBANK,
-    ),
-    "ast": (_AST | {"mlp_width": 32, "stride": (4, 4)}, _FBANK),
-    "clap": (_SWIN, {}),
-    "clap_fused": (_SWIN, {}),
-    "whisper": (_TOWER, {}),
-    "qwen2_audio": (_TOWER | {"output_width": 8}, {}),
-    "qwen_omni_audio": (_TOWER | {"output_width": 8, "n_window": 10}, {}),
-}  # fmt: skip
 BATCH, TEXT_WIDTH = 4, 6
-# One of each module: a gradient takes long to compile.
-TRAINED = [n for n in TOYS if n not in ("opera_gt", "audiomae", "clap_fused", "qwen2_audio")]
-
-
-def toy(name: str):
-    return architecture(name, *TOYS[name])
 
 
 def student(name: str, ssm: str | None = None) -> AudioStudent:
@@ -109,7 +72,7 @@ def test_intermediates_are_what_the_config_says(name):
         assert out["tokens"].shape[:2] == (2, rows * columns)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_acula_trains_the_encoder(name):
     """One gradient: finite, and it reaches the encoder through both terms."""
     side = student(name)
@@ -166,6 +129,11 @@ def test_export_and_settings_come_back(name, tmp_path):
     first = encoder.embed(sounds, rate)
     assert first.shape == (2, encoder.width) and np.isfinite(first).all()
     np.testing.assert_array_equal(loaded.embed(sounds, rate), first)
+
+
+def test_sharded_over_meshes_equals_unsharded():
+    """Features and gradients of every module on 8 virtual devices; see the script."""
+    devices.run(Path(__file__).with_name("sharded_encoders.py"))
 
 
 @pytest.mark.parametrize("name", ["whisper", "qwen2_audio", "qwen_omni_audio"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import quick_jit
+from torch_models import shake
 
 from medalign_jax.models import whisper
 from medalign_jax.models.upstream_config import ModelConfigError
@@ -27,18 +28,6 @@ ODD = transformers.WhisperConfig(
     max_source_positions=FRAMES // 2, max_target_positions=8, pad_token_id=0, bos_token_id=1,
     eos_token_id=2, decoder_start_token_id=1, dropout=0.1,
 )  # fmt: skip
-
-
-def shake(model, seed=0):
-    """Random biases and norms too, so that none can be forgotten unnoticed."""
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "embed_positions" not in name:
-                spread = 0.2 if weight.ndim == 1 else 0.8 / weight[0].numel() ** 0.5
-                weight.add_(spread * torch.randn_like(weight))
-    return model.eval()
 
 
 def abstract_params(config):

@@ -2,11 +2,8 @@
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,12 +220,7 @@ for config in ({bert}, {gemma}, {qwen}):
 
 def test_sharded_over_a_mesh_gives_the_same_embeddings():
     """On 8 virtual devices, which have to be there before JAX starts."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED.format(bert=TINY_BERT, gemma=TINY, qwen=TINY_QWEN)],
-        env={**os.environ, **flags}, cwd=Path(__file__).parents[2], capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    devices.run("-c", SHARDED.format(bert=TINY_BERT, gemma=TINY, qwen=TINY_QWEN), quick=False)
 
 
 def test_pooling_over_real_tokens_only():

@@ -1,35 +1,18 @@
 """Training does not depend on the mesh: 1 device and 8 virtual ones give the same losses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import devices
 import numpy as np
 import pytest
 
-TESTS = Path(__file__).parent.parent
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
 MESHES = ("data8", "fsdp8", "mixed")
 
 
 @pytest.fixture(scope="module")
 def outcome():
-    environment = os.environ | {
-        "XLA_FLAGS": FLAGS,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_meshes.py"))],
-        env=environment, capture_output=True, text=True, timeout=450, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    return json.loads(devices.run(Path(__file__).with_name("run_meshes.py")))
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -5,11 +5,10 @@ import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
+import devices
 import jax
 import ml_dtypes
 import numpy as np
@@ -395,46 +394,21 @@ def test_a_lightning_checkpoint_goes_in_and_comes_out(tmp_path):
 
 def test_on_eight_devices():
     """Each part is read once, whichever of the devices hold it."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    script = Path(__file__).with_name("sharded_load.py")
-    root = str(script.parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    devices.run(Path(__file__).with_name("sharded_load.py"), quick=False)
 
 
 def test_in_two_processes(tmp_path):
     """Each process reads its half only; export gathers the whole in both."""
     script = Path(__file__).with_name("sharded_load.py")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")]),
-    }
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    logs = [tmp_path / f"{process}.log" for process in range(2)]
-    running = []
-    for process, log in enumerate(logs):
-        command = [sys.executable, str(script), address, str(process), str(tmp_path)]
-        with log.open("w") as output:
-            running.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+    running = [
+        devices.start([script, address, n, tmp_path], devices=4, quick=False) for n in range(2)
+    ]
     try:
-        codes = [each.wait(timeout=300) for each in running]
+        outputs = [each.communicate(timeout=300)[0] for each in running]
     finally:
         for each in running:
             each.kill()
-    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+    assert [each.returncode for each in running] == [0, 0], "\n".join(outputs)
