@@ -1,6 +1,7 @@
 """Every registered encoder keeps the contract, at full size by shape and at toy size by numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import devices
@@ -22,6 +23,17 @@ from medalign_jax.teachers.teacher import ARCHITECTURES
 from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 
 BATCH, TEXT_WIDTH = 4, 6
+_STATISTICS = r"encoder/.*/(mean|var)"
+_COLA = r"encoder/(g|layer_norm|linear)/.*"
+# What no gradient reaches: statistics and tables, COLA's head under another term, and Qwen's
+# projection to the language model; elsewhere the position tables.
+FIXED = {
+    "opera_ct": f"{_STATISTICS}|{_COLA}",
+    "opera_ce": f"{_STATISTICS}|{_COLA}",
+    "clap": _STATISTICS,
+    "ast": "",
+    "qwen_omni_audio": r"encoder/proj/.*",
+}
 
 
 def student(name: str, ssm: str | None = None) -> AudioStudent:
@@ -86,8 +98,9 @@ def test_acula_trains_the_encoder(name):
     assert np.isfinite(loss) and metrics["reconstruction"] > 0
     norms = {path: float(jnp.abs(leaf).sum()) for path, leaf in named_leaves(grads).items()}
     assert all(np.isfinite(norm) for norm in norms.values())
-    moved = [path for path, norm in norms.items() if path.startswith("encoder/") and norm > 0]
-    assert len(moved) >= 0.6 * sum(path.startswith("encoder/") for path in norms)
+    still = {path for path, norm in norms.items() if path.startswith("encoder/") and norm == 0}
+    fixed = re.compile(FIXED.get(name, r"encoder/(decoder_)?pos_embed"))
+    assert still == {path for path in norms if fixed.fullmatch(path)}
     assert ("term" in params) == (side.ssm == "masked_spectrogram")
     shardings(params, method.sharding_rules, make_mesh(devices=jax.devices()[:1]))
 
