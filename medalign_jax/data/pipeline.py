@@ -8,6 +8,7 @@ drawn from (seed, position in the whole run), and the state of an iterator is a 
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -25,6 +26,31 @@ Extras = Callable[[int, np.random.Generator], dict[str, np.ndarray]]
 
 class PipelineError(UserError):
     """A batch specification or iterator state that does not fit the data set or the machine."""
+
+
+def check_numbers(spec: object, **least: int) -> None:
+    """Refuses a specification with a number below the least, or with epochs below 1.
+
+    Raises:
+        PipelineError: naming the number.
+    """
+    for name, low in least.items():
+        if getattr(spec, name) < low:
+            raise PipelineError(f"{name} is {getattr(spec, name)}; it has to be at least {low}")
+    if spec.epochs is not None and spec.epochs < 1:
+        raise PipelineError(f"epochs is {spec.epochs}; give at least 1, or None for no end")
+
+
+def check_rows(rows: range | None, batch_size: int) -> range:
+    """The rows of each batch that this process holds, all by default.
+
+    Raises:
+        PipelineError: none, or one that is not of the batch.
+    """
+    rows = range(batch_size) if rows is None else rows
+    if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise PipelineError(f"{rows} are not rows of batches of {batch_size}")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -55,12 +81,7 @@ class BatchSpec:
     prefetch: int = 2
 
     def __post_init__(self):
-        least = {"batch_size": 1, "samples": 1, "seed": 0, "workers": 0, "prefetch": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise PipelineError(f"{name} is {getattr(self, name)}; it has to be at least {low}")
-        if self.epochs is not None and self.epochs < 1:
-            raise PipelineError(f"epochs is {self.epochs}; give at least 1, or None for no end")
+        check_numbers(self, batch_size=1, samples=1, seed=0, workers=0, prefetch=1)
         if self.pad not in clip.PADDINGS:
             raise PipelineError(f"unknown pad '{self.pad}'; there are {', '.join(clip.PADDINGS)}")
 
@@ -113,6 +134,13 @@ class _Load:
         return {"waveform": empty, "length": np.int32(0), "index": np.int32(-1), **extra}
 
 
+class ReadingSpec(Protocol):
+    """How batches are read ahead; nothing of their content."""
+
+    workers: int
+    prefetch: int
+
+
 class BatchIterator(grain.DatasetIterator):
     """Batches from any batch number on; grain does the reading.
 
@@ -121,7 +149,7 @@ class BatchIterator(grain.DatasetIterator):
     in an iterator with other workers, prefetch, epochs or process count.
     """
 
-    def __init__(self, batches: grain.MapDataset, spec: BatchSpec, identity: dict[str, object]):
+    def __init__(self, batches: grain.MapDataset, spec: ReadingSpec, identity: dict[str, object]):
         """`batches[k]` is this process's share of batch k."""
         super().__init__()
         self._batches, self._spec, self._identity = batches, spec, identity
@@ -227,9 +255,7 @@ def make_iterator(
             is not of the batch.
     """
     records = len(dataset)
-    rows = range(spec.batch_size) if rows is None else rows
-    if not rows or not 0 <= min(rows) <= max(rows) < spec.batch_size:
-        raise PipelineError(f"{rows} are not rows of batches of {spec.batch_size}")
+    rows = check_rows(rows, spec.batch_size)
     used = spec.batches_per_epoch(records) * spec.batch_size
     if used == 0:
         raise PipelineError(
