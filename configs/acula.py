@@ -144,9 +144,11 @@ def _small(config: ConfigDict) -> None:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Simulated sounds, and half of the pre-training: minutes instead of a quarter of an hour."""
+    """Simulated sounds and fewer steps: minutes instead of half an hour."""
     config.data.update({"simulated": 800, "simulated_seconds": 4.0, "simulated_kinds": ("heart",)})
     # The reports name site and heart rate too: keep what most of them differ in.
     config.teacher.whiten = 0.6
     config.reports.wordings = 4
-    config.pretrain.changes.train.update({"steps": 600, "eval_every": 150})
+    config.pretrain.changes.train.update({"steps": 450, "eval_every": 150})
+    config.train.steps = 140
+    config.ceiling.changes.train.steps = 140
