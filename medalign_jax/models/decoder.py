@@ -15,8 +15,14 @@ import jax.numpy as jnp
 
 from medalign_jax.models.attention import attention
 from medalign_jax.models.decoder_config import DecoderConfig
-from medalign_jax.models.decoder_rope import rope_table, rotate
-from medalign_jax.models.layer_stack import normalise_layers, scan_layers, stacked_init
+from medalign_jax.models.decoder_head import DecoderHead, RMSNorm
+from medalign_jax.models.decoder_rope import rope_table, rotate, token_positions
+from medalign_jax.models.layer_stack import (
+    normalise_layers,
+    scan_layers,
+    stacked_init,
+    use_weights,
+)
 
 ACTIVATIONS = {"gelu_tanh": lambda x: nn.gelu(x, approximate=True), "silu": nn.silu}
 
@@ -40,23 +46,6 @@ def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> C
     """Room for ``length`` tokens of ``batch`` texts."""
     shape = (config.depth, batch, length, config.kv_heads, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-class RMSNorm(nn.Module):
-    """``x / rms(x) * (offset + scale)`` over the last axis, in float32."""
-
-    eps: float
-    offset: float
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # Either way the factor starts at one.
-        init = nn.initializers.constant(1.0 - self.offset)
-        scale = self.param("scale", init, x.shape[-1:], self.param_dtype)
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -166,45 +155,46 @@ def attend(
     return jax.lax.cond(slides, lambda: look(c.window), lambda: look(None))
 
 
-class Decoder(nn.Module):
+class Decoder(DecoderHead):
     """The language model.
 
     Parameters: ``embed/embedding``, ``layers/...`` stacked over depth, ``final_norm/scale``, and
-    ``lm_head/kernel`` where the head is not tied to the embedding.
+    ``lm_head/kernel`` where the head is not tied to the embedding. Low-rank factors for kernels of
+    ``layers`` and ``lm_head`` may be given as collection "lora" (see ``layer_stack.low_rank``).
 
     Attributes:
       config: Sizes and switches.
       dtype, param_dtype: Of computation and of parameters.
       backend: Of ``models.attention.attention``.
       remat: Whether the backward pass computes each layer anew instead of keeping its inner values.
+      access: How weights are read, e.g. gathered from shards; a layer's inside the scan, before the
+        layer uses them, and anew with ``remat``. See ``sharded_weights``.
     """
 
-    config: DecoderConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     backend: str = "auto"
     remat: bool = False
 
     def setup(self):
+        super().setup()
         c = self.config
         settings = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        rows = partial(_zero_beyond, size=c.vocab_size)
-        embedding = rows(nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0), 0)
-        self.embed = nn.Embed(c.vocab_rows, c.width, embedding_init=embedding, **settings)
-        self.block = DecoderLayer(c, **settings, backend=self.backend, parent=None)
+        # Parameters do not depend on the back end, and a named one may refuse short examples.
+        plain = DecoderLayer(c, **settings, parent=None)
+        self.block = plain if self.is_initializing() else plain.clone(backend=self.backend)
         example = jnp.zeros((1, 2, c.width), self.dtype), jnp.ones((1, 2), bool)
         turns = _turns(c, jnp.zeros((1, 2), jnp.int32))
         self.layers = self.param(
-            "layers", stacked_init(self.block, c.depth), *example, turns, jnp.array(False)
+            "layers", stacked_init(plain, c.depth), *example, turns, jnp.array(False)
         )
-        if c.final_norm:
-            self.final_norm = RMSNorm(c.eps, c.norm_offset, self.param_dtype)
-        if c.head and not c.tied:
-            kernel = rows(nn.initializers.lecun_normal(), 1)
-            self.lm_head = nn.Dense(c.vocab_rows, use_bias=False, kernel_init=kernel, **settings)
 
     def __call__(
-        self, ids: jax.Array, mask: jax.Array, layers: tuple[int, ...] = (-1,)
+        self,
+        ids: jax.Array,
+        mask: jax.Array,
+        layers: tuple[int, ...] = (-1,),
+        *,
+        embeddings: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, dict[int, jax.Array]]]:
         """Hidden states of token ids, counted as transformers counts them.
 
@@ -214,51 +204,49 @@ class Decoder(nn.Module):
             tokens only. What comes out at padding means nothing.
           layers: Hidden states to keep: 0 = scaled embeddings, i = after layer i, -1 = last, which
             is after the final norm. Only the layers up to the deepest of them run.
+          embeddings: (B, T, width) in place of ``embedded(ids)``, e.g. with audio put in.
+          positions: (B, T) int32, or (3, B, T) for the three axes of a rope with sections; they
+            turn queries and keys only (what is seen follows the order of the tokens). By default
+            they count real tokens, on all axes alike.
 
         Returns:
           The deepest hidden state asked for, (B, T, width), and
           ``{"hidden_states": {index from 0: (B, T, width)}}`` with all that were asked for.
 
         Raises:
-          ValueError: if the text is too long or there is no such hidden state.
+          ValueError: if the text is too long, there is no such hidden state, the rope has no
+            sections for three axes, or low-rank factors have no place.
         """
         c = self.config
         if ids.shape[1] > c.max_positions:
             raise ValueError(f"{ids.shape[1]} tokens; this model has {c.max_positions} positions")
         wanted = normalise_layers(layers, c.depth)
-        x = self._embedded(ids)
-        turns = _turns(c, token_positions(mask))
+        x = self.embedded(ids) if embeddings is None else embeddings
+        turns = _turns(c, token_positions(mask) if positions is None else positions)
+        factors = self._low_rank()["layers"]
 
         def step(x: jax.Array, layer: Any) -> jax.Array:
-            weights, slides = layer
+            weights, factors, slides = layer
+            weights = use_weights(weights, factors, self.access.layer)
+            x = self.access.rows(x)
             return self.block.apply({"params": weights}, x, mask, turns, slides)
 
         step = jax.checkpoint(step) if self.remat else step
-        states = scan_layers(step, (self.layers, jnp.asarray(c.sliding)), x, wanted)
+        states = scan_layers(step, (self.layers, factors, jnp.asarray(c.sliding)), x, wanted)
         if c.depth in states:
             states[c.depth] = self._normed(states[c.depth])
         if self.is_initializing() and c.head and not c.tied:
             self.lm_head(x[:, :1])  # which the way to the hidden states does not touch
         return states[wanted[-1]], {"hidden_states": states}
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Next-token scores (..., vocabulary), float32, of last hidden states (..., width).
-
-        Rows that fill up the vocabulary have no score.
-        """
-        c = self.config
-        if c.tied:
-            table = self.embed.embedding.astype(self.dtype)
-            scores = jnp.einsum("...w,vw->...v", hidden, table, preferred_element_type=jnp.float32)
-        else:
-            scores = self.lm_head(hidden).astype(jnp.float32)
-        scores = scores[..., : c.vocab_size]
-        if c.final_softcap is not None:
-            scores = c.final_softcap * jnp.tanh(scores / c.final_softcap)
-        return scores
-
     def extend(
-        self, ids: jax.Array, mask: jax.Array, cache: Cache, start: int | jax.Array
+        self,
+        ids: jax.Array,
+        mask: jax.Array,
+        cache: Cache,
+        start: int | jax.Array,
+        *,
+        embeddings: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Last hidden states of tokens that follow those in a cache, and the longer cache.
 
@@ -269,6 +257,7 @@ class Decoder(nn.Module):
           cache: With room for S columns, filled up to ``start``.
           start: The first new column. The number 0 makes the whole prompt attend to itself
             without looking at the cache.
+          embeddings: (B, T, width) in place of ``embedded(ids)``.
 
         Returns:
           (B, T, width) and the cache, filled up to ``start + T``.
@@ -281,7 +270,8 @@ class Decoder(nn.Module):
         visible = _visible_columns(c, mask, start, length)
 
         def step(carry: tuple[jax.Array, Cache], layer: Any) -> tuple[Any, None]:
-            (x, cache), (weights, slides, number) = carry, layer
+            (x, cache), (weights, factors, slides, number) = carry, layer
+            weights = use_weights(weights, factors, self.access.layer)
             apply = partial(self.block.apply, {"params": weights})
             q, k, v = apply(x, turns, slides, method="heads")
             place = (number, 0, start, 0, 0)
@@ -300,31 +290,11 @@ class Decoder(nn.Module):
                 )  # fmt: skip
             return (apply(x, mixed, method="finish"), cache), None
 
-        layers = (self.layers, jnp.asarray(c.sliding), jnp.arange(c.depth))
-        (x, cache), _ = jax.lax.scan(step, (self._embedded(ids), cache), layers)
+        factors = self._low_rank()["layers"]
+        layers = (self.layers, factors, jnp.asarray(c.sliding), jnp.arange(c.depth))
+        x = self.embedded(ids) if embeddings is None else embeddings
+        (x, cache), _ = jax.lax.scan(step, (x, cache), layers)
         return self._normed(x), cache
-
-    def _embedded(self, ids: jax.Array) -> jax.Array:
-        x = self.embed(ids)
-        return x * jnp.asarray(self.config.embed_scale, x.dtype)
-
-    def _normed(self, x: jax.Array) -> jax.Array:
-        return self.final_norm(x) if self.config.final_norm else x
-
-
-def _zero_beyond(init: Any, axis: int, *, size: int) -> Any:
-    """The initialiser, with zeros from ``size`` on along an axis of a matrix."""
-
-    def padded(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        kept = jnp.arange(shape[axis]) < size
-        return jnp.where(jnp.expand_dims(kept, 1 - axis), init(key, shape, dtype), 0)
-
-    return padded
-
-
-def token_positions(mask: jax.Array) -> jax.Array:
-    """How many real tokens came before: (B, T) bool to (B, T) int32; padding has any number."""
-    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def _turns(c: DecoderConfig, positions: jax.Array) -> Turns:

@@ -258,8 +258,7 @@ def qwen3_config(config: Mapping[str, Any]) -> DecoderConfig:
 def qwen_omni_config(config: Mapping[str, Any]) -> DecoderConfig:
     """Reads the text model of a Qwen2.5-Omni: the whole config, its thinker's or its text's.
 
-    Over text all three axes of its rotary positions are equal, so the sections into which it
-    divides a head for them make no difference.
+    Its rotary positions have three axes (``Rope.sections``), which differ over pictures only.
 
     Raises:
       ModelConfigError: for a missing or malformed value, or a feature that is not supported.
@@ -369,29 +368,7 @@ def _one_rope(reader: ConfigReader, theta: float, length: int, sectioned: int | 
             f"{reader.where} has both rope_parameters and rope_scaling; keep one"
         )
     where = f"{reader.where}: {'rope_parameters' if newer else 'rope_scaling'}"
-    settings = newer or older or {}
-    if sectioned is not None and isinstance(settings, Mapping):
-        settings = _without_sections(settings, sectioned, where)
-    return read_rope(settings, theta, where, length=length)
-
-
-def _without_sections(settings: Mapping[str, Any], head_dim: int, where: str) -> dict[str, Any]:
-    """The settings of a rotary embedding whose three axes are equal."""
-    sections = settings.get("mrope_section", [head_dim // 2])
-    if not (
-        isinstance(sections, list)
-        and all(isinstance(size, int) for size in sections)
-        and sum(sections) == head_dim // 2
-    ):
-        raise ModelConfigError(
-            f"{where}: mrope_section has to sum up to half of head_dim {head_dim}; "
-            f"it is {str(sections)[:100]}"
-        )
-    return {
-        key: "default" if value == "mrope" else value
-        for key, value in settings.items()
-        if key != "mrope_section"
-    }
+    return read_rope(newer or older or {}, theta, where, length=length, head_dim=sectioned)
 
 
 def _qwen_sliding(reader: ConfigReader, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 Pair i of a head turns by ``position * frequency_i``. Every variant that stretches the context
 blends two frequencies, ``kept * f + (1 - kept) * f / factor`` with f = theta^(-2i/D); they differ
 in how much of the original frequency each pair keeps.
+
+Positions may have three axes (time, height, width), as in Qwen2.5-Omni (arXiv 2503.20215, section
+2.2): each pair then turns by one of them. Where the axes are equal that is plain rotary embedding.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ import numpy as np
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 
 KINDS = ("default", "linear", "llama3", "yarn")
+AXES = 3  # of a multimodal position: time, height, width
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,14 @@ class Rope:
       factor: By how much the slowed pairs are slowed; without ``scaling`` that is all of them
         (linear position interpolation).
       scaling: Which pairs keep how much of their speed.
+      sections: For positions of three axes: how many pairs, in order, turn by the first, second,
+        third, first ... axis (``mrope_section``). Empty for a model of one axis.
     """
 
     theta: float = 10_000.0
     factor: float = 1.0
     scaling: Llama3Scaling | YarnScaling | None = None
+    sections: tuple[int, ...] = ()
 
     @property
     def amplitude(self) -> float:
@@ -107,10 +114,28 @@ def rope_table(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Arr
     Args:
       rope: The settings.
       head_dim: Channels of a head.
-      positions: (B, T) int.
+      positions: (B, T) int, or (3, B, T) for the three axes of a rope with ``sections``.
+
+    Raises:
+      ValueError: for three axes and a rope that does not divide its pairs among them.
     """
-    angles = positions[..., None].astype(jnp.float32) * frequencies(rope, head_dim)
+    if positions.ndim == 3:
+        if len(positions) != AXES or sum(rope.sections) != head_dim // 2:
+            raise ValueError(
+                f"positions {positions.shape} need {AXES} axes and a rope with sections that sum "
+                f"up to {head_dim // 2} pairs; this one has {rope.sections}"
+            )
+        axis = np.repeat(np.arange(len(rope.sections)) % AXES, rope.sections)
+        turning = jnp.moveaxis(positions[axis], 0, -1)
+    else:
+        turning = positions[..., None]
+    angles = turning.astype(jnp.float32) * frequencies(rope, head_dim)
     return jnp.cos(angles) * rope.amplitude, jnp.sin(angles) * rope.amplitude
+
+
+def token_positions(mask: jax.Array) -> jax.Array:
+    """How many real tokens came before: (B, T) bool to (B, T) int32; padding has any number."""
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -128,6 +153,7 @@ def read_rope(
     *,
     kinds: tuple[str, ...] = KINDS,
     length: int | None = None,
+    head_dim: int | None = None,
 ) -> Rope:
     """Reads ``rope_scaling`` or one entry of ``rope_parameters`` of a config.json.
 
@@ -137,17 +163,20 @@ def read_rope(
       where: What to call the object in messages.
       kinds: Values of ``rope_type`` that are supported.
       length: Positions of the first training, where the object does not say.
+      head_dim: Channels of a head of a model whose positions have three axes; None for one axis.
 
     Raises:
       ModelConfigError: for another kind, a missing or malformed value or an unknown key.
     """
     reader = ConfigReader(settings, where)
-    # "type" is what transformers called it before "rope_type".
-    kind = reader.only("rope_type", kinds, reader.raw("type", "default"))
-    reader.only("type", (*kinds, None), kind)
+    sections = () if head_dim is None else _read_sections(reader, head_dim)
+    # "mrope" is "default" with sections; "type" is what transformers called it before "rope_type".
+    spoken = kinds if head_dim is None else (*kinds, "mrope")
+    kind = reader.only("rope_type", spoken, reader.raw("type", "default"))
+    reader.only("type", (*spoken, None), kind)
     reader.only("partial_rotary_factor", (1, None), None)
     theta = reader.number("rope_theta", theta)
-    if kind == "default":
+    if kind in ("default", "mrope"):
         reader.only("factor", (1, None), None)
         rope = Rope(theta)
     elif kind == "linear":
@@ -158,7 +187,22 @@ def read_rope(
         rope = Rope(theta, reader.number("factor"), _read_yarn(reader, length))
     reader.ignore("original_max_position_embeddings")
     reader.finish()
-    return rope
+    return replace(rope, sections=sections)
+
+
+def _read_sections(reader: ConfigReader, head_dim: int) -> tuple[int, ...]:
+    """``mrope_section``; absent it is transformers' default, made for heads of 128 channels."""
+    sections = reader.raw("mrope_section", [16, 24, 24])
+    if not (
+        isinstance(sections, list | tuple)
+        and all(isinstance(size, int) and size >= 0 for size in sections)
+        and sum(sections) == head_dim // 2
+    ):
+        raise ModelConfigError(
+            f"{reader.where}: mrope_section has to sum up to half of head_dim {head_dim}; "
+            f"it is {str(sections)[:100]}"
+        )
+    return tuple(sections)
 
 
 def _read_llama3(reader: ConfigReader, length: int | None) -> Llama3Scaling:

@@ -1,7 +1,8 @@
 """Text generation: one jitted function, a key-value cache, and a loop that ends when all texts do.
 
 Greedy, or sampled at a temperature from the smallest set of tokens that holds the probability
-``top_p`` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751).
+``top_p`` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751). `continuation_log_probs` tells
+how likely given answers are. Prompts may hold audio where the model hears (`AudioLM`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medalign_jax.errors import UserError
+from medalign_jax.models.audio_lm import AudioLM, check_placeholders
 from medalign_jax.models.decoder import CACHE_SHARDING, Cache, Decoder, empty_cache
+from medalign_jax.models.decoder_config import DecoderConfig
 from medalign_jax.train.mesh import shardings
 
 
@@ -56,7 +59,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token: int = 0) -> tuple[np.n
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | AudioLM,
     params: Any,
     ids: Any,
     mask: Any,
@@ -68,6 +71,9 @@ def generate(
     pad_token: int = 0,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
+    features: Any = None,
+    lengths: Any = None,
+    lora: Any = None,
 ) -> Generated:
     """Writes on after prompts of unequal length.
 
@@ -83,24 +89,31 @@ def generate(
       top_p: In (0, 1]: see above; 1 draws from all tokens.
       stop_tokens: A text ends with the first of these.
       pad_token: Stands after the end of a text.
-      key: For drawing, where the temperature is not 0.
+      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one a text,
+        which then does not depend on the others of its batch.
       mesh: Lays the cache out over it: texts over (data, fsdp), key heads over tensor.
+      features, lengths: Of an ``AudioLM``: (B, K, F, M) and (B, K), the clips of each prompt in the
+        order of its placeholders; None where no prompt has any.
+      lora: Low-rank factors, as collection "lora" of the model.
 
     Returns:
       See ``Generated``.
 
     Raises:
       GenerationError: for no prompt, an empty one, padding elsewhere than at the left, ids that
-        the model does not have, more tokens than it has positions, or settings out of range.
+        the model does not have, more tokens than it has positions, audio for a model that hears
+        none, or settings out of range.
+      AudioPromptError: for clips that are not those of a prompt's placeholders.
     """
     ids, mask = np.asarray(ids), np.asarray(mask)
     _check_prompts(ids, mask, model, max_new_tokens)
-    _check_settings(temperature, top_p, key)
+    _check_settings(temperature, top_p, key, len(ids))
     return _generate(
         model,
-        params,
+        _variables(params, lora),
         jnp.asarray(ids, jnp.int32),
         jnp.asarray(mask),
+        _audio(model, ids, mask, features, lengths),
         jnp.asarray(list(stop_tokens), jnp.int32),
         jnp.float32(temperature),
         jnp.float32(top_p),
@@ -130,9 +143,10 @@ def nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
 @partial(jax.jit, static_argnames=("model", "length", "pad_token", "greedy", "whole", "mesh"))
 def _generate(
     model,
-    params,
+    variables,
     ids,
     mask,
+    audio,
     stops,
     temperature,
     top_p,
@@ -148,9 +162,9 @@ def _generate(
     # Columns to come count as real: whether they are seen is a matter of causality.
     seen = jnp.concatenate([mask, jnp.ones((batch, length), bool)], axis=1)
 
-    def extend(ids, cache, start):
-        bound = model.bind({"params": params})
-        hidden, cache = bound.extend(ids, seen, _laid_out(cache, mesh), start)
+    def extend(ids, cache, start, **audio):
+        bound = model.bind(variables)
+        hidden, cache = bound.extend(ids, seen, _laid_out(cache, mesh), start, **audio)
         return bound.logits(hidden[:, -1:])[:, 0], cache
 
     def choose(logits, step):
@@ -158,7 +172,8 @@ def _generate(
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         scaled = logits / temperature
         scaled = scaled if whole else nucleus(scaled, top_p)
-        return jax.random.categorical(jax.random.fold_in(key, step), scaled).astype(jnp.int32)
+        draw = jax.vmap(_draw, in_axes=(0, None, 0)) if key.ndim else _draw
+        return draw(key, step, scaled).astype(jnp.int32)
 
     def write(state, logits, cache):
         token = choose(logits, state.step)
@@ -175,7 +190,7 @@ def _generate(
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
         return write(state, *extend(last, state.cache, prompt + state.step - 1))
 
-    empty = empty_cache(model.config, batch, prompt + length, model.dtype)
+    empty = empty_cache(_text_config(model), batch, prompt + length, model.dtype)
     start = _State(
         jnp.int32(0),
         jnp.full((batch, length), pad_token, jnp.int32),
@@ -183,9 +198,14 @@ def _generate(
         jnp.ones(batch, bool),
         empty,
     )
-    start = write(start, *extend(ids, empty, 0))
+    start = write(start, *extend(ids, empty, 0, **audio))
     end = jax.lax.while_loop(lambda s: (s.step < length) & jnp.any(s.running), on, start)
     return Generated(end.tokens, end.mask)
+
+
+def _draw(key: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
+    """Tokens (...) of logits (..., V); another draw for each step."""
+    return jax.random.categorical(jax.random.fold_in(key, step), logits)
 
 
 def _laid_out(cache: Cache, mesh: Mesh | None) -> Cache:
@@ -194,8 +214,56 @@ def _laid_out(cache: Cache, mesh: Mesh | None) -> Cache:
     return jax.lax.with_sharding_constraint(cache, shardings(cache, CACHE_SHARDING, mesh))
 
 
-def _check_prompts(ids: np.ndarray, mask: np.ndarray, model: Decoder, length: int) -> None:
-    config = model.config
+def _text_config(model: Decoder | AudioLM) -> DecoderConfig:
+    return model.config.text if isinstance(model, AudioLM) else model.config
+
+
+def _variables(params: Any, lora: Any) -> dict[str, Any]:
+    return {"params": params} if lora is None else {"params": params, "lora": lora}
+
+
+def _audio(
+    model: Decoder | AudioLM, ids: np.ndarray, mask: np.ndarray, features: Any, lengths: Any
+) -> dict[str, jax.Array]:
+    """Checked clips as keywords of ``extend`` and of the model's call."""
+    if (features is None) != (lengths is None):
+        raise GenerationError("features and lengths of the clips go together; one of them is None")
+    if not isinstance(model, AudioLM):
+        if features is not None:
+            raise GenerationError("this model reads text only; give no features")
+        return {}
+    if features is not None and np.shape(features)[:2] != np.shape(lengths):
+        raise GenerationError(
+            f"features have to be (prompts, clips, frames, mels) and lengths (prompts, clips), not "
+            f"{np.shape(features)} and {np.shape(lengths)}"
+        )
+    check_placeholders(ids, mask, lengths, model.config)
+    if features is None:
+        return {}
+    return {"features": jnp.asarray(features), "lengths": jnp.asarray(lengths, jnp.int32)}
+
+
+def _check_prompts(
+    ids: np.ndarray, mask: np.ndarray, model: Decoder | AudioLM, length: int
+) -> None:
+    config = _text_config(model)
+    _check_tokens(ids, mask, config)
+    gaps = np.flatnonzero((mask[:, :-1] & ~mask[:, 1:]).any(axis=1))
+    if gaps.size:
+        raise GenerationError(
+            f"prompt {gaps[0]} has padding after its first token; pad at the left (pad_left)"
+        )
+    if length < 1:
+        raise GenerationError(f"max_new_tokens has to be at least 1, not {length}")
+    longest = int(mask.sum(axis=1).max())
+    if longest + length > config.max_positions:
+        raise GenerationError(
+            f"a prompt of {longest} tokens and {length} new ones are more than the model's "
+            f"{config.max_positions} positions; shorten the prompt or max_new_tokens"
+        )
+
+
+def _check_tokens(ids: np.ndarray, mask: np.ndarray, config: DecoderConfig) -> None:
     if ids.ndim != 2 or ids.shape != mask.shape or not ids.size:
         raise GenerationError(
             f"prompts have to be (batch, length) ids and a mask of that shape with at least one "
@@ -206,32 +274,121 @@ def _check_prompts(ids: np.ndarray, mask: np.ndarray, model: Decoder, length: in
     empty = np.flatnonzero(~mask.any(axis=1))
     if empty.size:
         raise GenerationError(f"prompt {empty[0]} is empty: there is nothing to write on from")
-    gaps = np.flatnonzero((mask[:, :-1] & ~mask[:, 1:]).any(axis=1))
-    if gaps.size:
-        raise GenerationError(
-            f"prompt {gaps[0]} has padding after its first token; pad at the left (pad_left)"
-        )
     if ids[mask].min() < 0 or ids[mask].max() >= config.vocab_size:
         raise GenerationError(
             f"prompts hold token ids {ids[mask].min()} to {ids[mask].max()}, but the vocabulary "
             f"has {config.vocab_size}: the tokenizer belongs to another model"
         )
-    if length < 1:
-        raise GenerationError(f"max_new_tokens has to be at least 1, not {length}")
-    longest = int(mask.sum(axis=1).max())
-    if longest + length > config.max_positions:
-        raise GenerationError(
-            f"a prompt of {longest} tokens and {length} new ones are more than the model's "
-            f"{config.max_positions} positions; shorten the prompt or max_new_tokens"
-        )
     if not config.head:
         raise GenerationError("this model was built without its head, so it has no logits")
 
 
-def _check_settings(temperature: float, top_p: float, key: jax.Array | None) -> None:
+def _check_settings(temperature: float, top_p: float, key: jax.Array | None, rows: int) -> None:
     if not temperature >= 0 or temperature == float("inf"):
         raise GenerationError(f"temperature has to be 0 or a positive number, not {temperature}")
     if not 0 < top_p <= 1:
         raise GenerationError(f"top_p has to be above 0 and at most 1, not {top_p}")
     if temperature and key is None:
         raise GenerationError(f"drawing at temperature {temperature} needs key=jax.random.key(...)")
+    typed = key is None or jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if temperature and not (typed and key.shape in ((), (rows,))):
+        raise GenerationError(
+            f"key is {key.dtype} {key.shape} for {rows} prompts; give one jax.random.key(...), or "
+            "one for each prompt"
+        )
+
+
+def continuation_log_probs(
+    model: Decoder | AudioLM,
+    params: Any,
+    ids: Any,
+    mask: Any,
+    response_mask: Any,
+    *,
+    features: Any = None,
+    lengths: Any = None,
+    lora: Any = None,
+    chunk: int = 64,
+) -> jax.Array:
+    """Log-likelihood of given continuations, e.g. to rank the options of a question.
+
+    Args:
+      model, params, lora: As of ``generate``.
+      ids: (B, T) token ids, each row a prompt with its continuation.
+      mask: (B, T) bool, True for a real token; padding on either side.
+      response_mask: (B, T) bool, True for the tokens of the continuation.
+      features, lengths: As of ``generate``.
+      chunk: Tokens of a row whose scores over the vocabulary exist at a time.
+
+    Returns:
+      (B,) float32: the sum of log p(token | all before it) over a row's continuation. No length
+      is divided out: of options of unequal length the longer ones are less likely.
+
+    Raises:
+      GenerationError: for rows without prompt or continuation, a continuation in padding, ids that
+        the model does not have, or more tokens than it has positions.
+      AudioPromptError: for clips that are not those of a row's placeholders.
+    """
+    ids, mask, chosen = (np.asarray(each) for each in (ids, mask, response_mask))
+    config = _text_config(model)
+    _check_tokens(ids, mask, config)
+    _check_continuations(mask, chosen, config, chunk)
+    return _log_probs(
+        model,
+        _variables(params, lora),
+        jnp.asarray(ids, jnp.int32),
+        jnp.asarray(mask),
+        jnp.asarray(chosen),
+        _audio(model, ids, mask, features, lengths),
+        chunk=min(chunk, ids.shape[1] - 1),
+    )
+
+
+def _check_continuations(
+    mask: np.ndarray, chosen: np.ndarray, config: DecoderConfig, chunk: int
+) -> None:
+    if chosen.shape != mask.shape or chosen.dtype != bool:
+        raise GenerationError(
+            f"response_mask has to be boolean {mask.shape}, not {chosen.dtype} {chosen.shape}"
+        )
+    first = mask & (np.cumsum(mask, axis=1) == 1)
+    for row, (real, wanted, start) in enumerate(zip(mask, chosen, first, strict=True)):
+        if not wanted.any():
+            raise GenerationError(f"row {row} has no continuation: its response_mask is all False")
+        if (wanted & ~real).any():
+            raise GenerationError(f"row {row}: response_mask is True where mask says padding")
+        if (wanted & start).any():
+            raise GenerationError(f"row {row}: its first token has nothing before it to follow")
+    longest = int(mask.sum(axis=1).max())
+    if mask.shape[1] > config.max_positions:
+        raise GenerationError(
+            f"rows of {mask.shape[1]} tokens (the longest text has {longest}) are more than the "
+            f"model's {config.max_positions} positions"
+        )
+    if chunk < 1:
+        raise GenerationError(f"chunk has to be at least 1, not {chunk}")
+
+
+@partial(jax.jit, static_argnames=("model", "chunk"))
+def _log_probs(model, variables, ids, mask, chosen, audio, *, chunk):
+    hidden, _ = model.apply(variables, ids, mask, **audio)
+    # Row t of the hidden states speaks of token t + 1; steps fill up the last chunk.
+    steps = ids.shape[1] - 1
+    fill = ((0, 0), (0, -steps % chunk))
+    parts = (
+        jnp.pad(hidden[:, :-1], (*fill, (0, 0))),
+        jnp.pad(ids[:, 1:], fill),
+        jnp.pad(chosen[:, 1:], fill),
+    )
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(len(ids), -1, chunk, *x.shape[2:]), 1, 0), parts
+    )
+
+    def add(total, part):
+        state, token, wanted = part
+        scores = model.apply(variables, state, method="logits")
+        likely = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0]
+        log_prob = likely - jax.nn.logsumexp(scores, axis=-1)
+        return total + jnp.sum(jnp.where(wanted, log_prob, 0), axis=1), None
+
+    return jax.lax.scan(add, jnp.zeros(len(ids), jnp.float32), parts)[0]

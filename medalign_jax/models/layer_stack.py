@@ -1,6 +1,11 @@
-"""A language model's layers as one scan over stacked weights: compile time is that of one."""
+"""A language model's layers as one scan over stacked weights: compile time is that of one.
 
-from collections.abc import Callable
+Two things may happen to a layer's weights on their way into it, inside the scan and inside what
+`jax.checkpoint` computes anew: low-rank factors are added (`adapted`), and a caller's hook sees
+them (to gather shards, say). See `use_weights`.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +46,71 @@ def normalise_layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
                 f"so 0 (embeddings) to {depth}, or -{depth + 1} to -1"
             )
     return tuple(sorted({layer % (depth + 1) for layer in layers}))
+
+
+def low_rank(module: nn.Module, *names: str) -> dict[str, Any]:
+    """What the variable collection "lora" holds for some of a module's parameters.
+
+    The collection mirrors "params" at the adapted kernels: ``{"a": (..., in, r), "b": (..., r,
+    out)}`` stands at the kernel's place, stacked layers first (LoRA, arXiv 2106.09685; the factor
+    alpha / r is already in b).
+
+    Args:
+      module: A bound module.
+      names: Its parameters or submodules that can be adapted.
+
+    Returns:
+      {name: its part of the collection, or None}.
+
+    Raises:
+      ValueError: where the collection names anything else: it would have no effect.
+    """
+    held = module.variables.get("lora", {})
+    if unknown := sorted(set(held) - set(names)):
+        raise ValueError(
+            f"low-rank factors for {', '.join(unknown)} of {type(module).__name__} have no effect; "
+            f"only {', '.join(names)} can be adapted"
+        )
+    return {name: held.get(name) for name in names}
+
+
+def adapted(weights: Any, factors: Any) -> Any:
+    """A layer's weights with ``kernel + a @ b`` wherever there are factors for a kernel.
+
+    Args:
+      weights: Nested dict of arrays.
+      factors: None, or a part of that nesting with ``{"a": (in, r), "b": (r, out)}`` for kernels.
+
+    Returns:
+      Like ``weights``; an adapted kernel is float32, so that small steps are not rounded away.
+
+    Raises:
+      ValueError: for factors whose kernel does not exist or has another shape.
+    """
+    if factors is None:
+        return weights
+    if not isinstance(weights, Mapping):
+        a, b = (factors[name].astype(jnp.float32) for name in ("a", "b"))
+        if weights.shape != (*a.shape[:-1], b.shape[-1]):
+            raise ValueError(f"factors {a.shape} and {b.shape} do not fit a kernel {weights.shape}")
+        return weights.astype(jnp.float32) + jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    if unknown := sorted(set(factors) - set(weights)):
+        raise ValueError(f"low-rank factors for {unknown}, but a layer has {sorted(weights)}")
+    return {**weights, **{key: adapted(weights[key], each) for key, each in factors.items()}}
+
+
+def through(x: jax.Array, factors: Mapping[str, jax.Array]) -> jax.Array:
+    """What a kernel's factors add to its output: (..., in) to (..., out), in the dtype of x."""
+    return (x @ factors["a"].astype(x.dtype)) @ factors["b"].astype(x.dtype)
+
+
+def use_weights(weights: Any, factors: Any, hook: Callable[[Any], Any] | None) -> Any:
+    """A layer's weights as the layer uses them: adapted first, then through the hook.
+
+    In this order the sum is made of shards, and only one array a kernel has to be gathered.
+    """
+    weights = adapted(weights, factors)
+    return weights if hook is None else hook(weights)
 
 
 def scan_layers(

@@ -18,14 +18,14 @@ of the language model.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.models.layer_stack import stacked_init
+from medalign_jax.models.layer_stack import low_rank, stacked_init, through
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 from medalign_jax.models.vit_layers import Dense, UniformBlocks, layer_norm
 from medalign_jax.models.whisper import (
@@ -170,10 +170,16 @@ class QwenAudio(nn.Module):
 
     Parameters: ``stem/conv1``, ``stem/conv2``, ``layers/...`` stacked over depth, ``norm``,
     ``proj`` where there is a projection, and without windows the fixed table ``pos_embed`` (loaded
-    and exported; no gradient reaches it). With windows that table is worked out.
+    and exported; no gradient reaches it). With windows that table is worked out. Low-rank factors
+    for kernels of ``layers`` and ``proj`` may be given as collection "lora" (`layer_stack`).
+
+    Attributes:
+      config: sizes.
+      layer_weights: what a layer's weights go through inside the scan, see `layer_stack`.
     """
 
     config: QwenAudioConfig
+    layer_weights: Callable[[Any], Any] | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -227,6 +233,8 @@ class QwenAudio(nn.Module):
         out["tokens"] = self.norm((pairs[:, :, 0] + pairs[:, :, 1]) / 2)
         if self.config.output_width is not None:
             out["projected"] = self.proj(out["tokens"])
+            if (factors := self._low_rank()["proj"]) is not None:
+                out["projected"] += through(out["tokens"], factors["kernel"])
         if lengths is None:
             lengths = jnp.full(features.shape[:1], frames)
         out["mask"] = valid_until(pooled_tokens(lengths), out["tokens"].shape[1])
@@ -261,7 +269,7 @@ class QwenAudio(nn.Module):
         x = self.stem(features)
         x = x + jax.lax.stop_gradient(self.pos_embed)[: x.shape[1]].astype(x.dtype)
         mask = None if lengths is None else valid_until((lengths + 1) // 2, x.shape[1])
-        last, kept = run_blocks(self.config, self.layers, x, mask, layers)
+        last, kept = self._run_layers(x, mask, layers)
         return last, {"stem": x} | {f"block{i:02d}": state for i, state in kept.items()}
 
     def _windows(
@@ -279,10 +287,17 @@ class QwenAudio(nn.Module):
         x = self.stem(features.reshape(-1, window, mels), valid)
         x = x + sinusoids(window // 2, self.config.width).astype(x.dtype)
         mask = None if valid is None else valid[:, ::2]
-        last, kept = run_blocks(self.config, self.layers, x, mask, layers)
+        last, kept = self._run_layers(x, mask, layers)
 
         def joined(x):
             return x.reshape(batch, -1, x.shape[2])[:, : (frames + 1) // 2]
 
         blocks = {f"block{i:02d}": joined(state) for i, state in kept.items()}
         return joined(last), {"stem": joined(x)} | blocks
+
+    def _run_layers(self, x: jax.Array, mask: jax.Array | None, layers: tuple[int, ...] | None):
+        factors = self._low_rank()["layers"]
+        return run_blocks(self.config, self.layers, x, mask, layers, factors, self.layer_weights)
+
+    def _low_rank(self) -> dict[str, Any]:
+        return low_rank(self, "layers", *(() if self.config.output_width is None else ("proj",)))

@@ -18,7 +18,7 @@ Shapes: B clips, T frames, M mel bins, L tokens, W channels.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medalign_jax.models.attention import attention
-from medalign_jax.models.layer_stack import scan_layers, stacked_init
+from medalign_jax.models.layer_stack import scan_layers, stacked_init, use_weights
 from medalign_jax.models.upstream_config import ConfigReader
 from medalign_jax.models.vit_layers import Dense, UniformBlocks, gelu, layer_norm
 
@@ -244,6 +244,8 @@ def run_blocks(
     x: jax.Array,
     mask: jax.Array | None,
     layers: tuple[int, ...] | None,
+    factors: Any = None,
+    hook: Callable[[Any], Any] | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """Runs all layers as one scan.
 
@@ -253,6 +255,8 @@ def run_blocks(
       x: (B, N, W) input of the first layer.
       mask: (B, N) boolean, True for tokens that may be seen, or None.
       layers: which outputs to keep, numbered from 0; None keeps all.
+      factors, hook: low-rank factors of the weights, stacked too, and what a layer's weights go
+        through: see `layer_stack.use_weights`.
 
     Returns:
       The last layer's output (B, N, W), and {layer: its output} as asked.
@@ -263,13 +267,14 @@ def run_blocks(
     block = block_of(config)
 
     def step(x, layer):
-        return block.apply({"params": layer}, x, mask)
+        return block.apply({"params": use_weights(*layer, hook)}, x, mask)
 
     layers = tuple(range(config.depth)) if layers is None else layers
     if unknown := [i for i in layers if not 0 <= i < config.depth]:
         raise ValueError(f"layers {unknown} do not exist: this model has 0 to {config.depth - 1}")
     wanted = tuple(sorted({i + 1 for i in layers} | {config.depth}))
-    states = scan_layers(jax.checkpoint(step) if config.remat else step, weights, x, wanted)
+    step = jax.checkpoint(step) if config.remat else step
+    states = scan_layers(step, (weights, factors), x, wanted)
     return states[config.depth], {i: states[i + 1] for i in sorted(set(layers))}
 
 

@@ -1,6 +1,8 @@
 """The decoder against transformers' Gemma-3 on small random models saved to disk."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,11 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from tiny_models import quick_jit
 
-from medalign_jax.models.decoder import Decoder
+from medalign_jax.models.decoder import Decoder, empty_cache
 from medalign_jax.models.decoder_config import GEMMA3_270M, DecoderConfig, Rope, gemma3_config
+from medalign_jax.models.sharded_weights import WholeWeights
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load
@@ -280,3 +284,157 @@ def stack_qwen(tensors):
             "mlp_norm": {"scale": layers("post_attention_layernorm.weight")},
         },
     }
+
+
+SMALL = DecoderConfig(
+    vocab_size=VOCABULARY, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=24,
+    sliding=(True, False, True), window=4, attention_scale=8**-0.5, max_positions=64, tied=False,
+    embed_scale=4.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small():
+    ids, mask = tokens()
+    return quick_jit(Decoder(SMALL).init)(jax.random.key(0), ids, mask)["params"]
+
+
+def forward(model, variables, **options):
+    """Logits at real tokens, and the gradient of a function of them (where there is one)."""
+    ids, mask = tokens()
+
+    def loss(params):
+        last, _ = model.apply({**variables, "params": params}, ids, mask, **options)
+        logits = model.apply({**variables, "params": params}, last, method="logits")
+        return jnp.sum(jnp.sin(logits) * mask[..., None]), logits
+
+    grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    (_, logits), gradient = jax.device_get(grad(variables["params"]))
+    return logits[mask], gradient
+
+
+def close(one, other):
+    """Within 1e-5 of the largest entry of each array."""
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1.0))
+
+    jax.tree.map(check, one, other)
+
+
+def factors(params, *paths, rank=3):
+    """Random low-rank factors for some kernels, nested as the parameters."""
+    rng, lora = np.random.default_rng(5), {}
+    for path in paths:
+        kernel, place = params, lora
+        for key in path.split("/"):
+            kernel, place = kernel[key], place.setdefault(key, {})
+        a = rng.standard_normal((*kernel.shape[:-1], rank)).astype(np.float32)
+        b = rng.standard_normal((*kernel.shape[:-2], rank, kernel.shape[-1])).astype(np.float32)
+        place |= {"a": a, "b": 0.1 * b}
+    return lora
+
+
+def merged(params, lora):
+    if "a" in lora:
+        return np.asarray(params, np.float64) + lora["a"].astype(np.float64) @ lora["b"]
+    return {**params, **{key: merged(params[key], each) for key, each in lora.items()}}
+
+
+KERNELS = ("layers/attention/query/kernel", "layers/mlp/down/kernel", "lm_head/kernel")
+
+
+def test_low_rank_factors_equal_merged_weights(small):
+    lora = factors(small, *KERNELS)
+    whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), merged(small, lora))
+    got = forward(Decoder(SMALL, remat=True), {"params": small, "lora": lora})
+    expected = forward(Decoder(SMALL), {"params": whole})
+    close(got, expected)
+    assert np.abs(got[0] - forward(Decoder(SMALL), {"params": small})[0]).max() > 0.1
+
+
+def test_gradients_of_low_rank_factors(small):
+    """By the chain rule from the gradient of the kernel: a gets G b^T, b gets a^T G."""
+    ids, mask = tokens()
+    lora = factors(small, "layers/mlp/up/kernel")
+    model = Decoder(SMALL, remat=True)
+
+    def loss(lora):
+        hidden, _ = model.apply({"params": small, "lora": lora}, ids, mask)
+        return jnp.sum(jnp.sin(hidden) * mask[..., None])
+
+    got = quick_jit(jax.grad(loss))(lora)["layers"]["mlp"]["up"]["kernel"]
+    whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), merged(small, lora))
+
+    def plain(params):
+        hidden, _ = Decoder(SMALL).apply({"params": params}, ids, mask)
+        return jnp.sum(jnp.sin(hidden) * mask[..., None])
+
+    slope = np.asarray(quick_jit(jax.grad(plain))(whole)["layers"]["mlp"]["up"]["kernel"])
+    a, b = (lora["layers"]["mlp"]["up"]["kernel"][name] for name in "ab")
+    bound = 1e-5 * np.abs(slope).max() * 16
+    np.testing.assert_allclose(got["a"], slope @ b.swapaxes(1, 2), rtol=0, atol=bound)
+    np.testing.assert_allclose(got["b"], a.swapaxes(1, 2) @ slope, rtol=0, atol=bound)
+
+
+WRONG = {"a": np.ones((3, 16, 2), np.float32), "b": np.ones((3, 2, 5), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"embed": {"embedding": {"a": 0, "b": 0}}}, "embed of Decoder have no effect"),
+        ({"layers": {"mlp": {"fc": {"kernel": {}}}}}, r"factors for \['fc'\]"),
+        ({"layers": {"mlp": {"up": {"kernel": WRONG}}}}, "do not fit a kernel"),
+    ],
+)
+def test_low_rank_factors_without_a_place_are_named(small, lora, words):
+    with pytest.raises(ValueError, match=words):
+        Decoder(SMALL).apply({"params": small, "lora": lora}, *tokens())
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooked(WholeWeights):
+    hook: Callable
+
+    def layer(self, weights):
+        return self.hook(weights)
+
+
+def test_a_hook_sees_each_layers_weights_before_use(small):
+    """Halved weights of all layers, in the forward pass, the gradient and cached steps."""
+    hook = lambda weights: jax.tree.map(lambda leaf: leaf / 2, weights)  # noqa: E731
+    hooked = Decoder(SMALL, remat=True, access=Hooked(hook))
+    halved = {**small, "layers": hook(small["layers"])}
+    logits, gradient = forward(hooked, {"params": small})
+    expected, slope = forward(Decoder(SMALL), {"params": halved})
+    close((logits, gradient), (expected, {**slope, "layers": hook(slope["layers"])}))
+    ids, mask = tokens()
+    cache = empty_cache(SMALL, *ids.shape, jnp.float32)
+    arguments = (ids, mask, cache, 0)
+    got, _ = hooked.apply({"params": small}, *arguments, method="extend")
+    wanted, _ = Decoder(SMALL).apply({"params": halved}, *arguments, method="extend")
+    np.testing.assert_allclose(got[mask], wanted[mask], rtol=0, atol=1e-5)
+
+
+def test_adapted_weights_go_through_the_hook(small):
+    lora = factors(small, *KERNELS[:2])
+    hook = lambda weights: jax.tree.map(lambda leaf: leaf / 2, weights)  # noqa: E731
+    whole = merged(small, lora)
+    whole = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), whole)
+    halved = {**whole, "layers": hook(whole["layers"])}
+    got = forward(Decoder(SMALL, access=Hooked(hook)), {"params": small, "lora": lora})[0]
+    close(got, forward(Decoder(SMALL), {"params": halved})[0])
+
+
+def test_embeddings_stand_in_for_those_of_the_ids(small):
+    ids, mask = tokens()
+    model = Decoder(SMALL)
+    embeddings = model.apply({"params": small}, ids, method="embedded")
+    table = np.asarray(small["embed"]["embedding"])
+    np.testing.assert_allclose(embeddings, 4 * table[ids], rtol=1e-6)
+    expected, _ = forward(model, {"params": small})
+    got, _ = forward(model, {"params": small}, embeddings=embeddings)
+    np.testing.assert_array_equal(got, expected)
+    _, kept = model.apply({"params": small}, ids, mask, (0, -1), embeddings=2 * embeddings)
+    np.testing.assert_array_equal(kept["hidden_states"][0], 2 * embeddings)

@@ -296,6 +296,43 @@ def test_omni_loads_whole_or_as_its_thinker_or_its_text(upstream):
     assert dataclasses.replace(text, tied=False) == read
 
 
+@all_models(["qwen2.5-omni"])
+@pytest.mark.parametrize("sections", [[1, 1, 2], [2, 0, 1, 1]])
+def test_positions_of_three_axes_equal_transformers(upstream, sections):
+    """Each axis has its own; the second division comes back to the first axis."""
+    ids, mask, _ = texts()
+    axes = np.random.default_rng(1).integers(0, 20, (3, *ids.shape)).astype(np.int32)
+    rotary = upstream.model.model.language_model.rotary_emb
+    before, rotary.mrope_section = rotary.mrope_section, sections
+    with torch.no_grad():
+        output = upstream.model(
+            input_ids=torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long(),
+            position_ids=torch.tensor(axes).long(), output_hidden_states=True,
+        )  # fmt: skip
+    rotary.mrope_section = before
+    text = upstream.json["text_config"]
+    text = text | {"rope_parameters": text["rope_parameters"] | {"mrope_section": sections}}
+    config = DECODER_CONFIGS["qwen2_5_omni_thinker"](upstream.json | {"text_config": text})
+    assert config.rope.sections == tuple(sections)
+    params = load(upstream.folder, table(config, DEPTH), abstract(config))
+    model, layers = Decoder(config), tuple(range(DEPTH + 1))
+
+    def states(positions):
+        run = lambda params: model.apply({"params": params}, ids, mask, layers, positions=positions)  # noqa: E731
+        return jax.jit(run, compiler_options=QUICK)(params)[1]["hidden_states"]
+
+    got = states(axes)
+    for layer, expected in enumerate(output.hidden_states):
+        np.testing.assert_allclose(got[layer][mask], expected.numpy()[mask], rtol=0, atol=1e-5)
+    assert np.abs(got[DEPTH] - upstream.states[-1])[mask].max() > 0.1
+    flat = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
+    np.testing.assert_array_equal(
+        states(np.stack([flat] * 3))[DEPTH][mask], states(None)[DEPTH][mask]
+    )
+    with pytest.raises(ValueError, match="sections"):
+        Decoder(TINY).apply({"params": initialised(Decoder(TINY))}, ids, mask, positions=axes)
+
+
 def test_a_model_without_its_head_needs_none():
     config = dataclasses.replace(decoder_config.QWEN2_5_7B, head=False)
     assert "lm_head" not in abstract(config)

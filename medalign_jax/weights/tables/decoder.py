@@ -70,29 +70,38 @@ def table(config: DecoderConfig, depth: int) -> Table:
       config: The part of it that is loaded, e.g. truncated or without its head.
       depth: Layers of the whole model.
     """
-    norms = _NORMS | (_FOUR_NORMS if config.post_norms else _TWO_NORMS)
     above = tuple(
         Ignore(f"{{prefix}}layers.{layer}.*", "above the hidden layer that is read")
         for layer in range(config.depth, depth)
     )
-    rules = [
-        Rule(_EMBEDDING, "embed/embedding", *_padding(config, 0)),
-        *(Rule(f"{_LAYER}{up}.weight", f"layers/{to}/kernel", LINEAR) for up, to in _DENSE.items()),
-        *(Rule(f"{_LAYER}{up}.bias", f"layers/{to}/bias") for up, to in _DENSE.items()),
-        *(Rule(f"{_LAYER}{up}.weight", f"layers/{to}/scale") for up, to in norms.items()),
-    ]
+    rules = [*body(config)]
     ignores = [*_IGNORES, *above]
-    if config.final_norm:
-        rules.append(Rule(_FINAL_NORM, "final_norm/scale"))
-    else:
+    if not config.final_norm:
         ignores.append(Ignore(_FINAL_NORM, "above the hidden layer that is read"))
     if config.tied:
         ignores += [Ignore(head, "tied", equal_to=_EMBEDDING) for head in _HEADS]
     elif config.head:
-        rules.append(Rule(_HEADS, "lm_head/kernel", chain(LINEAR, *_padding(config, 1))))
+        rules.append(head(config, _HEADS))
     else:
         ignores += [Ignore(head, "only hidden states are read") for head in _HEADS]
     return Table("decoder", tuple(rules), tuple(ignores), _PREFIXES)
+
+
+def body(config: DecoderConfig) -> tuple[Rule, ...]:
+    """The lines of a model without those of its head."""
+    norms = _NORMS | (_FOUR_NORMS if config.post_norms else _TWO_NORMS)
+    return (
+        Rule(_EMBEDDING, "embed/embedding", *_padding(config, 0)),
+        *(Rule(f"{_LAYER}{up}.weight", f"layers/{to}/kernel", LINEAR) for up, to in _DENSE.items()),
+        *(Rule(f"{_LAYER}{up}.bias", f"layers/{to}/bias") for up, to in _DENSE.items()),
+        *(Rule(f"{_LAYER}{up}.weight", f"layers/{to}/scale") for up, to in norms.items()),
+        *((Rule(_FINAL_NORM, "final_norm/scale"),) if config.final_norm else ()),
+    )
+
+
+def head(config: DecoderConfig, names: tuple[str, ...]) -> Rule:
+    """The line of a head that is not tied, published under one of the names."""
+    return Rule(names, "lm_head/kernel", chain(LINEAR, *_padding(config, 1)))
 
 
 def _padding(config: DecoderConfig, axis: int) -> tuple[Transform, ...]:
