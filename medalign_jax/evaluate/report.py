@@ -10,51 +10,16 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from medalign_jax.evaluate import report_figures as figures
-from medalign_jax.evaluate import report_media as media
+from medalign_jax.evaluate.report_recordings import Example, Recording, example_card, recording_card
+from medalign_jax.evaluate.report_recordings import Nearest as Nearest
 from medalign_jax.evaluate.report_style import STYLE
 from medalign_jax.evaluate.report_svg import escape, number
+from medalign_jax.evaluate.report_tables import Table, html_table, table_of_scores
 from medalign_jax.evaluate.results import Result, write_atomically
 from medalign_jax.evaluate.statistics import Interval
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
-_PLAYED_SECONDS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Nearest:
-    """A report near a recording: its text, the cosine, and whether it is the recording's own."""
-
-    text: str
-    similarity: float
-    own: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """A recording to listen to.
-
-    Attributes:
-      name: File name or id.
-      waveform: (samples,) float.
-      sample_rate: Hz.
-      label: True class, or "".
-      predicted: Class that the model names, or "".
-      report: Its own report, or "".
-      features: (frames, bands) log-mel, or None.
-      nearest: Nearest reports, best first.
-    """
-
-    name: str
-    waveform: np.ndarray
-    sample_rate: int
-    label: str = ""
-    predicted: str = ""
-    report: str = ""
-    features: np.ndarray | None = None
-    nearest: tuple[Nearest, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +37,19 @@ class ReportData:
 
     Attributes:
       title: What was run, in a few words.
-      headline: The outcome in one or two plain sentences, see `comparison_sentence`.
-      summary: A few sentences about what was done.
+      headline: The outcome in one or two plain sentences, see `comparison_sentence`; each line
+        is a paragraph.
+      summary: A few sentences about what was done; each line is a paragraph.
       facts: Name and value: method, encoder, teacher, data, device, git commit, ...
       bars: Comparisons before, after and ceiling.
+      tables: Scores side by side, below the bars.
       curves: Training curves.
       maps: Embedding maps before and after.
       map_note: How the maps were made.
       confusions: Confusion matrices.
       recordings: A few recordings to play.
+      examples: Questions about recordings, and what each stage answered.
+      example_note: How the examples were chosen.
       results: All results, as in `evaluation.json`.
       unusable: Rows that were left out.
       limits: What a reader must not conclude.
@@ -91,11 +60,14 @@ class ReportData:
     summary: str = ""
     facts: Sequence[tuple[str, str]] = ()
     bars: Sequence[figures.Bars] = ()
+    tables: Sequence[Table] = ()
     curves: Sequence[figures.Curves] = ()
     maps: Sequence[figures.MapPanel] = ()
     map_note: str = ""
     confusions: Sequence[figures.Confusion] = ()
     recordings: Sequence[Recording] = ()
+    examples: Sequence[Example] = ()
+    example_note: str = ""
     results: Sequence[Result] = ()
     unusable: Sequence[UnusableRow] = ()
     limits: Sequence[str] = ()
@@ -113,10 +85,11 @@ def write_report(path: str | os.PathLike, data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """The page as HTML text."""
     sections = [
-        ("outcome", "Before and after", _bars(data)),
+        ("outcome", "Before and after", _bars(data) + "".join(map(table_of_scores, data.tables))),
         ("map", "Map of the embeddings", _maps(data)),
         ("confusion", "Which classes are confused", _confusions(data)),
         ("recordings", "Recordings and their nearest reports", _recordings(data)),
+        ("examples", "Questions and answers", _examples(data)),
         ("training", "Training", _curves(data)),
         ("results", "All results", _results(data)),
         ("unusable", "Rows left out", _unusable(data)),
@@ -129,14 +102,13 @@ def render(data: ReportData) -> str:
         f"{content}</section>"
         for key, name, content in sections
     )
-    summary = f'<p class="summary">{escape(data.summary)}</p>' if data.summary else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)}</title><style>{STYLE}</style></head><body>"
         f'<header><p class="over">medalign_jax</p><h1>{escape(data.title)}</h1>'
-        f'<p class="headline">{escape(data.headline)}</p>{summary}{_facts(data)}'
+        f"{_lines('headline', data.headline)}{_lines('summary', data.summary)}{_facts(data)}"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
         f"<main>{body}</main><footer><p>For research; not a medical device.</p></footer>"
         "</body></html>\n"
@@ -193,6 +165,10 @@ def comparison_sentence(
 # ------------------------------------------------------------------------------- sections
 
 
+def _lines(look: str, text: str) -> str:
+    return "".join(f'<p class="{look}">{escape(line)}</p>' for line in text.split("\n") if line)
+
+
 def _grid(parts: Sequence[str], note: str = "") -> str:
     lead = f"<p>{escape(note)}</p>" if note else ""
     single = " single" if len(parts) == 1 else ""
@@ -226,72 +202,14 @@ def _confusions(data: ReportData) -> str:
 
 def _recordings(data: ReportData) -> str:
     return _grid(
-        [_recording(recording) for recording in data.recordings],
+        [recording_card(recording) for recording in data.recordings],
         "Played with the loudest sample at 0.9 of full scale. Low-pitched sounds need headphones. "
         "Numbers beside the reports are cosine similarities.",
     )
 
 
-def _recording(recording: Recording) -> str:
-    seconds = len(recording.waveform) / recording.sample_rate
-    played = recording.waveform[: _PLAYED_SECONDS * recording.sample_rate]
-    length = f"{seconds:.1f} s"
-    if len(played) < len(recording.waveform):
-        length += f", first {_PLAYED_SECONDS} s shown"
-    name = escape(recording.name)
-    parts = [
-        f'<header><h3>{name}</h3>{_chips(recording)}<span class="chip">{length}</span></header>',
-        media.waveform_svg(played, f"Waveform of {recording.name}, {length}"),
-    ]
-    if recording.features is not None:
-        parts.append(
-            f'<img class="mel" src="{media.spectrogram_uri(recording.features)}" alt="Log-mel '
-            f'spectrogram of {name}: time to the right, pitch upwards">'
-        )
-    uri = media.audio_uri(played, recording.sample_rate)
-    parts.append(f'<audio controls preload="none" aria-label="{name}" src="{uri}"></audio>')
-    if recording.report:
-        parts.append(f'<div><p class="label">Its report</p><p>{escape(recording.report)}</p></div>')
-    if recording.nearest:
-        items = "".join(_nearest(n) for n in recording.nearest)
-        parts.append(
-            f'<div><p class="label">Nearest reports</p><ol class="nearest">{items}</ol></div>'
-        )
-    return f'<article class="card recording">{"".join(parts)}</article>'
-
-
-def _chips(recording: Recording) -> str:
-    label = f'<span class="chip">{escape(recording.label)}</span>' if recording.label else ""
-    if not recording.predicted:
-        return label
-    right = recording.predicted == recording.label
-    look, word = ("right", "✓ named") if right else ("wrong", "✗ named")
-    return f'{label}<span class="chip {look}">{word} {escape(recording.predicted)}</span>'
-
-
-def _nearest(nearest: Nearest) -> str:
-    mark = ' <span class="own-mark">its own</span>' if nearest.own else ""
-    text = f'<span class="own">{escape(nearest.text)}</span>' if nearest.own else None
-    return (
-        f'<li><span class="sim">{nearest.similarity:.3f}</span>'
-        f"<span>{text or escape(nearest.text)}{mark}</span></li>"
-    )
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls sideways on a narrow screen and can be reached by keyboard."""
-    columns = "".join(
-        f'<th scope="col"{_class(name)}>{escape(name.lstrip("#"))}</th>' for name in head
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f"<table><caption>{escape(caption)}</caption><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _class(name: str) -> str:
-    return ' class="num"' if name.startswith("#") else ""
+def _examples(data: ReportData) -> str:
+    return _grid([example_card(example) for example in data.examples], data.example_note)
 
 
 def _results(data: ReportData) -> str:
@@ -299,7 +217,9 @@ def _results(data: ReportData) -> str:
         return ""
     head = ["Task", "Data", "Kind", "Stage", "Metric", "#Value", "#95 % interval", "#Train",
             "#Test", "#Runs", "Notes"]  # fmt: skip
-    return _table("One row for each number in evaluation.json", head, map(_result, data.results))
+    return html_table(
+        "One row for each number in evaluation.json", head, map(_result, data.results)
+    )
 
 
 def _result(result: Result) -> str:
@@ -307,12 +227,13 @@ def _result(result: Result) -> str:
     if result.ci_low is not None and result.ci_high is not None:
         interval = f"{number(result.ci_low)} to {number(result.ci_high)}"
     words = [result.dataset, result.kind, result.stage, result.metric]
+    words = [escape(word).replace("_", "_<wbr>") for word in words]
     numbers = [number(result.value), interval, result.n_train, result.n_test, len(result.seeds)]
     return (
         f'<tr><th scope="row">{escape(result.task)}</th>'
-        + "".join(f"<td>{escape(word)}</td>" for word in words)
+        + "".join(f"<td>{word}</td>" for word in words)
         + "".join(f'<td class="num">{escape(value)}</td>' for value in numbers)
-        + f'<td class="wrap">{escape(result.notes)}</td></tr>'
+        + f'<td class="wrap notes">{escape(result.notes)}</td></tr>'
     )
 
 
@@ -324,8 +245,8 @@ def _unusable(data: ReportData) -> str:
         f'<td class="wrap">{escape(u.audio_path)}</td><td class="wrap">{escape(u.reason)}</td></tr>'
         for u in data.unusable
     ]
-    count = f"{len(rows)} row{'s' if len(rows) != 1 else ''} of the manifest could not be used"
-    return _table(count, ["#Row", "File", "Reason"], rows)
+    count = f"{len(rows)} row{'s' if len(rows) != 1 else ''} of the data could not be used"
+    return html_table(count, ["#Row", "File", "Reason"], rows)
 
 
 def _limits(data: ReportData) -> str:

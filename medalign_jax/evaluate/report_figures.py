@@ -27,7 +27,7 @@ from medalign_jax.evaluate.report_svg import (
 )
 
 COLOURS = 8
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "", "6 3", "2 3", "8 3 2 3")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _MAX_POINTS = 2000
 _BUCKETS = 250
 
@@ -113,7 +113,7 @@ def line_chart(chart: Curves) -> str:
     parts = [y_axis(box, chart.log_y), x_axis(box, chart.x_label)]
     for i, (_, x, y) in enumerate(lines):
         parts.append(
-            f'<path class="line s{i % COLOURS}" stroke-dasharray="{_DASHES[i % COLOURS]}" '
+            f'<path class="line s{i % COLOURS}" stroke-dasharray="{_dash(i)}" '
             f'd="{_path(box, x, y)}"/>'
         )
     words = "; ".join(
@@ -125,10 +125,15 @@ def line_chart(chart: Curves) -> str:
     return figure(svg_element(parts, 252, alt), title, escape(chart.y_label), _line_legend(lines))
 
 
+def _dash(i: int) -> str:
+    """Dashes change with every line, and again when the colours start anew."""
+    return _DASHES[(i + i // COLOURS) % len(_DASHES)]
+
+
 def _line_legend(lines) -> str:
     items = "".join(
         f'<li><svg viewBox="0 0 26 8" aria-hidden="true"><path class="line s{i % COLOURS}" '
-        f'stroke-dasharray="{_DASHES[i % COLOURS]}" d="M0 4H26"/></svg>{escape(s.name)}</li>'
+        f'stroke-dasharray="{_dash(i)}" d="M0 4H26"/></svg>{escape(s.name)}</li>'
         for i, (s, _, _) in enumerate(lines)
     )
     return f'<ul class="legend">{items}</ul>'

@@ -83,15 +83,28 @@ audio{width:100%;height:38px}
 border-top:1px solid var(--rule)}
 .nearest .sim{font-variant-numeric:tabular-nums;color:var(--soft)}
 .nearest .own{font-weight:600}
+.options{display:flex;flex-wrap:wrap;gap:.3em .4em;margin:.2em 0 0;padding:0;list-style:none}
+.options .chip{overflow-wrap:anywhere}
+.answers{margin:0;padding:0;list-style:none;font-size:.9rem}
+.answers li{padding:.4em 0;border-top:1px solid var(--rule)}
+.said{display:flex;flex-wrap:wrap;gap:.2em .6em;align-items:baseline}
+.stage{font-weight:600;overflow-wrap:anywhere}
+.answer,.whole{overflow-wrap:anywhere}.whole{white-space:pre-wrap;color:var(--soft);
+max-height:22em;overflow-y:auto}
+summary{color:var(--accent);font-size:.8rem;cursor:pointer}
 .own-mark{color:var(--accent);font-size:.8rem;font-weight:600;white-space:nowrap}
+.grid+.scroll,.scroll+.scroll{margin-top:18px}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
-table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.86rem;
+font-variant-numeric:tabular-nums}
 caption{padding:10px 12px;text-align:left;color:var(--soft)}
+caption span{display:block;max-width:min(100vw - 5rem,58rem)}
 th,td{padding:7px 9px;text-align:left;border-top:1px solid var(--rule);vertical-align:top}
 thead th{font-weight:600;white-space:nowrap}
-tbody th{font-weight:500}
+tbody th{font-weight:500}th.name{min-width:9em;
+overflow-wrap:anywhere;position:sticky;left:0;background:var(--card)}
 td.num,th.num{text-align:right;white-space:nowrap}
-td.wrap{min-width:9em;overflow-wrap:anywhere}
+td.wrap{min-width:9em;overflow-wrap:anywhere}td.notes{min-width:14em}
 .limits{margin:0;padding:14px 18px 14px 34px;border-left:4px solid var(--warn);
 background:var(--warn-paper);border-radius:0 10px 10px 0;max-width:50em}
 .limits li{margin:.25em 0}

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -9,11 +10,13 @@ import soundfile
 
 from medalign_jax.evaluate import report, report_figures, report_media, report_svg
 from medalign_jax.evaluate.report import Nearest, Recording, ReportData, UnusableRow
+from medalign_jax.evaluate.report_recordings import Example, Response, Sound
+from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval
 
 HOSTILE = "<script>alert('x')</script> \"&\" </svg><img src=http://evil.example/a> \ud800"
-VOID = {"meta", "img", "br", "link", "input"}
+VOID = {"meta", "img", "br", "wbr", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -138,6 +141,52 @@ def test_page_can_be_read_without_seeing_it(data):
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for a in page.find("a")} <= set(ids)
+
+
+@pytest.fixture
+def asked(data):
+    """The page with tables, and questions that stages answered."""
+    sounds = (Sound(HOSTILE, tone(), 8000), Sound("gone.wav", None, problem=HOSTILE))
+    responses = (
+        Response("before", "", False, "", HOSTILE),
+        Response(HOSTILE, "yes", True, f"I think {HOSTILE}\nyes"),
+    )
+    example = Example(HOSTILE, sounds, HOSTILE, ("yes", HOSTILE), "yes", responses)
+    table = Table(HOSTILE, ("Stage", HOSTILE, "#2"), (("before", "1.0", HOSTILE),))
+    return dataclasses.replace(
+        data, tables=[table], examples=[example, Example("t", (), "free?", (), "blue", ())]
+    )
+
+
+def test_questions_and_answers_are_shown_and_escaped(asked):
+    text = report.render(asked)
+    page = Page(text)
+    assert page.find("script") == []
+    assert "<script" not in text
+    assert len(page.find("audio")) == 2  # the recording, and the one sound that there is
+    assert len(page.find("details")) == 1, "a response that is its answer is not shown twice"
+    shown = " ".join(page.texts)
+    for words in ("✓ right", "✗ wrong", "✓ yes", "no answer", "Right answer", "✓ blue", "#2"):
+        assert words in shown, words
+    assert {a["href"][1:] for a in page.find("a")} >= {"examples", "outcome"}
+    assert all(sound["aria-label"] for sound in page.find("audio"))
+
+
+def test_lines_of_the_headline_are_paragraphs(data):
+    page = Page(report.render(dataclasses.replace(data, headline="one\n\ntwo", summary="a")))
+    assert [p.get("class") for p in page.find("p")][:4] == ["over", "headline", "headline",
+                                                            "summary"]  # fmt: skip
+
+
+def test_table_of_uneven_rows_is_refused():
+    with pytest.raises(ValueError, match="1 cells for 2 columns"):
+        Table("t", ("a", "b"), (("x",),))
+
+
+def test_lines_that_share_a_colour_differ_in_dash():
+    count = 4 * report_figures.COLOURS
+    looks = {(i % report_figures.COLOURS, report_figures._dash(i)) for i in range(count)}
+    assert len(looks) == count
 
 
 def test_numbers_are_on_the_page(data):

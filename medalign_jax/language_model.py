@@ -1,0 +1,229 @@
+"""A whole language model, listening or text-only: module, parameters, tokeniser, its way to disk.
+
+Published checkpoints and the small models that are trained here go through the same door: a
+``config.json`` says what is built, and a folder with it, the weights under their upstream names and
+the tokeniser's files is what is read and written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medalign_jax.audio.whisper_mel import WhisperMel
+from medalign_jax.data.prompts import ChatTokenizer
+from medalign_jax.errors import UserError
+from medalign_jax.models.audio_lm import (
+    AudioLM,
+    AudioLMConfig,
+    audio_lm_config,
+    audio_token_count,
+)
+from medalign_jax.models.decoder import Decoder
+from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.train.mesh import Rules, shardings
+from medalign_jax.weights.load import export, load, save
+from medalign_jax.weights.source import resolve
+from medalign_jax.weights.table import Table
+from medalign_jax.weights.tables import audio_lm as audio_lm_table
+from medalign_jax.weights.tables import decoder as decoder_table
+
+Tree = Any
+AUDIO_KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_audio")
+_CLIP_PADDING = {"qwen2_audio": 30.0}  # seconds that its front end pads a clip to
+_TOKENIZER_FILES = ("token", "special", "added", "vocab", "merges", "chat_template", "generation")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model with its head.
+
+    Attributes:
+      module: `AudioLM` or `Decoder`.
+      params: its parameters.
+      tokenizer: with its chat template.
+      config_json: the published config that the module was built from.
+      identity: hex digest of the weights as loaded; "" for random ones.
+    """
+
+    module: nn.Module
+    params: Tree
+    tokenizer: ChatTokenizer
+    config_json: Mapping[str, Any]
+    identity: str = ""
+
+    @property
+    def listens(self) -> bool:
+        """Whether it takes audio."""
+        return isinstance(self.module, AudioLM)
+
+    @property
+    def text(self) -> Any:
+        """The `DecoderConfig` of its text model."""
+        return self.module.config.text if self.listens else self.module.config
+
+    @property
+    def table(self) -> Table:
+        """Mapping table of its weights."""
+        return _table(self.module.config)
+
+    @property
+    def sharding(self) -> Rules:
+        """Table that lays its parameters out on a mesh."""
+        return _sharding(self.module.config)
+
+    @property
+    def front_end(self) -> WhisperMel:
+        """Waveforms at 16 kHz to the features of the audio tower."""
+        return WhisperMel(n_mels=self.module.config.audio.mels)
+
+    @property
+    def clip_samples(self) -> int | None:
+        """Samples that every clip is padded to with zeros; None for its own length."""
+        seconds = _CLIP_PADDING.get(self.module.config.kind)
+        return None if seconds is None else round(seconds * self.front_end.sample_rate)
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest clip that the audio tower takes."""
+        return self.front_end.samples(self.module.config.audio.frames)
+
+    def audio_tokens(self, samples: int) -> int:
+        """Tokens that a clip of so many samples becomes."""
+        return audio_token_count(self.module.config, self.front_end.valid_frames(samples))
+
+    def with_params(self, params: Tree) -> LanguageModel:
+        """The same model with other parameters; its identity is not known."""
+        return dataclasses.replace(self, params=params, identity="")
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``model.safetensors`` under upstream names, config.json and tokeniser files.
+
+        All processes call this; the first writes. Gives the folder, which `load_language_model`
+        and transformers read.
+        """
+        folder = Path(folder)
+        tensors = export(self.params, self.table)
+        if jax.process_index() == 0:
+            save(folder / "model.safetensors", tensors)
+            text = json.dumps(self.config_json, indent=2) + "\n"
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            for path in sorted(self.tokenizer.folder.iterdir()):
+                own = path.resolve() == (folder / path.name).resolve()
+                if path.name.startswith(_TOKENIZER_FILES) and not own:
+                    shutil.copyfile(path, folder / path.name)
+        return folder
+
+
+def load_language_model(
+    source: Any,
+    mesh: Mesh | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = None,
+    remat: bool = False,
+    tokenizer: ChatTokenizer | None = None,
+    identity: bool = True,
+) -> LanguageModel:
+    """Loads a published language model, listening or text-only, with its head.
+
+    Args:
+      source: what `weights.source.resolve` takes; a config.json and tokeniser files lie beside.
+      mesh: axes (data, fsdp, tensor) over which the weights are laid out.
+      dtype: of the computation.
+      param_dtype: of the parameters; `dtype` by default.
+      remat: whether the backward pass computes each layer anew.
+      tokenizer: where the folder's own is not to be used.
+      identity: whether to hash the weights, which reads them once more.
+
+    Raises:
+      UserError: an unknown architecture, no config.json, no tokeniser, or weights that do not fit.
+    """
+    weights = resolve(source)
+    if not weights.config:
+        raise UserError(f"{weights.label}: no config.json beside the weights; put it there")
+    param_dtype = dtype if param_dtype is None else param_dtype
+    module = build_module(weights.config, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    abstract = abstract_params(module, mesh)
+    params = load(weights, _table(module.config), abstract, dtype=param_dtype)
+    if tokenizer is None:
+        if weights.folder is None:
+            raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
+        tokenizer = ChatTokenizer(weights.folder)
+    name = weights.identity if identity else ""
+    return LanguageModel(module, params, tokenizer, weights.config, name)
+
+
+def random_language_model(
+    config_json: Mapping[str, Any], tokenizer: ChatTokenizer, seed: int, **settings: Any
+) -> LanguageModel:
+    """A model of the given config with random parameters, to be trained from nothing."""
+    module = build_module(config_json, **settings)
+    params = jax.jit(lambda key: _init(module, key))(jax.random.key(seed))
+    digest = hashlib.sha256(json.dumps([config_json, seed], sort_keys=True).encode())
+    return LanguageModel(module, params, tokenizer, config_json, f"random-{digest.hexdigest()}")
+
+
+def build_module(
+    config_json: Mapping[str, Any],
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+    **settings: Any,
+) -> nn.Module:
+    """The Linen module that a config.json asks for.
+
+    Raises:
+      UserError: an architecture that is not known, or a feature that it does not have.
+    """
+    kind = config_json.get("model_type")
+    settings |= {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    if kind in AUDIO_KINDS:
+        return AudioLM(audio_lm_config(config_json), **settings)
+    if kind in DECODER_CONFIGS:
+        return Decoder(DECODER_CONFIGS[kind](config_json), **settings)
+    known = ", ".join(sorted({*AUDIO_KINDS, *DECODER_CONFIGS}))
+    raise UserError(f"config.json has model_type {kind!r}; language models can be {known}")
+
+
+def abstract_params(module: nn.Module, mesh: Mesh | None = None) -> Tree:
+    """Shapes, dtypes and, with a mesh, shardings of a module's parameters."""
+    tree = jax.eval_shape(lambda key: _init(module, key), jax.random.key(0))
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings(tree, _sharding(module.config), mesh),
+    )
+
+
+def _init(module: nn.Module, key: jax.Array) -> Tree:
+    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+    if not isinstance(module, AudioLM):
+        return module.init(key, ids, mask)["params"]
+    features = jnp.zeros((1, 1, 4, module.config.audio.mels), jnp.float32)
+    lengths = jnp.full((1, 1), 4, jnp.int32)
+    return module.init(key, ids, mask, features, lengths)["params"]
+
+
+def _table(config: Any) -> Table:
+    if isinstance(config, AudioLMConfig):
+        return audio_lm_table.table(config)
+    return decoder_table.table(config, config.depth)
+
+
+def _sharding(config: Any) -> Rules:
+    return audio_lm_table.SHARDING if isinstance(config, AudioLMConfig) else decoder_table.SHARDING
