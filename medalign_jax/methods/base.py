@@ -11,8 +11,10 @@ A loss may compare samples with each other (CKA, contrastive) or look at each al
 so that accumulated batches are exact: the step first embeds every chunk without gradients, takes
 the gradient of `couple` with respect to all embeddings at once, and then back-propagates it chunk
 by chunk (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-Setup"). Each example has its own random key, so results depend neither on the number of chunks nor
-on the number of devices.
+Setup"). A method that couples nothing is spared the first of the two. What an example's loss needs
+to know of the whole batch, as the number of its tokens, `weigh` adds before the batch is cut. Each
+example has its own random key, so results depend neither on the number of chunks nor on the number
+of devices.
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ class Method(abc.ABC):
         """Parameters that a fresh run starts from; overridden where some are loaded."""
         return jax.jit(self.init)(key)
 
+    def weigh(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The whole batch, with arrays (B, ...) added that depend on all of its examples."""
+        return batch
+
     @abc.abstractmethod
     def encode(
         self, params: Tree, frozen: Tree, batch: dict[str, jax.Array], keys: jax.Array, train: bool
@@ -82,6 +88,7 @@ def loss_and_grad(
     Chunk i takes the samples i, i + chunks, ...: each device's share of the batch is cut the same
     way, so chunking moves nothing between devices.
     """
+    batch = method.weigh(batch)
     if chunks == 1:
 
         def whole(params):
@@ -93,10 +100,13 @@ def loss_and_grad(
         return loss, metrics, grads
 
     parts = jax.tree.map(lambda x: _split(x, chunks), (batch, keys))
-    embedded = jax.lax.map(
-        lambda part: method.encode(params, frozen, part[0], part[1], True).coupled, parts
-    )
-    coupled = jax.tree.map(_join, embedded)
+
+    def embed(part):
+        return method.encode(params, frozen, *part, True).coupled
+
+    coupled = jax.eval_shape(embed, jax.tree.map(lambda x: x[0], parts))
+    if jax.tree.leaves(coupled):
+        coupled = jax.tree.map(_join, jax.lax.map(embed, parts))
     (coupled_loss, metrics), pull = jax.value_and_grad(method.couple, has_aux=True)(coupled)
     pull = jax.tree.map(lambda x: _split(x, chunks), pull)
 

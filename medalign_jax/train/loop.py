@@ -100,6 +100,7 @@ class _Run:
         self.monitors.replay(past)
         self.eval_step = make_eval_step(method, mesh)
         self._couple = jax.jit(method.couple)
+        self._steps: dict[tuple, Callable] = {}
         self.stopping = threading.Event()
 
     def _start(self, optimizer: OptimizerConfig) -> tuple[TrainState, Tree]:
@@ -133,6 +134,18 @@ class _Run:
         self.data.iterator.set_state(position)
         print(f"{self.what}: going on from the checkpoint of step {step}", flush=True)
         return state, frozen
+
+    def compiled(self, batch: Tree) -> tuple[Callable, float]:
+        """The step for the shapes of a batch, and the seconds that it took to compile just now."""
+        shapes = tuple(array.shape for array in batch.values())
+        if shapes in self._steps:
+            return self._steps[shapes], 0.0
+        begun = time.monotonic()
+        self._steps[shapes] = compile_train_step(
+            self.method, self.optimizer, self.schedule, self.mesh, self.state, self.frozen, batch,
+            self.config.accumulate,
+        )  # fmt: skip
+        return self._steps[shapes], time.monotonic() - begun
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics: `couple` over the whole set at once, the rest as means."""
@@ -196,8 +209,9 @@ def fit(
 ) -> Fit:
     """Trains `method` on `data`; resumes from the newest checkpoint in `workdir`.
 
-    The step is compiled once, for the shapes of the first batch, and runs under a guard that
-    forbids implicit transfers between host and device. SIGTERM and Ctrl-C save and stop.
+    The step is compiled once for the shapes of a batch (data in buckets of lengths have a few) and
+    runs under a guard that forbids implicit transfers between host and device. SIGTERM and Ctrl-C
+    save and stop.
 
     Raises:
       TrainingStoppedError: the loss became NaN or infinite; names the last good checkpoint.
@@ -222,8 +236,7 @@ def fit(
 
 
 def _train(run: _Run, feed: Feed, progress: Progress) -> None:
-    config, step_fn = run.config, None
-    batches = iter(feed)
+    config, batches = run.config, iter(feed)
     step, clock = run.begun, time.monotonic()
     pending: list[Tree] = []
     samples = 0
@@ -235,11 +248,9 @@ def _train(run: _Run, feed: Feed, progress: Progress) -> None:
                 "for more epochs, or train for fewer steps"
             )
         batch, position = item
-        if step_fn is None:
-            step_fn = compile_train_step(
-                run.method, run.optimizer, run.schedule, run.mesh, run.state, run.frozen, batch,
-                config.accumulate,
-            )  # fmt: skip
+        step_fn, seconds = run.compiled(batch)
+        clock += seconds
+        if step == run.begun:  # nor does the wait for the first batch count
             clock, feed.waited = time.monotonic(), 0.0
         with jax.transfer_guard("disallow"):
             run.state, metrics = step_fn(run.state, run.frozen, batch)

@@ -77,6 +77,26 @@ def train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+def trace_train_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    state: TrainState,
+    frozen: Tree,
+    batch: Tree,
+    chunks: int = 1,
+) -> jax.stages.Traced:
+    """`train_step` traced for the given arrays or ShapeDtypeStructs with shardings.
+
+    The state is donated. The step is that of a run, of a test and of a plan (`medalign_jax.plan`).
+    """
+    out = (state_shardings(state, method.sharding_rules, mesh), replicated(mesh))
+    step = partial(train_step, method=method, optimizer=optimizer, schedule=schedule, chunks=chunks)
+    with jax.set_mesh(mesh):
+        return jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, frozen, batch)
+
+
 def compile_train_step(
     method: Method,
     optimizer: optax.GradientTransformation,
@@ -87,15 +107,12 @@ def compile_train_step(
     batch: Tree,
     chunks: int = 1,
 ) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles `train_step` ahead of time for the given arrays or ShapeDtypeStructs.
+    """Compiles `train_step` ahead of time; arguments as of `trace_train_step`.
 
     A compiled step cannot recompile: another shape is an error. The state is donated.
     """
-    out = (state_shardings(state, method.sharding_rules, mesh), replicated(mesh))
-    step = partial(train_step, method=method, optimizer=optimizer, schedule=schedule, chunks=chunks)
-    with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return jitted.lower(state, frozen, batch).compile()
+    traced = trace_train_step(method, optimizer, schedule, mesh, state, frozen, batch, chunks)
+    return traced.lower().compile()
 
 
 def make_eval_step(
@@ -122,5 +139,6 @@ __all__ = [
     "init_state",
     "make_eval_step",
     "state_shardings",
+    "trace_train_step",
     "train_step",
 ]
