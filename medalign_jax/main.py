@@ -15,7 +15,9 @@ from medalign_jax.host_memory import keep_host_memory
 
 METHODS = {
     "acula": "medalign_jax.experiments.acula",
+    "distill": "medalign_jax.experiments.distill",
     "pretrain": "medalign_jax.experiments.pretrain",
+    "textualize": "medalign_jax.experiments.textualize",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

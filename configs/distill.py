@@ -1,0 +1,164 @@
+"""Audio reasoning distillation: a text teacher's reasoning into a model that listens.
+
+Variants:
+  (none)      the paper's recipe: Qwen2.5-Omni-7B from Qwen3-8B, layer-wise, with acoustic teacher
+  ARM         one arm of the paper's tables, a name of `ARMS`: the same with another loss
+  :ablations  all arms, one after the other, and their table
+  :lora       low-rank factors instead of all parameters
+  :demo       a tiny student and teacher, made here, on simulated auscultation; offline, minutes
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base
+
+# Changes of config.loss; the paper's tables (acoustic_005: α_ac = 0.05).
+ARMS = {
+    "sft": {"text_weight": 0.0, "acoustic_weight": 0.0},
+    "top": {"layers_weight": 0.0, "acoustic_weight": 0.0},
+    "layers_k1": {"every": 1, "acoustic_weight": 0.0},
+    "layers_k3": {"every": 3, "acoustic_weight": 0.0},
+    "layers_k7": {"every": 7, "acoustic_weight": 0.0},
+    "layers_k14": {"every": 14, "acoustic_weight": 0.0},
+    "acoustic_001": {"acoustic_weight": 0.01},
+    "acoustic_005": {"acoustic_weight": 0.05},
+    "acoustic_010": {"acoustic_weight": 0.1},
+    "kl": {"divergence": "forward_kl"},
+}
+VARIANTS = ("", *ARMS, "ablations", "lora", "demo")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/distill.py has no variant {variant!r}; there are {VARIANTS}")
+    config = _paper()
+    if variant in ARMS:
+        config.loss.update(ARMS[variant])
+    if variant == "ablations":
+        config.arms = ConfigDict({name: dict(changes) for name, changes in ARMS.items()})
+    if variant == "lora":
+        config.lora.enabled = True
+        config.optimizer.learning_rate = 1e-4
+    if variant == "demo":
+        _demo(config)
+    return config
+
+
+def _paper() -> ConfigDict:
+    config = base()
+    for block in ("encoder", "augment"):
+        del config[block]
+    config.method = "distill"
+    config.data = ConfigDict(
+        {
+            "questions": "",  # training questions, textualised; "" simulates them (demo)
+            "format": "questions",  # questions (our JSONL) or cota
+            "audio": "",  # folder of the recordings, where paths are not relative to the file
+            "mmau": "",  # MMAU's JSON, for evaluation; its recordings are in `mmau_audio`
+            "mmau_audio": "",
+            "emodb": "",  # manifest of emotional speech (audio_path, subject_id, emotion, split)
+            "iemocap": "",  # folder of IEMOCAP_full_release
+            "max_length": 2048,  # tokens of a sequence
+            "buckets": (512, 1024, 2048),
+            "max_seconds": 30.0,
+            "max_bad_fraction": 0.01,
+            "decode": True,  # recordings to the last sample when they are checked; else headers
+            "workers": 0,
+        }
+    )
+    config.student = ConfigDict(
+        {"source": "Qwen/Qwen2.5-Omni-7B", "dtype": "bfloat16", "remat": True}
+    )
+    config.teacher = ConfigDict(
+        {
+            "source": "Qwen/Qwen3-8B",
+            "dtype": "bfloat16",
+            "chat": {"enable_thinking": False},  # variables of its chat template
+            "mode": "live",  # live: the teacher is in the step; cached: it ran once, see `form`
+            "form": "last",  # of a cached teacher: last (hidden state) or top_k (likeliest tokens)
+            "top_k": 64,
+            "cache": "",  # folder; "" is WORKDIR/teacher_cache
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "text_weight": 1.0,
+            "top_weight": 1.0,
+            "layers_weight": 1.0,
+            "acoustic_weight": 0.05,
+            "sft_weight": 0.5,
+            "every": 7,
+            "divergence": "jsd",
+            "beta": 0.5,
+            "temperature": 1.0,
+            "hidden": "jsd",
+            "acoustic_hidden": "jsd",
+            "chunk": 256,
+            "train_audio": True,
+        }
+    )
+    config.lora = ConfigDict(
+        {
+            "enabled": False,
+            "rank": 16,
+            "alpha": 32.0,
+            "modules": (r"text/layers/attention/(query|key|value|out)/kernel$",),
+        }
+    )
+    # Nothing: the one loss above. Else name -> changes of it; each is a run, all are compared.
+    config.arms = ConfigDict(convert_dict=True)
+    config.seeds = (0,)
+    config.train.update({"batch_size": 64, "epochs": 3, "eval_every": 200})
+    config.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 100, "weight_decay": 0.01})
+    config.evaluate = ConfigDict(
+        {
+            "enabled": True,
+            "answers": "generate",  # of questions with reasoning: generate, or rank the options
+            "max_new_tokens": 512,
+            "batch_size": 16,
+            "limit": 0,  # questions of a task; 0 takes all
+            "resamples": 2000,
+        }
+    )
+    return config
+
+
+def _demo(config: ConfigDict) -> None:
+    """Three seeds of four arms; the README says what they show."""
+    config.student.update({"source": "", "dtype": "float32", "remat": False})
+    config.teacher.update({"source": "", "dtype": "float32"})
+    config.data.update({"max_length": 256, "buckets": ()})
+    config.world = ConfigDict(
+        {
+            "base": 600,  # recordings that the student learns to listen from
+            "reasoning": 160,  # recordings with reasoning to distil from
+            "test": 300,
+            "texts": 6000,  # textual questions of the teacher
+            "seconds": 2.0,
+            "student": {
+                "width": 96, "mlp_width": 256, "depth": 6, "heads": 4,
+                "mels": 64, "audio_width": 64, "audio_depth": 2,
+            },
+            "teacher": {"width": 128, "mlp_width": 384, "depth": 8, "heads": 4},
+        }
+    )  # fmt: skip
+    config.stages = ConfigDict(
+        {
+            "student": {"steps": 500, "batch_size": 32, "learning_rate": 2e-3},
+            "teacher": {"steps": 500, "batch_size": 32, "learning_rate": 2e-3},
+        }
+    )
+    config.arms = ConfigDict(
+        {
+            "sft": dict(ARMS["sft"]),
+            "top": dict(ARMS["top"]),
+            "layers": {"acoustic_weight": 0.0},
+            "layers + acoustic": {},
+        }
+    )
+    config.loss.every = 2
+    config.seeds = (0, 1, 2)
+    config.train.update({"batch_size": 16, "steps": 300, "eval_every": 100, "log_every": 20})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20})
+    config.evaluate.update({"max_new_tokens": 96, "batch_size": 64})

@@ -1,0 +1,124 @@
+"""Distillation end to end: models, questions, one arm or several, answers before and after.
+
+published weights | the demo's world -> student, teacher, questions
+        |
+        +-> "before": answers of the student as it is
+        +-> each arm and seed: method `Distill` -> export -> answers
+                                                       |
+                                evaluation.json, report.html, ablations.md
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate.answering import likeliest_options, write_answers
+from medalign_jax.evaluate.results import write_atomically
+from medalign_jax.experiments import build, distill_page
+from medalign_jax.experiments import distill_parts as parts
+from medalign_jax.experiments.distill_data import published_setting
+from medalign_jax.experiments.distill_world import simulated_setting
+from medalign_jax.experiments.workdir import note_provenance, open_workdir
+from medalign_jax.language_model import LanguageModel
+from medalign_jax.train.progress import Progress
+from medalign_jax.weights.peft import export_peft
+
+Answers = dict[str, dict[str, str]]  # task -> question id -> response
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """``--config=configs/distill.py``."""
+    workdir = open_workdir(workdir, config)
+    mesh = build.mesh_of(config)
+    make = published_setting if config.data.questions else simulated_setting
+    setting = make(config, workdir, mesh)
+    note_provenance(
+        workdir,
+        student_weights=setting.student.identity,
+        teacher_weights=None if setting.teacher is None else setting.teacher.identity,
+        training_questions=len(setting.train),
+    )
+    found: dict[str, list[Answers]] = {}
+    if config.evaluate.enabled:
+        found["before"] = [answers_of(setting, setting.student, workdir / "before", "before")]
+    for arm, seed, block in arms_of(config):
+        folder = distill_page.arm_folder(workdir, arm, seed)
+        model = _arm(setting, block, folder, f"{arm} {seed}" if arm else "distil")
+        if config.evaluate.enabled:
+            answers = answers_of(setting, model, folder, arm or "after")
+            found.setdefault(arm or "after", []).append(answers)
+    if config.evaluate.enabled and jax.process_index() == 0:
+        distill_page.write(setting, found)
+
+
+def arms_of(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
+    """(name, seed, config) of every run; the name is "" where there is only the one."""
+    found = []
+    for seed in config.seeds:
+        for name, changes in config.arms.items() if config.arms else [("", {})]:
+            block = config.copy_and_resolve_references()
+            with block.unlocked():
+                block.seed = seed
+                unknown = sorted(set(changes) - set(block.loss))
+                if unknown:
+                    raise UserError(f"config.arms.{name} changes {unknown}, which loss has not")
+                block.loss.update(changes)
+            found.append((name, seed, block))
+    if not config.arms and len(found) > 1:
+        raise UserError("config.seeds has several seeds, but config.arms is empty; name an arm")
+    return found
+
+
+def _arm(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) -> LanguageModel:
+    """The distilled student of one arm, exported."""
+    method, params = parts.distill(setting, config, folder, what)
+    student, lora = setting.student, parts.lora_of(config)
+    model = student.with_params(method.student_params(params))
+    if lora is not None:
+        export_peft(
+            folder / "export_lora", params["lora"], student.table, lora,
+            base_name=str(config.student.source),
+        )  # fmt: skip
+    model.save(folder / "export")
+    return model
+
+
+def answers_of(setting: parts.Setting, model: LanguageModel, folder: Path, what: str) -> Answers:
+    """The model's responses to every task, kept in ``answers.json`` of the folder."""
+    path = folder / "answers.json"
+    found: Answers = json.loads(path.read_text()) if path.is_file() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in setting.tasks:
+        if task.name in found:
+            continue
+        found[task.name] = _answer(setting, model, task, what)
+        if jax.process_index() == 0:
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def _answer(
+    setting: parts.Setting, model: LanguageModel, task: parts.Task, what: str
+) -> dict[str, str]:
+    settings = setting.config.evaluate
+    builder = parts.builder_of(setting.config, model, None)
+    ranks = task.how == "rank"
+    total = sum(len(q.choices) for q in task.questions) if ranks else len(task.questions)
+    progress = Progress(total, f"{what}: {task.name}", "option" if ranks else "question")
+    try:
+        if ranks:
+            return likeliest_options(
+                model, task.questions, builder, settings.batch_size, mesh=setting.mesh,
+                progress=progress.advance,
+            )  # fmt: skip
+        return write_answers(
+            model, task.questions, builder, settings.max_new_tokens, settings.batch_size,
+            mesh=setting.mesh, progress=progress.advance,
+        )  # fmt: skip
+    finally:
+        progress.close()
