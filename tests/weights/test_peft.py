@@ -272,7 +272,8 @@ def test_missing_weights_are_named(exported):
 
 
 def test_peft_itself_reads_what_is_written(tmp_path, kind):
-    peft = pytest.importorskip("peft")
+    import peft  # here, since it takes seconds
+
     side = ours(kind)
     lora = adapter(side.shapes)
     export_peft(tmp_path, lora, side.table, LORA, "org/base")
@@ -286,7 +287,8 @@ def test_peft_itself_reads_what_is_written(tmp_path, kind):
 
 
 def test_what_peft_writes_is_read(tmp_path, kind):
-    peft = pytest.importorskip("peft")
+    import peft  # here, since it takes seconds
+
     targets = ["q_proj", "v_proj", "o_proj", "down_proj", "lm_head"]
     settings = peft.LoraConfig(
         r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
