@@ -125,20 +125,18 @@ def test_compared_are_before_the_baseline_and_arms_that_differ_in_one_setting(se
         ("before", "sft"), ("before", "layers"), ("before", "layers | all"),
         ("sft", "layers"), ("sft", "layers | all"), ("layers", "layers | all"),
     ]  # fmt: skip
-    arms = {name.replace(".", "_"): changes for name, changes in PAPER_ARMS.items()}
-    paper = get_config()
-    paper.arms = ConfigDict({name: dict(changes) for name, changes in arms.items()})
+    arms, paper = PAPER_ARMS, get_config("ablations")
     assert distill_results.ordered(paper, (*sorted(arms), "before")) == [
         "before", "sft", "top", "layers_k1", "layers_k3", "layers_k7", "layers_k14",
-        "acoustic_0_01", "acoustic_0_05", "kl", "acoustic_0_1",
+        "acoustic_001", "acoustic_005", "kl", "acoustic_010",
     ]  # fmt: skip
     pairs = distill_results.comparisons(paper, tuple(arms))
-    assert ("layers_k7", "acoustic_0_05") in pairs
+    assert ("layers_k7", "acoustic_005") in pairs
     assert ("layers_k1", "layers_k14") in pairs
-    assert ("acoustic_0_05", "kl") in pairs
-    assert ("top", "acoustic_0_1") not in pairs
+    assert ("acoustic_005", "kl") in pairs
+    assert ("top", "acoustic_010") not in pairs
     assert len(set(map(frozenset, pairs))) == len(pairs)
-    assert distill_results.main_arm(paper, tuple(arms)) == "acoustic_0_05"
+    assert distill_results.main_arm(paper, tuple(arms)) == "acoustic_005"
     # The term that an arm lacks makes it the earlier one, whatever the order of the config.
     turned = _config({"all": {}, "no acoustic": {"acoustic_weight": 0.0}, "sft": ARMS["sft"]})
     assert distill_results.comparisons(turned, ("all", "no acoustic", "sft")) == [
