@@ -55,6 +55,10 @@ platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 7 } runtime_version { major: 12 minor: 8 }
 """
 
+# XLA times the tiles of its own matrix kernels on a card; what it takes without one does not fit
+# every product. cuBLAS has no such choice.
+_OPTIONS = {"h100": {"xla_gpu_enable_triton_gemm": False}}
+
 # So that libtpu neither asks the network for a TPU nor insists on being alone on this machine.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -129,8 +133,8 @@ class Plan(NamedTuple):
     messages: dict[str, int]
 
 
-def compile_plan(traced: Any) -> Plan:
-    """Compiles a traced step (`train.step.trace_train_step`)."""
+def compile_plan(traced: Any, options: dict[str, Any] | None = None) -> Plan:
+    """Compiles a traced step (`train.step.trace_train_step`) with the compiler's `options`."""
     import jax
 
     from medalign_jax.train import cost
@@ -138,7 +142,7 @@ def compile_plan(traced: Any) -> Plan:
     flops, begun = cost.matrix_flops(traced.jaxpr), time.monotonic()
     lowered = traced.lower()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -215,7 +219,8 @@ def plan_config(config: Any) -> tuple[str, bool]:
     traced = distill_plan.trace(config, mesh, lengths, attention)
     limit = _MAX_GIB.value or _CAPACITY.get(where.kind, math.inf)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    text, fits = report(compile_plan(traced), len(where.devices), limit)
+    made = compile_plan(traced, _OPTIONS.get(where.kind))
+    text, fits = report(made, len(where.devices), limit)
     return f"{_TOPOLOGY.value}: {sizes}, batch {config.train.batch_size}\n{text}", fits
 
 

@@ -135,7 +135,15 @@ def _module(source: str, mesh: Mesh, attention: str, **settings: Any) -> nn.Modu
             f"one of {', '.join(PRESETS)}"
         )
     tables = audio_lm_table if isinstance(module, AudioLM) else decoder_table
-    return over_mesh(module.clone(backend=attention), mesh, tables.SHARDING)
+    return over_mesh(_with_attention(module, attention), mesh, tables.SHARDING)
+
+
+def _with_attention(module: nn.Module, backend: str) -> nn.Module:
+    if isinstance(module, AudioLM):
+        # A tower's windows of 100 tokens are too short for a fused kernel.
+        tower = dataclasses.replace(module.config.audio, attention="xla")
+        module = module.clone(config=dataclasses.replace(module.config, audio=tower))
+    return module.clone(backend=backend)
 
 
 def planned_batch(rows: int, lengths: Lengths, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

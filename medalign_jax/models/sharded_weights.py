@@ -152,9 +152,8 @@ def _gathered_forward(leaf, place, target, dtype):
 
 def _gathered_backward(place, target, dtype, kept, gradient):
     del target, dtype
-    # Summed over the devices in the parameter's own type: hundreds of summands in 16 bits are not
-    # what one device would add up.
-    return (jax.lax.with_sharding_constraint(gradient.astype(kept.dtype), place),)
+    # The compiler adds up where the product is made, in its type: that of the computation.
+    return (jax.lax.with_sharding_constraint(gradient, place).astype(kept.dtype),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -107,11 +107,11 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
     )
 
 
-_MESSAGES = re.compile(
-    r"= (?P<shape>\(?[a-z0-9]+\[.*?) "
-    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    r"|collective-broadcast)(?:-start)?\("
-)
+_KINDS = (
+    "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
+    "reduce-scatter",
+)  # fmt: skip
+_MESSAGES = re.compile(rf" = \(*[a-z0-9]+\[.*? (?P<kind>{'|'.join(_KINDS)})(?:-start)?\(")
 
 
 def messages(text: str) -> dict[str, int]:
