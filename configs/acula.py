@@ -149,6 +149,6 @@ def _demo(config: ConfigDict) -> None:
     # The reports name site and heart rate too: keep what most of them differ in.
     config.teacher.whiten = 0.6
     config.reports.wordings = 4
-    config.pretrain.changes.train.update({"steps": 450, "eval_every": 150})
+    config.pretrain.changes.train.update({"steps": 300, "eval_every": 150})
     config.train.steps = 140
     config.ceiling.changes.train.steps = 140
