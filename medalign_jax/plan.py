@@ -192,6 +192,8 @@ def main(argv: list[str]) -> None:
     from medalign_jax.errors import UserError
 
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing
+    # What is kept of a program for a machine that is not here could not be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     if (_TOPOLOGY.value or "").startswith("cpu:"):
         jax.config.update("jax_num_cpu_devices", int(_TOPOLOGY.value.removeprefix("cpu:")))
     try:

@@ -118,7 +118,7 @@ def messages(text: str) -> dict[str, int]:
     """How many collectives of each kind the text of a compiled program has.
 
     One inside a loop counts once, however often the loop runs. TPU compilers show a reduce-scatter
-    as an all-reduce whose output is sliced.
+    as an all-reduce whose output is sliced, and for some chips a gather as an all-reduce of slices.
     """
     kinds = (match["kind"] for line in text.splitlines() if (match := _MESSAGES.search(line)))
     return dict(sorted(Counter(kinds).items()))
