@@ -134,7 +134,8 @@ def _demo(config: ConfigDict) -> None:
             "base": 600,  # recordings that the student learns to listen from
             "reasoning": 160,  # recordings with reasoning to distil from
             "test": 300,
-            "texts": 6000,  # textual questions of the teacher
+            "texts": 3000,  # textual questions of the teacher
+            "read": 500,  # of them, what the student has read as well
             "seconds": 2.0,
             "student": {
                 "width": 96, "mlp_width": 256, "depth": 6, "heads": 4,

@@ -1,22 +1,19 @@
-"""Questions about simulated heart recordings, with true answers, for tests and the demo.
+"""Questions about simulated recordings, with true answers, for tests and the demo.
 
 Three kinds, as an audio language model meets them:
 
-* acoustic: something that only the sound tells (the murmur's pitch), answered directly;
-* plain: one fact, heard or read, answered directly;
-* reasoning: what is heard (the murmur's phase) and what is read (where the stethoscope lay) lead
+* acoustic: something that only the sound tells (the recorder's noise), answered directly;
+* plain: one fact, heard (the murmur) or read (the site), answered directly;
+* reasoning: what is heard (the murmur's pitch) and what is read (where the stethoscope lay) lead
   over the valve and its lesion to the answer, in the four stages of `data.reasoning`.
 
-`textual_questions` are the reasoning ones without a recording: a description stands for it, and
-there are as many as one likes. The medicine is that of any textbook of auscultation, simplified to
-single lesions heard at their own site; it is a world for experiments, not advice.
+`textual_questions` are the plain and reasoning ones without a recording: a description stands for
+it, and there are as many as one likes. The world is that of `simulated_cases`.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +21,19 @@ import numpy as np
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
 from medalign_jax.data.reasoning import STAGES, Stages, format_response
+from medalign_jax.data.simulated_cases import (
+    LOUDNESS,
+    NOISES,
+    PITCHES,
+    VALVES,
+    Case,
+    random_cases,
+    read_cases,
+)
 
-VALVES = {"AV": "aortic", "PV": "pulmonary", "TV": "tricuspid", "MV": "mitral"}
-PHASES = ("systolic", "diastolic")
-PITCHES = ("low", "medium", "high")
-LOUDNESS = {"I": "faint", "II": "faint", "III": "moderate", "IV": "loud", "V": "loud", "VI": "loud"}
 NO_MURMUR = "no murmur"
-_OUTFLOW = ("aortic", "pulmonary")
+LESIONS = ("stenosis", "regurgitation")
+DIAGNOSES = ("normal heart", *(f"{v} {k}" for v in VALVES.values() for k in LESIONS))
 _CHAMBER = {
     "aortic": "left ventricle",
     "pulmonary": "right ventricle",
@@ -44,123 +47,62 @@ _RADIATES = {
     "mitral regurgitation": "axilla",
 }
 
+_Kind = tuple[str, tuple[str, ...], Callable[[Case], str]]  # question, all answers, right answer
 
-@dataclass(frozen=True)
-class Case:
-    """What is true of one recording.
-
-    Attributes:
-      site: where the stethoscope lay, a key of `VALVES`.
-      phase: "systolic", "diastolic", or "" without a murmur.
-      pitch, loudness: of the murmur, or "".
-      rate: heart beats a minute.
-    """
-
-    site: str
-    phase: str = ""
-    pitch: str = ""
-    loudness: str = ""
-    rate: int = 80
-
-    @property
-    def valve(self) -> str:
-        """The valve that is heard best at the site."""
-        return VALVES[self.site]
-
-    @property
-    def lesion(self) -> str:
-        """Stenosis where the valve is open in the murmur's phase, else regurgitation; or ""."""
-        if not self.phase:
-            return ""
-        opened = (self.valve in _OUTFLOW) == (self.phase == "systolic")
-        return "stenosis" if opened else "regurgitation"
-
-    @property
-    def diagnosis(self) -> str:
-        """For example "aortic stenosis"; "normal heart" without a murmur."""
-        return f"{self.valve} {self.lesion}" if self.phase else "normal heart"
-
-
-LESIONS = ("stenosis", "regurgitation")
-DIAGNOSES = ("normal heart", *(f"{v} {k}" for v in VALVES.values() for k in LESIONS))
-
-# Reasoning: name -> (question, all answers, right answer).
-_TOPICS: dict[str, tuple[str, tuple[str, ...], Callable[[Case], str]]] = {
+_TOPICS: dict[str, _Kind] = {
     "diagnosis": ("Which diagnosis is most likely ?", DIAGNOSES, lambda c: c.diagnosis),
     "lesion": (
         "What is wrong with the valve ?",
         (*LESIONS, "nothing"),
         lambda c: c.lesion or "nothing",
     ),
+    "phase": (
+        "In which phase is the murmur ?",
+        ("systolic", "diastolic", NO_MURMUR),
+        lambda c: c.phase or NO_MURMUR,
+    ),
     "chamber": (
         "Which chamber bears the load ?",
         (*_CHAMBER.values(), "none"),
-        lambda c: _CHAMBER[c.valve] if c.phase else "none",
-    ),
-    "inspiration": (
-        "Does the murmur grow with inspiration ?",
-        ("yes", "no", NO_MURMUR),
-        lambda c: NO_MURMUR if not c.phase else "yes" if c.site in ("PV", "TV") else "no",
+        lambda c: _CHAMBER[c.valve] if c.pitch else "none",
     ),
     "radiation": (
         "Where does the murmur radiate ?",
         (*_RADIATES.values(), "nowhere", NO_MURMUR),
-        lambda c: _RADIATES.get(c.diagnosis, "nowhere") if c.phase else NO_MURMUR,
+        lambda c: _RADIATES.get(c.diagnosis, "nowhere") if c.pitch else NO_MURMUR,
     ),
 }
 TOPICS = tuple(_TOPICS)
+
+_FACTS: dict[str, _Kind] = {
+    "valve": ("Which valve is heard ?", tuple(VALVES.values()), lambda c: c.valve),
+    "pitch": ("Which pitch has the murmur ?", (*PITCHES, NO_MURMUR), lambda c: c.pitch or NO_MURMUR),
+    "loudness": (
+        "How loud is the murmur ?",
+        (*LOUDNESS, NO_MURMUR),
+        lambda c: c.loudness or NO_MURMUR,
+    ),
+}
+FACTS = tuple(_FACTS)
 
 # Tags of a response, which a tokeniser has to split off.
 MARKS = tuple(f"<{end}{name}>" for name in ("THINK", *STAGES, "RESPONSE") for end in ("", "/"))
 
 
-def read_cases(manifest: str | Path) -> list[tuple[Case, Mapping[str, str]]]:
-    """Cases of a folder that `simulate.write_dataset` made, with their rows of the manifest.
-
-    A recording without a murmur has no best site; one is dealt out by its number.
-    """
-    with Path(manifest).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [(_case(row, number), row) for number, row in enumerate(rows)]
-
-
-def _case(row: Mapping[str, str], number: int) -> Case:
-    phase = next((p for p in PHASES if row.get(f"{p}_murmur_timing")), "")
-    site = row.get("most_audible_location") or tuple(VALVES)[number % len(VALVES)]
-    if not phase:
-        return Case(site, rate=round(float(row["heart_rate"])))
-    grade = row[f"{phase}_murmur_grading"].removesuffix("/VI")
-    pitch = row[f"{phase}_murmur_pitch"].lower()
-    return Case(site, phase, pitch, LOUDNESS[grade], round(float(row["heart_rate"])))
-
-
-def random_cases(count: int, seed: int) -> list[Case]:
-    """Cases without a recording, the phases (none, systolic, diastolic) equally often."""
-    rng = np.random.default_rng((seed, 17))
-    found = []
-    for number in range(count):
-        phase = ("", *PHASES)[number % 3]
-        site, rate = str(rng.choice(tuple(VALVES))), int(rng.integers(50, 120))
-        pitch, loud = rng.choice(PITCHES), rng.choice(("faint", "moderate", "loud"))
-        found.append(Case(site, phase, *((str(pitch), str(loud)) if phase else ("", "")), rate))
-    return found
-
-
 def describe(case: Case, rng: np.random.Generator) -> str:
-    """A textualised recording: what a listener would write down. The pitch is passed over."""
-    speed = "slow" if case.rate < 65 else "fast" if case.rate > 95 else "steady"
+    """A textualised recording: what a listener to the heart writes down, the noise passed over."""
     begin = (
-        f"The heart is {speed} .",
-        f"Two heart sounds at a {speed} rate .",
-        f"A {speed} heart is heard .",
+        f"The heart is {case.speed} .",
+        f"Two heart sounds at a {case.speed} rate .",
+        f"A {case.speed} heart is heard .",
     )
     murmur = (
         (
-            f"There is a {case.loudness} {case.phase} murmur .",
-            f"A {case.loudness} murmur is {case.phase} .",
-            f"One hears a {case.phase} murmur , {case.loudness} .",
+            f"There is a {case.loudness} murmur of {case.pitch} pitch .",
+            f"A {case.loudness} murmur is {case.pitch} .",
+            f"One hears a {case.pitch} murmur , {case.loudness} .",
         )
-        if case.phase
+        if case.pitch
         else (
             "There is no murmur .",
             "One hears no murmur .",
@@ -171,33 +113,32 @@ def describe(case: Case, rng: np.random.Generator) -> str:
 
 
 def acoustic(case: Case, audio: str, **where: str) -> Question:
-    """What pitch the murmur has: four classes that only the sound tells."""
+    """The recorder's noise: four classes that only the sound tells."""
     return Question(
-        id=f"{where.get('name', audio)}/pitch",
+        id=f"{where.get('name', audio)}/noise",
         audio=(audio,),
-        question="What pitch does the murmur have ?",
-        choices=(*PITCHES, NO_MURMUR),
-        answer=case.pitch or NO_MURMUR,
+        question="Which noise does the recorder make ?",
+        choices=NOISES,
+        answer=case.noise,
         task="acoustic",
         **_place(where),
     )
 
 
-def plain(case: Case, audio: str, rng: np.random.Generator, **where: str) -> Question:
-    """One fact: the valve at the site, whether there is a murmur, or how fast the heart is."""
-    site = f"The site is {case.site} ."
-    speed = "slow" if case.rate < 65 else "fast" if case.rate > 95 else "steady"
-    facts = (
-        (f"{site} Which valve is heard ?", tuple(VALVES.values()), case.valve),
-        ("Is there a murmur ?", ("yes", "no"), "yes" if case.phase else "no"),
-        ("How is the rate ?", ("slow", "steady", "fast"), speed),
-    )
-    text, choices, answer = facts[rng.integers(len(facts))]
+def plain(case: Case, audio: str, fact: str, rng: np.random.Generator, **where: str) -> Question:
+    """One of `FACTS`, heard, or read off the site or the description."""
+    text, choices, right = _FACTS[fact]
     return Question(
-        id=f"{where.get('name', audio)}/plain",
-        audio=(audio,), question=text, choices=choices, answer=answer, task="plain",
+        id=f"{where.get('name', audio)}/{fact}",
+        audio=(audio,) if audio else (),
+        question=f"The site is {case.site} . {text}",
+        choices=choices,
+        answer=right(case),
+        description=describe(case, rng),
+        task="plain",
+        sub_category=fact,
         **_place(where),
-    )  # fmt: skip
+    )
 
 
 def reasoning(
@@ -211,14 +152,13 @@ def reasoning(
     answer = right(case)
     others = [a for a in answers if a != answer]
     kept = [others[i] for i in rng.permutation(len(others))[:3]]
-    choices = tuple(a for a in answers if a == answer or a in kept)
     return Question(
         id=f"{where.get('name', audio)}/{topic}",
         audio=(audio,) if audio else (),
         question=f"The site is {case.site} . {text}",
-        choices=choices,
+        choices=tuple(a for a in answers if a == answer or a in kept),
         answer=answer,
-        reasoning=_think(case, answer),
+        reasoning=_think(case, answer, rng),
         description=describe(case, rng),
         task="reasoning",
         sub_category=topic,
@@ -226,56 +166,90 @@ def reasoning(
     )
 
 
-def _think(case: Case, answer: str) -> Stages:
-    heard = f"a {case.phase} murmur" if case.phase else NO_MURMUR
-    steps = f"{case.site} is the {case.valve} site ."
-    if case.phase:
-        opened = "open" if case.lesion == "stenosis" else "closed"
-        when = "systole" if case.phase == "systolic" else "diastole"
-        steps += (
-            f" In {when} the {case.valve} valve should be {opened} , so this is {case.diagnosis} ."
-        )
-    else:
-        steps += " The valve is silent , so this is a normal heart ."
+def _think(case: Case, answer: str, rng: np.random.Generator) -> Stages:
+    """The four stages, each in one of several wordings, as writers of traces vary too."""
+
+    def one_of(*wordings: str) -> str:
+        return wordings[rng.integers(len(wordings))]
+
+    heard = f"a {case.pitch} murmur" if case.pitch else NO_MURMUR
+    where = one_of(
+        f"{case.site} is the {case.valve} site .",
+        f"At {case.site} one hears the {case.valve} valve .",
+        f"The {case.valve} valve is heard at {case.site} .",
+    )
     return Stages(
-        planning="Listen for a murmur and its phase , then think of the valve .",
-        caption=f"One hears {heard} .",
-        reasoning=steps,
+        planning=one_of(
+            "Listen for a murmur and its pitch , then think of the valve .",
+            "First the pitch of any murmur , then the valve at the site .",
+            "Find out how a murmur sounds and which valve it is .",
+        ),
+        caption=one_of(
+            f"One hears {heard} .", f"The recording has {heard} .", f"There is {heard} ."
+        ),
+        reasoning=f"{where} {one_of(*_conclusions(case))}",
         summary=f"{case.diagnosis} : {answer} .",
     )
 
 
+def _conclusions(case: Case) -> Sequence[str]:
+    """From the valve and the murmur to the diagnosis, in several wordings."""
+    if not case.pitch:
+        return (
+            "The valve is silent , so this is a normal heart .",
+            "Nothing but two sounds , which makes it a normal heart .",
+        )
+    leaks = case.lesion == "regurgitation"
+    blood = "falls back" if leaks else "is forced through"
+    valve = "leaking" if leaks else "narrow"
+    when = "systole" if case.phase == "systolic" else "diastole"
+    return (
+        f"Blood that {blood} sounds {case.pitch} , so this is {case.diagnosis} , heard in {when} .",
+        f"A {valve} valve sounds {case.pitch} in {when} , which makes it {case.diagnosis} .",
+        f"What sounds in {when} is a {valve} valve , which tells of {case.diagnosis} .",
+    )
+
+
 def textual_questions(count: int, seed: int) -> list[Question]:
-    """Reasoning questions with a description and no recording: what a text teacher learns from."""
-    rng = np.random.default_rng((seed, 23))
-    return [
-        reasoning(case, "", TOPICS[rng.integers(len(TOPICS))], rng, name=f"text-{number:06d}")
-        for number, case in enumerate(random_cases(count, seed))
-    ]
+    """Questions with a description and no recording: what a text teacher learns from.
+
+    Two of three are to be reasoned about, the third is plain.
+    """
+    rng, found = np.random.default_rng((seed, 23)), []
+    for number, case in enumerate(random_cases(count, seed)):
+        name = f"text-{number:06d}"
+        if rng.integers(3):
+            topic = TOPICS[rng.integers(len(TOPICS))]
+            found.append(reasoning(case, "", topic, rng, name=name))
+        else:
+            found.append(plain(case, "", FACTS[rng.integers(len(FACTS))], rng, name=name))
+    return found
 
 
-def recorded_questions(manifest: str | Path, seed: int, topics: int = 1) -> list[Question]:
-    """All three kinds for every recording of a simulated data set.
+def recorded_questions(
+    listing: str | Path, seed: int, topics: int = 1, facts: int = 1
+) -> list[Question]:
+    """All three kinds for every recording of `simulated_cases.write_cases`.
 
     Args:
-      manifest: `metadata.csv` of `simulate.write_dataset`, heart recordings.
+      listing: its ``cases.jsonl``.
       seed: of the topics, wordings and options.
-      topics: reasoning questions a recording.
+      topics, facts: reasoning and plain questions a recording.
     """
-    folder = Path(manifest).parent
     found: list[Question] = []
-    for number, (case, row) in enumerate(read_cases(manifest)):
+    for number, (case, audio) in enumerate(read_cases(listing)):
         rng = np.random.default_rng((seed, 29, number))
-        audio = str(folder / row["audio_path"])
-        where = {"name": Path(audio).stem, "subject_id": row["subject_id"], "split": row["split"]}
-        found += [acoustic(case, audio, **where), plain(case, audio, rng, **where)]
-        chosen = rng.permutation(len(TOPICS))[:topics]
-        found += [reasoning(case, audio, TOPICS[i], rng, **where) for i in chosen]
+        where = {"name": Path(audio).stem, "subject_id": Path(audio).stem}
+        found.append(acoustic(case, audio, **where))
+        chosen = [TOPICS[i] for i in rng.permutation(len(TOPICS))[:topics]]
+        found += [reasoning(case, audio, topic, rng, **where) for topic in chosen]
+        chosen = [FACTS[i] for i in rng.permutation(len(FACTS))[:facts]]
+        found += [plain(case, audio, fact, rng, **where) for fact in chosen]
     return found
 
 
 def _place(where: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in where.items() if key in ("subject_id", "split")}
+    return {key: value for key, value in where.items() if key == "subject_id"}
 
 
 def words(questions: Iterable[Question], format: PromptFormat) -> list[str]:

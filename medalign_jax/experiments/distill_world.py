@@ -23,7 +23,7 @@ from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
-from medalign_jax.data.simulate import write_dataset
+from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.language_model import LanguageModel, load_language_model, random_language_model
@@ -43,10 +43,12 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     texts = world.textual_questions(sizes.texts, config.seed)
     every = [*texts, *(q for questions in recorded.values() for q in questions)]
     student, teacher = _models(config, folder, every)
-    heard = [q for q in recorded["base"] if q.task in ("acoustic", "plain")]
-    student = _grown(config, workdir / "student", mesh, student, heard, "student")
+    # Like any audio language model it starts from one that has read, if less than its teacher.
+    known = [q for q in recorded["base"] if q.task != "reasoning"] + texts[: sizes.read]
+    student = _grown(config, workdir / "student", mesh, student, known, "student")
     teacher = _grown(config, workdir / "teacher", mesh, teacher, texts, "teacher")
-    train = [q for q in recorded["reasoning"] if q.task == "reasoning"]
+    # Nothing that is distilled tells of the acoustic task.
+    train = [q for q in recorded["reasoning"] if q.task in ("reasoning", "plain")]
     tasks = tuple(
         parts.Task(name, "simulated hearts", _of(recorded["test"], name), how, name == "acoustic")
         for name, how in (("reasoning", "generate"), ("plain", "rank"), ("acoustic", "rank"))
@@ -59,8 +61,8 @@ def _of(questions: Sequence[Question], task: str) -> tuple[Question, ...]:
 
 
 def _recorded(folder: Path, count: int, seed: int, seconds: float) -> list[Question]:
-    manifest = write_dataset(folder, count, seed, seconds=seconds, kinds=("heart",))
-    return world.recorded_questions(manifest, seed)
+    listing = write_cases(folder, count, seed, seconds)
+    return world.recorded_questions(listing, seed, topics=2, facts=2)
 
 
 def _models(
