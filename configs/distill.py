@@ -133,6 +133,7 @@ def _demo(config: ConfigDict) -> None:
         {
             "base": 600,  # recordings that the student learns to listen from
             "reasoning": 160,  # recordings with reasoning to distil from
+            "slips": 0.3,  # share of their traces that conclude wrongly
             "test": 300,
             "texts": 3000,  # textual questions of the teacher
             "read": 500,  # of them, what the student has read as well

@@ -14,6 +14,7 @@ it, and there are as many as one likes. The world is that of `simulated_cases`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,11 @@ TOPICS = tuple(_TOPICS)
 
 _FACTS: dict[str, _Kind] = {
     "valve": ("Which valve is heard ?", tuple(VALVES.values()), lambda c: c.valve),
-    "pitch": ("Which pitch has the murmur ?", (*PITCHES, NO_MURMUR), lambda c: c.pitch or NO_MURMUR),
+    "pitch": (
+        "Which pitch has the murmur ?",
+        (*PITCHES, NO_MURMUR),
+        lambda c: c.pitch or NO_MURMUR,
+    ),
     "loudness": (
         "How loud is the murmur ?",
         (*LOUDNESS, NO_MURMUR),
@@ -142,14 +147,26 @@ def plain(case: Case, audio: str, fact: str, rng: np.random.Generator, **where: 
 
 
 def reasoning(
-    case: Case, audio: str, topic: str, rng: np.random.Generator, **where: str
+    case: Case,
+    audio: str,
+    topic: str,
+    rng: np.random.Generator,
+    slips: float = 0.0,
+    **where: str,
 ) -> Question:
     """A question of one of `TOPICS`, with its description and its four stages of reasoning.
 
-    Of many possible answers four are offered, the right one among them.
+    Of many possible answers four are offered, the given one among them.
+
+    Args:
+      slips: how often the trace, after hearing right, concludes as from another murmur, and
+        answers so; the description stays right.
     """
     text, answers, right = _TOPICS[topic]
-    answer = right(case)
+    concluded = case
+    if rng.random() < slips:
+        concluded = _with_other_murmur(case, rng)
+    answer = right(concluded)
     others = [a for a in answers if a != answer]
     kept = [others[i] for i in rng.permutation(len(others))[:3]]
     return Question(
@@ -158,7 +175,7 @@ def reasoning(
         question=f"The site is {case.site} . {text}",
         choices=tuple(a for a in answers if a == answer or a in kept),
         answer=answer,
-        reasoning=_think(case, answer, rng),
+        reasoning=_think(case, concluded, answer, rng),
         description=describe(case, rng),
         task="reasoning",
         sub_category=topic,
@@ -166,7 +183,12 @@ def reasoning(
     )
 
 
-def _think(case: Case, answer: str, rng: np.random.Generator) -> Stages:
+def _with_other_murmur(case: Case, rng: np.random.Generator) -> Case:
+    others = [pitch for pitch in ("", *PITCHES) if pitch != case.pitch]
+    return replace(case, pitch=others[rng.integers(len(others))])
+
+
+def _think(case: Case, concluded: Case, answer: str, rng: np.random.Generator) -> Stages:
     """The four stages, each in one of several wordings, as writers of traces vary too."""
 
     def one_of(*wordings: str) -> str:
@@ -187,8 +209,8 @@ def _think(case: Case, answer: str, rng: np.random.Generator) -> Stages:
         caption=one_of(
             f"One hears {heard} .", f"The recording has {heard} .", f"There is {heard} ."
         ),
-        reasoning=f"{where} {one_of(*_conclusions(case))}",
-        summary=f"{case.diagnosis} : {answer} .",
+        reasoning=f"{where} {one_of(*_conclusions(concluded))}",
+        summary=f"{concluded.diagnosis} : {answer} .",
     )
 
 
@@ -227,7 +249,7 @@ def textual_questions(count: int, seed: int) -> list[Question]:
 
 
 def recorded_questions(
-    listing: str | Path, seed: int, topics: int = 1, facts: int = 1
+    listing: str | Path, seed: int, topics: int = 1, facts: int = 1, slips: float = 0.0
 ) -> list[Question]:
     """All three kinds for every recording of `simulated_cases.write_cases`.
 
@@ -235,6 +257,7 @@ def recorded_questions(
       listing: its ``cases.jsonl``.
       seed: of the topics, wordings and options.
       topics, facts: reasoning and plain questions a recording.
+      slips: see `reasoning`.
     """
     found: list[Question] = []
     for number, (case, audio) in enumerate(read_cases(listing)):
@@ -242,7 +265,7 @@ def recorded_questions(
         where = {"name": Path(audio).stem, "subject_id": Path(audio).stem}
         found.append(acoustic(case, audio, **where))
         chosen = [TOPICS[i] for i in rng.permutation(len(TOPICS))[:topics]]
-        found += [reasoning(case, audio, topic, rng, **where) for topic in chosen]
+        found += [reasoning(case, audio, topic, rng, slips, **where) for topic in chosen]
         chosen = [FACTS[i] for i in rng.permutation(len(FACTS))[:facts]]
         found += [plain(case, audio, fact, rng, **where) for fact in chosen]
     return found

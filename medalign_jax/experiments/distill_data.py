@@ -165,7 +165,6 @@ def splits_of(loaded: Loaded) -> tuple[Questions, Questions, Questions]:
 def _tasks(config: ConfigDict, workdir: Path, test: Questions) -> list[parts.Task]:
     """What is measured before and after; see `parts.Task`."""
     data, how = config.data, config.evaluate.answers
-    checks = _checks(data, data.decode)
     found = []
     if test:
         found.append(parts.Task("reasoning", Path(data.questions).stem, _rankable(test, how), how))
@@ -175,7 +174,7 @@ def _tasks(config: ConfigDict, workdir: Path, test: Questions) -> list[parts.Tas
         )
         loaded = _listed(read, data.mmau, workdir / "unusable_mmau.jsonl")
         found.append(parts.Task("mmau", "MMAU", loaded.questions, how))
-    found += _emotion_tasks(data, checks, workdir)
+    found += emotion_tasks(data, workdir)
     return [_limited(config, task) for task in found if task.questions]
 
 
@@ -186,8 +185,9 @@ def _rankable(test: Questions, how: str) -> Questions:
     return kept
 
 
-def _emotion_tasks(data: ConfigDict, checks: Checks, workdir: Path) -> list[parts.Task]:
+def emotion_tasks(data: ConfigDict, workdir: Path) -> list[parts.Task]:
     """Classification of speech; all of a corpus, or its test split where it has one."""
+    checks = _checks(data, data.decode)
     corpora = [
         (Path(data.emodb).parent.name or "emodb", read_emotions, data.emodb),
         ("IEMOCAP", read_iemocap, data.iemocap),

@@ -1,8 +1,10 @@
 """The demo's world: a small student that can hear, a small teacher that can reason, questions.
 
-simulated hearts -+-> acoustic and plain questions -> student (audio language model, from nothing)
-                  +-> reasoning questions to distil from, and to test with
-random cases -------> textual reasoning questions ---> teacher (text model, from nothing)
+simulated hearts ---> acoustic, plain questions -+
+emotional speech --> (in place of the acoustic) -+-> student (audio language model, from nothing)
+random cases -----> some textual questions ------+
+                +-> all of them -------------------> teacher (text model, from nothing)
+simulated hearts ---> reasoning and plain questions to distil from, and to test with
 
 Student and teacher have the architectures, the file layout and the code path of the published
 ones (Qwen2.5-Omni's thinker, Qwen3); only their sizes and their words are small.
@@ -14,22 +16,26 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
+from medalign_jax.data.emotions import read_emotions
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
 from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
+from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_parts as parts
+from medalign_jax.experiments.distill_data import emotion_tasks
 from medalign_jax.language_model import LanguageModel, load_language_model, random_language_model
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.methods.finetune import TextFinetune
 
+_SIMULATED = "simulated hearts"
 _TEACHER_ONLY = ("<think>", "</think>", "<tool_call>")  # Qwen3 has tokens that Qwen2.5 has not
 
 
@@ -37,32 +43,62 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     """Everything that the arms start from, made once under the workdir."""
     sizes, folder = config.world, workdir / "world"
     recorded = {
-        name: _recorded(folder / name, sizes[name], config.seed + place, sizes.seconds)
+        name: _recorded(
+            folder / name, sizes[name], config.seed + place, sizes.seconds,
+            slips=sizes.slips if name == "reasoning" else 0.0,
+        )
         for place, name in enumerate(("base", "reasoning", "test"), start=1)
-    }
+    }  # fmt: skip
+    heard = _acoustic(config, workdir, recorded)
     texts = world.textual_questions(sizes.texts, config.seed)
-    every = [*texts, *(q for questions in recorded.values() for q in questions)]
+    every = [*texts, *heard.learnt, *heard.task.questions]
+    every += [q for questions in recorded.values() for q in questions]
     student, teacher = _models(config, folder, every)
     # Like any audio language model it starts from one that has read, if less than its teacher.
-    known = [q for q in recorded["base"] if q.task != "reasoning"] + texts[: sizes.read]
+    known = [*heard.learnt, *_of(recorded["base"], "plain"), *texts[: sizes.read]]
     student = _grown(config, workdir / "student", mesh, student, known, "student")
     teacher = _grown(config, workdir / "teacher", mesh, teacher, texts, "teacher")
     # Nothing that is distilled tells of the acoustic task.
-    train = [q for q in recorded["reasoning"] if q.task in ("reasoning", "plain")]
-    tasks = tuple(
-        parts.Task(name, "simulated hearts", _of(recorded["test"], name), how, name == "acoustic")
-        for name, how in (("reasoning", "generate"), ("plain", "rank"), ("acoustic", "rank"))
+    train = (*_of(recorded["reasoning"], "reasoning"), *_of(recorded["reasoning"], "plain"))
+    tasks = (
+        parts.Task("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
+        parts.Task("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
+        heard.task,
     )
-    return parts.Setting(config, workdir, mesh, student, teacher, tuple(train), (), tasks)
+    return parts.Setting(config, workdir, mesh, student, teacher, train, (), tasks)
+
+
+class _Heard(NamedTuple):
+    """The acoustic task: what the student learns of it, and its test."""
+
+    learnt: tuple[Question, ...]
+    task: parts.Task
+
+
+def _acoustic(config: ConfigDict, workdir: Path, recorded: dict[str, list[Question]]) -> _Heard:
+    """The recorder's noise, or with ``data.emodb`` the emotion of real speech."""
+    if not config.data.emodb:
+        learnt, asked = (_of(recorded[name], "acoustic") for name in ("base", "test"))
+        return _Heard(learnt, parts.Task("acoustic", _SIMULATED, asked, "rank", classes=True))
+    (task,) = emotion_tasks(config.data, workdir)
+    asked = {q.id for q in task.questions}
+    every = read_emotions(config.data.emodb).questions
+    learnt = tuple(q for q in every if q.id not in asked)
+    if not learnt or {q.subject_id for q in learnt} & {q.subject_id for q in task.questions}:
+        raise UserError(
+            f"config.data.emodb: '{config.data.emodb}' needs a column 'split' that keeps some "
+            "speakers for 'test' and has all recordings of a speaker in one split"
+        )
+    return _Heard(learnt, task)
 
 
 def _of(questions: Sequence[Question], task: str) -> tuple[Question, ...]:
     return tuple(q for q in questions if q.task == task)
 
 
-def _recorded(folder: Path, count: int, seed: int, seconds: float) -> list[Question]:
+def _recorded(folder: Path, count: int, seed: int, seconds: float, slips: float) -> list[Question]:
     listing = write_cases(folder, count, seed, seconds)
-    return world.recorded_questions(listing, seed, topics=2, facts=2)
+    return world.recorded_questions(listing, seed, topics=2, facts=2, slips=slips)
 
 
 def _models(

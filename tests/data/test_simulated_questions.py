@@ -7,55 +7,25 @@ from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import ChatTokenizer
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.reasoning import parse_response
-from medalign_jax.data.simulate import write_dataset
+from medalign_jax.data.simulated_cases import NOISES, read_cases, write_cases
 from medalign_jax.data.word_tokenizer import SPECIAL, write_word_tokenizer
 from medalign_jax.evaluate.answers import matches
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("hearts"), 12, 3, seconds=2.0, kinds=("heart",))
+def listing(tmp_path_factory):
+    return write_cases(tmp_path_factory.mktemp("hearts"), 12, 3, 2.0)
 
 
 @pytest.fixture(scope="module")
-def recorded(manifest):
-    return world.recorded_questions(manifest, 0, topics=2)
-
-
-@pytest.mark.parametrize(
-    ("site", "phase", "diagnosis"),
-    [
-        ("AV", "systolic", "aortic stenosis"),
-        ("AV", "diastolic", "aortic regurgitation"),
-        ("PV", "systolic", "pulmonary stenosis"),
-        ("PV", "diastolic", "pulmonary regurgitation"),
-        ("MV", "systolic", "mitral regurgitation"),
-        ("MV", "diastolic", "mitral stenosis"),
-        ("TV", "systolic", "tricuspid regurgitation"),
-        ("TV", "diastolic", "tricuspid stenosis"),
-        ("TV", "", "normal heart"),
-    ],
-)
-def test_diagnoses_are_those_of_the_textbook(site, phase, diagnosis):
-    case = world.Case(site, phase, "low" if phase else "", "loud" if phase else "")
-    assert case.diagnosis == diagnosis
-    assert diagnosis in world.DIAGNOSES
-
-
-def test_cases_are_those_of_the_recordings(manifest):
-    for case, row in world.read_cases(manifest):
-        label = f"{case.phase} murmur" if case.phase else "normal"
-        assert row["label"] == label
-        if case.phase:
-            assert case.site == row["most_audible_location"]
-            assert row[f"{case.phase}_murmur_pitch"].lower() == case.pitch
-        assert case.rate == round(float(row["heart_rate"]))
+def recorded(listing):
+    return world.recorded_questions(listing, 0, topics=2, facts=2)
 
 
 def test_every_recording_is_asked_in_all_ways(recorded):
     tasks = [question.task for question in recorded]
     assert {name: tasks.count(name) for name in set(tasks)} == {
-        "acoustic": 12, "plain": 12, "reasoning": 24,
+        "acoustic": 12, "plain": 24, "reasoning": 24,
     }  # fmt: skip
     assert len({question.id for question in recorded}) == len(recorded)
     for question in recorded:
@@ -63,10 +33,10 @@ def test_every_recording_is_asked_in_all_ways(recorded):
         assert matches(question.answer, question.answer, question.choices)
         wrong = [choice for choice in question.choices if choice != question.answer]
         assert not any(matches(choice, question.answer, question.choices) for choice in wrong)
-        assert question.subject_id and question.split in ("train", "valid", "test")
+        assert question.subject_id
 
 
-def test_reasoning_leads_to_the_answer_and_the_description_hides_the_pitch(recorded):
+def test_reasoning_leads_to_the_answer_and_the_description_hides_the_noise(recorded):
     for question in recorded:
         if question.task != "reasoning":
             continue
@@ -74,16 +44,32 @@ def test_reasoning_leads_to_the_answer_and_the_description_hides_the_pitch(recor
         stages, answer = parse_response(response)
         assert answer == question.answer and stages.summary.endswith(f": {answer} .")
         assert 2 <= len(question.choices) <= 4
-        assert not set(world.PITCHES) & set(question.description.split())
+        assert not set(NOISES) & set(question.description.split())
 
 
 def test_textual_questions_cover_every_topic_and_diagnosis():
     questions = world.textual_questions(300, seed=1)
-    assert {q.sub_category for q in questions} == set(world.TOPICS)
+    assert {q.sub_category for q in questions} == {*world.TOPICS, *world.FACTS}
     asked = {q.answer for q in questions if q.sub_category == "diagnosis"}
     assert asked == set(world.DIAGNOSES)
     assert all(not q.audio and q.description for q in questions)
     assert questions[:20] == world.textual_questions(20, seed=1)[:20]
+
+
+def test_a_slip_concludes_as_from_another_murmur_and_hears_right(listing):
+    clean = world.recorded_questions(listing, 0)
+    slipped = world.recorded_questions(listing, 0, slips=1.0)
+    asked = zip(read_cases(listing), *([q for q in each if q.task == "reasoning"]
+                for each in (clean, slipped)), strict=True)  # fmt: skip
+    for (case, _), right, wrong in asked:
+        assert right.reasoning.summary.startswith(f"{case.diagnosis} :")
+        assert not wrong.reasoning.summary.startswith(f"{case.diagnosis} :")
+        assert wrong.reasoning.summary.endswith(f": {wrong.answer} .")
+        assert wrong.answer in wrong.choices and wrong.question == right.question
+        heard = case.pitch or "no murmur"
+        for question in (right, wrong):
+            assert heard in question.reasoning.caption
+            assert case.pitch in question.description
 
 
 def test_the_tokeniser_reads_back_all_that_is_written(recorded, tmp_path):

@@ -10,7 +10,7 @@ from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
-from medalign_jax.data.simulate import write_dataset
+from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
 from medalign_jax.language_model import LanguageModel, abstract_params, build_module
 
@@ -26,8 +26,8 @@ TEXT = {
 
 def reasoning_questions(folder: Path, recordings: int = 12) -> list[Question]:
     """One question with description and reasoning for each of some recordings of 2 s."""
-    manifest = write_dataset(folder, recordings, seed=3, seconds=2.0, kinds=("heart",))
-    return [q for q in world.recorded_questions(manifest, 3) if q.task == "reasoning"]
+    listing = write_cases(folder, recordings, seed=3, seconds=2.0)
+    return [q for q in world.recorded_questions(listing, 3) if q.task == "reasoning"]
 
 
 def undescribed(questions: list[Question]) -> list[Question]:
