@@ -125,42 +125,42 @@ def _paper() -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Three seeds of four arms; the README says what they show."""
+    """Three seeds of three arms; the README says what they show."""
     config.student.update({"source": "", "dtype": "float32", "remat": False})
     config.teacher.update({"source": "", "dtype": "float32"})
-    config.data.update({"max_length": 256, "buckets": ()})
+    config.data.update({"max_length": 160, "buckets": (88, 160)})
     config.world = ConfigDict(
         {
             "base": 600,  # recordings that the student learns to listen from
-            "reasoning": 160,  # recordings with reasoning to distil from
-            "slips": 0.3,  # share of their traces that conclude wrongly
+            "reasoning": 60,  # recordings with reasoning to distil from
+            "slips": 0.4,  # share of their traces that conclude wrongly
             "test": 300,
             "texts": 3000,  # textual questions of the teacher
-            "read": 500,  # of them, what the student has read as well
+            "read": 1500,  # of them, what the student has read as well
             "seconds": 2.0,
             "student": {
-                "width": 96, "mlp_width": 256, "depth": 6, "heads": 4,
-                "mels": 64, "audio_width": 64, "audio_depth": 2,
+                "width": 64, "mlp_width": 192, "depth": 6, "heads": 4,
+                "mels": 64, "audio_width": 48, "audio_depth": 2,
             },
-            "teacher": {"width": 128, "mlp_width": 384, "depth": 8, "heads": 4},
+            "teacher": {"width": 96, "mlp_width": 256, "depth": 8, "heads": 4},
         }
     )  # fmt: skip
     config.stages = ConfigDict(
         {
-            "student": {"steps": 500, "batch_size": 32, "learning_rate": 2e-3},
-            "teacher": {"steps": 500, "batch_size": 32, "learning_rate": 2e-3},
+            "student": {"steps": 500, "batch_size": 32, "learning_rate": 1.5e-3},
+            "teacher": {"steps": 300, "batch_size": 32, "learning_rate": 2e-3},
         }
     )
     config.arms = ConfigDict(
         {
             "sft": dict(ARMS["sft"]),
-            "top": dict(ARMS["top"]),
             "layers": {"acoustic_weight": 0.0},
-            "layers + acoustic": {},
+            # The divergence over 64 channels is small, and so is what 0.05 of it holds.
+            "layers + acoustic": {"acoustic_weight": 10.0},
         }
     )
-    config.loss.every = 2
+    config.loss.update({"every": 2, "layers_weight": 0.2})
     config.seeds = (0, 1, 2)
-    config.train.update({"batch_size": 16, "steps": 300, "eval_every": 100, "log_every": 20})
+    config.train.update({"batch_size": 32, "steps": 150, "eval_every": 50, "log_every": 50})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20})
-    config.evaluate.update({"max_new_tokens": 96, "batch_size": 64})
+    config.evaluate.update({"max_new_tokens": 72, "batch_size": 64})
