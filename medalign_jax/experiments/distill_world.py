@@ -112,14 +112,14 @@ def _models(
     ]
     settings = {"remat": False}
     return (
-        random_language_model(_student_json(config, tokenizers[0]), tokenizers[0], config.seed,
+        random_language_model(student_json(config, tokenizers[0]), tokenizers[0], config.seed,
                               **settings),
-        random_language_model(_teacher_json(config, tokenizers[1]), tokenizers[1], config.seed,
+        random_language_model(teacher_json(config, tokenizers[1]), tokenizers[1], config.seed,
                               **settings),
     )  # fmt: skip
 
 
-def _student_json(config: ConfigDict, tokenizer: ChatTokenizer) -> dict[str, Any]:
+def student_json(config: ConfigDict, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """A config.json of Qwen2.5-Omni's thinker."""
     c = config.world.student
     head_dim = c.width // c.heads
@@ -153,7 +153,7 @@ def _student_json(config: ConfigDict, tokenizer: ChatTokenizer) -> dict[str, Any
     }
 
 
-def _teacher_json(config: ConfigDict, tokenizer: ChatTokenizer) -> dict[str, Any]:
+def teacher_json(config: ConfigDict, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """A config.json of Qwen3."""
     c = config.world.teacher
     return {

@@ -1,0 +1,67 @@
+"""The demo of distillation at toy size, on real speech's place in it as well."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from ml_collections import ConfigDict
+
+from configs.distill import get_config
+from medalign_jax.errors import UserError
+from medalign_jax.experiments import distill
+from medalign_jax.experiments.distill_world import simulated_setting
+from medalign_jax.train.mesh import make_mesh
+
+EMOTIONS = ("anger", "happiness", "sadness", "neutral")
+
+
+def speech(folder, split_of):
+    """A table of 16 beeps of four speakers."""
+    lines = ["audio_path,subject_id,emotion,split"]
+    for n in range(16):
+        soundfile.write(folder / f"{n}.wav", 0.3 * np.sin(np.arange(8000) * 0.02 * (n + 1)), 16_000)
+        lines.append(f"{n}.wav,s{n // 4},{EMOTIONS[n % 4]},{split_of(n)}")
+    table = folder / "speech.csv"
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+@pytest.fixture
+def config():
+    config = get_config("demo")
+    config.world.update({"base": 6, "reasoning": 8, "test": 4, "texts": 12, "read": 4})
+    small = {"width": 24, "mlp_width": 32, "depth": 2, "heads": 2}
+    config.world.teacher.update(small)
+    config.world.student.update(small | {"mels": 16, "audio_width": 16, "audio_depth": 1})
+    config.data.buckets = ()
+    for stage in config.stages.values():
+        stage.update({"steps": 2, "batch_size": 4})
+    config.train.update({"batch_size": 4, "steps": 2, "eval_every": 2})
+    config.evaluate.update({"max_new_tokens": 4, "batch_size": 8, "resamples": 50})
+    config.arms = ConfigDict({"layers + acoustic": {}})
+    config.seeds = (0,)
+    return config
+
+
+def test_the_demo_goes_through_with_speech_as_its_acoustic_task(config, tmp_path):
+    config.data.emodb = str(speech(tmp_path, lambda n: "test" if n >= 12 else "train"))
+    workdir = tmp_path / "run"
+    distill.run(config, workdir)
+    results = json.loads((workdir / "evaluation.json").read_text())["results"]
+    assert {r["task"].split(":")[0] for r in results} >= {"reasoning", "plain", "emotion"}
+    answers = json.loads((workdir / "before" / "answers.json").read_text())
+    assert {name: len(given) for name, given in answers.items()} == {
+        "reasoning": 8, "plain": 8, "emotion": 4,
+    }  # fmt: skip
+    exported = workdir / "arms" / "layers___acoustic_0" / "export" / "model.safetensors"
+    assert exported.is_file() and (workdir / "report.html").is_file()
+    setting = simulated_setting(config, workdir, make_mesh())  # read back, nothing is trained
+    assert {q.task for q in setting.train} == {"reasoning", "plain"}
+    assert len(setting.train) == 32
+
+
+def test_speech_without_speakers_held_out_is_refused(config, tmp_path):
+    config.data.emodb = str(speech(tmp_path, lambda n: "test" if n % 2 else "train"))
+    with pytest.raises(UserError, match="all recordings of a speaker in one split"):
+        simulated_setting(config, tmp_path / "run", make_mesh())
