@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch.nn import functional
 
+from medalign_jax.losses.layerwise import pair_name
 from medalign_jax.methods.distill import Distill
 
 
@@ -41,7 +42,7 @@ class TorchStep:
         self.teacher = transformers.Qwen3ForCausalLM.from_pretrained(
             saved[1], dtype=torch.float32
         ).eval()
-        kernels = [torch.tensor(each["kernel"]) for each in projections.values()]
+        kernels = [torch.tensor(projections[pair_name(pair)]["kernel"]) for pair in self.pairs]
         self.projections = [torch.nn.Parameter(kernel) for kernel in kernels]
         self.batch = {name: torch.as_tensor(array) for name, array in batch.items()}
         frames = torch.as_tensor(batch["samples"][:, 0] // 160)
@@ -62,7 +63,7 @@ class TorchStep:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learnt, 1.0)
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def loss(self) -> torch.Tensor:
         """The weighted sum of the four terms."""
@@ -112,6 +113,8 @@ def _thinker(folder: Path) -> transformers.PreTrainedModel:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     for name, value in (vision | {"fullatt_block_indexes": [0], "out_hidden_size": 16}).items():
         setattr(config.vision_config, name, value)
+    for name in ("vision_start", "image", "video"):  # which no text here holds
+        setattr(config, f"{name}_token_id", -1)
     return transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         folder, config=config, dtype=torch.float32
     )
