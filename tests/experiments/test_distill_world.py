@@ -61,7 +61,14 @@ def test_the_demo_goes_through_with_speech_as_its_acoustic_task(config, tmp_path
     assert len(setting.train) == 32
 
 
-def test_speech_without_speakers_held_out_is_refused(config, tmp_path):
-    config.data.emodb = str(speech(tmp_path, lambda n: "test" if n % 2 else "train"))
-    with pytest.raises(UserError, match="all recordings of a speaker in one split"):
+@pytest.mark.parametrize(
+    ("split_of", "said"),
+    [
+        (lambda n: "test" if n % 2 else "train", "a subject is in more than one split"),
+        (lambda n: "test", "leaves others to learn from"),
+    ],
+)
+def test_speech_without_speakers_held_out_is_refused(config, tmp_path, split_of, said):
+    config.data.emodb = str(speech(tmp_path, split_of))
+    with pytest.raises(UserError, match=said):
         simulated_setting(config, tmp_path / "run", make_mesh())

@@ -1,5 +1,6 @@
 """Tiny models of the published architectures, saved as folders, and questions for them."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
+from medalign_jax.data.simulate import SPLIT_CYCLE
 from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
 from medalign_jax.language_model import LanguageModel, abstract_params, build_module
@@ -25,9 +27,11 @@ TEXT = {
 
 
 def reasoning_questions(folder: Path, recordings: int = 12) -> list[Question]:
-    """One question with description and reasoning for each of some recordings of 2 s."""
+    """One question with description, reasoning and split for each of some recordings of 2 s."""
     listing = write_cases(folder, recordings, seed=3, seconds=2.0)
-    return [q for q in world.recorded_questions(listing, 3) if q.task == "reasoning"]
+    asked = [q for q in world.recorded_questions(listing, 3) if q.task == "reasoning"]
+    splits = itertools.cycle(SPLIT_CYCLE)
+    return [replace(question, split=split) for question, split in zip(asked, splits, strict=False)]
 
 
 def undescribed(questions: list[Question]) -> list[Question]:
@@ -36,8 +40,8 @@ def undescribed(questions: list[Question]) -> list[Question]:
 
 
 def vocabulary(questions: list[Question]) -> list[str]:
-    """Their words."""
-    return world.words(questions, PromptFormat())
+    """Their words, and others, so that a random model seldom ends an answer at its first token."""
+    return world.words(questions, PromptFormat()) + [f"word{n}" for n in range(400)]
 
 
 def save_listener(folder: Path, words: list[str]) -> Path:
