@@ -8,6 +8,7 @@ the best of the rounds.
 """
 
 import argparse
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds of each side")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="librosa processes")
     args = parser.parse_args()
+    if importlib.util.find_spec("librosa") is None:  # workers that die are started again for ever
+        parser.error("librosa is not installed; bash launch/test.sh installs requirements-dev.txt")
 
     # Workers start before JAX does, and each keeps to one thread.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
