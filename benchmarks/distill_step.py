@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.distill_step_torch import TorchStep
+from benchmarks.turns import in_turns
 from configs import distill
 from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import ChatTokenizer
@@ -106,8 +106,6 @@ def main() -> None:
         folder = Path(name)
         student, teacher, method, batch = made(folder, arguments.batch)
         ours = OurStep(method, batch)
-        (folder / "student").mkdir()
-        (folder / "teacher").mkdir()
         saved = student.save(folder / "student"), teacher.save(folder / "teacher")
         theirs = TorchStep(
             saved, batch, features_of(student, batch), method, ours.projections, _RATE
@@ -117,12 +115,7 @@ def main() -> None:
     for name, values in losses.items():
         print(f"{name:13s} losses of the first steps: {', '.join(f'{v:.5f}' for v in values)}")
     np.testing.assert_allclose(losses["medalign_jax"], losses["PyTorch"], rtol=1e-5)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.rounds):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            taken[name].append(time.perf_counter() - begun)
+    taken = in_turns(steps, arguments.rounds)
     for name, times in taken.items():
         print(f"{name:13s} {arguments.batch / statistics.median(times):7.1f} samples/s")
     ratios = [b / a for a, b in zip(*taken.values(), strict=True)]

@@ -13,9 +13,10 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import time
 
 import numpy as np
+
+from benchmarks.turns import in_turns
 
 _CLIPS: np.ndarray | None = None
 
@@ -52,13 +53,6 @@ def librosa_compute_only(part: slice) -> int:
     return len(librosa_log_mel(part))
 
 
-def seconds(function) -> float:
-    """Wall time of one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
 def main() -> None:
     """Prints clips/s of both and their ratio."""
     parser = argparse.ArgumentParser(
@@ -88,12 +82,11 @@ def main() -> None:
         resident = jax.device_put(make_clips(args.clips, args.samples))
         difference = np.abs(np.asarray(log_mel(resident)) - theirs).max()
 
-        times = {"librosa": [], "medalign_jax": []}
-        for _ in range(args.rounds):
-            times["librosa"].append(
-                seconds(lambda: pool.map(librosa_compute_only, parts, chunksize=1))
-            )
-            times["medalign_jax"].append(seconds(lambda: log_mel(resident).block_until_ready()))
+        contestants = {
+            "librosa": lambda: pool.map(librosa_compute_only, parts, chunksize=1),
+            "medalign_jax": lambda: log_mel(resident).block_until_ready(),
+        }
+        times = in_turns(contestants, args.rounds)
 
     print(f"{args.clips} clips of {args.samples} samples, {args.rounds} rounds in turn")
     print(f"largest difference of the features: {difference:.1e}")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.turns import in_turns
 from medalign_jax.encoder import architecture
 from medalign_jax.host_memory import keep_host_memory
 from medalign_jax.methods.acula import Acula, AculaConfig
@@ -55,12 +55,10 @@ class Step:
             method, optimizer, schedule, mesh, self.state, self.frozen, self.batch
         )
 
-    def seconds(self) -> float:
-        """Wall time of one step."""
-        begun = time.perf_counter()
+    def __call__(self) -> None:
+        """One update, to its end."""
         self.state, metrics = self.run(self.state, self.frozen, self.batch)
         jax.block_until_ready(metrics)
-        return time.perf_counter() - begun
 
 
 def main() -> None:
@@ -83,11 +81,8 @@ def main() -> None:
         for mode in ("cached", "online")
     }
     for step in steps.values():
-        step.seconds()
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for _ in range(arguments.rounds):
-        for key, step in steps.items():
-            taken[key].append(step.seconds())
+        step()
+    taken = in_turns(steps, arguments.rounds)
     rate = {key: arguments.batch / statistics.median(times) for key, times in taken.items()}
     for (name, mode), value in rate.items():
         print(f"{name:20s} {mode:7s} {value:8.1f} samples/s")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,8 +175,8 @@ def _tasks(config: ConfigDict, workdir: Path, test: Questions) -> list[parts.Tas
         )
         loaded = _listed(read, data.mmau, workdir / "unusable_mmau.jsonl")
         found.append(parts.Task("mmau", "MMAU", loaded.questions, how))
-    found += emotion_tasks(data, workdir)
-    return [_limited(config, task) for task in found if task.questions]
+    found += [corpus.test() for corpus in emotion_corpora(data, workdir)]
+    return [limited(config, task) for task in found if task.questions]
 
 
 def _rankable(test: Questions, how: str) -> Questions:
@@ -185,8 +186,21 @@ def _rankable(test: Questions, how: str) -> Questions:
     return kept
 
 
-def emotion_tasks(data: ConfigDict, workdir: Path) -> list[parts.Task]:
-    """Classification of speech; all of a corpus, or its test split where it has one."""
+class EmotionCorpus(NamedTuple):
+    """Emotional speech: the name of its task, that of the data, all its questions."""
+
+    task: str
+    dataset: str
+    questions: Questions
+
+    def test(self) -> parts.Task:
+        """Classification of the test split, or of all where there is none."""
+        held_out = tuple(q for q in self.questions if q.split == "test")
+        return parts.Task(self.task, self.dataset, held_out or self.questions, "rank", classes=True)
+
+
+def emotion_corpora(data: ConfigDict, workdir: Path) -> list[EmotionCorpus]:
+    """What ``data.emodb`` and ``data.iemocap`` name; unusable rows are listed in the workdir."""
     checks = _checks(data, data.decode)
     corpora = [
         (Path(data.emodb).parent.name or "emodb", read_emotions, data.emodb),
@@ -200,9 +214,7 @@ def emotion_tasks(data: ConfigDict, workdir: Path) -> list[parts.Task]:
             functools.partial(read, path, checks=checks), path,
             workdir / f"unusable_{name}.jsonl",
         )  # fmt: skip
-        held_out = tuple(q for q in loaded.questions if q.split == "test")
-        asked = held_out or loaded.questions
-        found.append(parts.Task(name, dataset, asked, "rank", classes=True))
+        found.append(EmotionCorpus(name, dataset, loaded.questions))
     return found
 
 
@@ -214,7 +226,7 @@ def _refuse_overlap(train: Sequence[Question], tasks: Sequence[parts.Task], list
         raise
 
 
-def _limited(config: ConfigDict, task: parts.Task) -> parts.Task:
+def limited(config: ConfigDict, task: parts.Task) -> parts.Task:
     """A task with at most ``evaluate.limit`` questions: a random part, in the file's order."""
     limit, count = config.evaluate.limit, len(task.questions)
     if not limit or count <= limit:

@@ -23,14 +23,13 @@ from ml_collections import ConfigDict
 
 from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
-from medalign_jax.data.emotions import read_emotions
 from medalign_jax.data.prompts import PromptFormat
 from medalign_jax.data.questions import Question
 from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_parts as parts
-from medalign_jax.experiments.distill_data import emotion_tasks
+from medalign_jax.experiments.distill_data import emotion_corpora, limited
 from medalign_jax.language_model import LanguageModel, load_language_model, random_language_model
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.methods.finetune import TextFinetune
@@ -41,6 +40,7 @@ _TEACHER_ONLY = ("<think>", "</think>", "<tool_call>")  # Qwen3 has tokens that 
 
 def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Setting:
     """Everything that the arms start from, made once under the workdir."""
+    _refuse_published(config.data)
     sizes, folder = config.world, workdir / "world"
     recorded = {
         name: _recorded(
@@ -65,7 +65,17 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
         parts.Task("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
         heard.task,
     )
+    tasks = tuple(limited(config, task) for task in tasks)
     return parts.Setting(config, workdir, mesh, student, teacher, train, (), tasks)
+
+
+def _refuse_published(data: ConfigDict) -> None:
+    """A benchmark that the simulated world has no place for is not passed over in silence."""
+    if given := [name for name in ("mmau", "iemocap") if data[name]]:
+        raise UserError(
+            f"config.data.{given[0]} goes with config.data.questions: without them hearts are "
+            "simulated, for a student that knows nothing else (data.emodb can join them)"
+        )
 
 
 class _Heard(NamedTuple):
@@ -80,10 +90,9 @@ def _acoustic(config: ConfigDict, workdir: Path, recorded: dict[str, list[Questi
     if not config.data.emodb:
         learnt, asked = (_of(recorded[name], "acoustic") for name in ("base", "test"))
         return _Heard(learnt, parts.Task("acoustic", _SIMULATED, asked, "rank", classes=True))
-    (task,) = emotion_tasks(config.data, workdir)
-    asked = {q.id for q in task.questions}
-    every = read_emotions(config.data.emodb).questions
-    learnt = tuple(q for q in every if q.id not in asked)
+    (corpus,) = emotion_corpora(config.data, workdir)
+    task = corpus.test()
+    learnt = tuple(q for q in corpus.questions if q not in task.questions)
     if not learnt:
         raise UserError(
             f"config.data.emodb: '{config.data.emodb}' needs a column 'split' that keeps some "

@@ -45,7 +45,9 @@ def config():
 
 
 def test_the_demo_goes_through_with_speech_as_its_acoustic_task(config, tmp_path):
-    config.data.emodb = str(speech(tmp_path, lambda n: "test" if n >= 12 else "train"))
+    table = speech(tmp_path, lambda n: "test" if n >= 12 else "train")
+    table.write_text(table.read_text() + "nowhere.wav,s0,anger,train\n")
+    config.data.emodb, config.data.max_bad_fraction = str(table), 0.1
     workdir = tmp_path / "run"
     distill.run(config, workdir)
     results = json.loads((workdir / "evaluation.json").read_text())["results"]
@@ -56,6 +58,7 @@ def test_the_demo_goes_through_with_speech_as_its_acoustic_task(config, tmp_path
     }  # fmt: skip
     exported = workdir / "arms" / "layers___acoustic_0" / "export" / "model.safetensors"
     assert exported.is_file() and (workdir / "report.html").is_file()
+    assert "nowhere.wav" in (workdir / "unusable_emotion.jsonl").read_text()
     setting = simulated_setting(config, workdir, make_mesh())  # read back, nothing is trained
     assert {q.task for q in setting.train} == {"reasoning", "plain"}
     assert len(setting.train) == 32
@@ -71,4 +74,11 @@ def test_the_demo_goes_through_with_speech_as_its_acoustic_task(config, tmp_path
 def test_speech_without_speakers_held_out_is_refused(config, tmp_path, split_of, said):
     config.data.emodb = str(speech(tmp_path, split_of))
     with pytest.raises(UserError, match=said):
+        simulated_setting(config, tmp_path / "run", make_mesh())
+
+
+@pytest.mark.parametrize("name", ["mmau", "iemocap"])
+def test_a_benchmark_without_questions_is_refused(config, tmp_path, name):
+    config.data[name] = "somewhere"
+    with pytest.raises(UserError, match=rf"config.data.{name} goes with config.data.questions"):
         simulated_setting(config, tmp_path / "run", make_mesh())

@@ -1,6 +1,5 @@
 """Tiny models of the published architectures, saved as folders, and questions for them."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +29,10 @@ def reasoning_questions(folder: Path, recordings: int = 12) -> list[Question]:
     """One question with description, reasoning and split for each of some recordings of 2 s."""
     listing = write_cases(folder, recordings, seed=3, seconds=2.0)
     asked = [q for q in world.recorded_questions(listing, 3) if q.task == "reasoning"]
-    splits = itertools.cycle(SPLIT_CYCLE)
-    return [replace(question, split=split) for question, split in zip(asked, splits, strict=False)]
+    return [
+        replace(question, split=SPLIT_CYCLE[n % len(SPLIT_CYCLE)])
+        for n, question in enumerate(asked)
+    ]
 
 
 def undescribed(questions: list[Question]) -> list[Question]:
