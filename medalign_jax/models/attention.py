@@ -249,8 +249,8 @@ def _cores_backward(layout, saved, gradient):
 
     def one(bias_gradient, args):
         index, q, k, v, gradient, log_total, inner = args
-        # Keys first, (S, R): two of the three products below then need no transposed operand.
-        scores = _scores(layout, index, q, k, bias, mask).T
+        # Keys first: two of the three products below then need no transposed operand.
+        scores = _scores_by_key(layout, index, q, k, bias, mask)
         weights = jnp.exp(scores - log_total)
         gradient = gradient.astype(v.dtype)
         slope = weights * (_dot(v, gradient.T) - inner)
@@ -258,7 +258,7 @@ def _cores_backward(layout, saved, gradient):
         if bias is not None:
             bias_gradient = _add_at(layout, bias_gradient, index, slope.T)
         slope = slope.astype(q.dtype)
-        to_q, to_k = _dot(slope.T, k), _dot(slope, q)
+        to_q, to_k = _dot(k.T, slope).T, _dot(slope, q)
         return bias_gradient, (to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype))
 
     start = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
@@ -293,6 +293,18 @@ def _scores(layout, index, q, k, bias, mask):
     if mask is not None:
         scores = jnp.where(mask[_place(layout, mask, index)], scores, -jnp.inf)
     return scores.reshape(-1, full[2])
+
+
+def _scores_by_key(layout, index, q, k, bias, mask):
+    """The scores of `_scores` as (S, R)."""
+    if bias is not None:  # turning the bias around costs more than turning the scores
+        return _scores(layout, index, q, k, bias, mask).T
+    scores = _dot(k, q.T)
+    if mask is None:
+        return scores
+    visible = mask[_place(layout, mask, index)].transpose(2, 0, 1)
+    full = (scores.shape[0], layout[1], scores.shape[1] // layout[1])
+    return jnp.where(visible, scores.reshape(full), -jnp.inf).reshape(scores.shape)
 
 
 def _add_at(layout, total, index, slope):

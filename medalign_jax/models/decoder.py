@@ -6,6 +6,7 @@ and Qwen3 (arXiv 2505.09388), as in transformers' ``Gemma3TextModel``, ``LlamaMo
 layers, gated feed-forward. The layers are one scan over stacked weights.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from medalign_jax.models.attention import attention
 from medalign_jax.models.decoder_config import DecoderConfig
 from medalign_jax.models.decoder_head import DecoderHead, RMSNorm
 from medalign_jax.models.decoder_rope import rope_table, rotate, token_positions
+from medalign_jax.models.flat_dot import flat_dot
 from medalign_jax.models.layer_stack import (
     normalise_layers,
     scan_layers,
@@ -48,6 +50,10 @@ def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> C
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
+def _dense(dtype: Any, param_dtype: Any) -> Callable[..., nn.Dense]:
+    return partial(nn.Dense, dtype=dtype, param_dtype=param_dtype, dot_general=flat_dot)
+
+
 class Attention(nn.Module):
     """The projections into and out of one layer's grouped-query self-attention."""
 
@@ -57,7 +63,7 @@ class Attention(nn.Module):
 
     def setup(self):
         c = self.config
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = _dense(self.dtype, self.param_dtype)
         self.query = dense(c.heads * c.head_dim, use_bias=c.qkv_bias)
         self.key = dense(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
         self.value = dense(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
@@ -89,9 +95,7 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        dense = partial(
-            nn.Dense, use_bias=c.mlp_bias, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        dense = partial(_dense(self.dtype, self.param_dtype), use_bias=c.mlp_bias)
         gate = ACTIVATIONS[c.activation](dense(c.mlp_width, name="gate")(x))
         return dense(c.width, name="down")(gate * dense(c.mlp_width, name="up")(x))
 

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Most layers that are unrolled on a CPU: the time to compile grows with them.
+_UNROLLED = 8
+
 
 def stacked_init(block: nn.Module, depth: int) -> Callable[..., Any]:
     """An initialiser of ``depth`` copies of ``block``'s parameters, stacked on axis 0.
@@ -145,5 +148,7 @@ def scan_layers(
 
     first = jax.tree.map(lambda leaf: leaf[:deepest] if len(leaf) > deepest else leaf, stacked)
     kept = jnp.zeros((len(inner), *x.shape), x.dtype)
-    (x, kept), _ = jax.lax.scan(body, (x, kept), (jnp.asarray(slots), first))
+    # On a CPU a loop stacks what its gradient needs by copying; a small model can do without.
+    unroll = deepest if jax.default_backend() == "cpu" and deepest <= _UNROLLED else 1
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (jnp.asarray(slots), first), unroll=unroll)
     return {**states, **{index: kept[i] for i, index in enumerate(inner)}, deepest: x}

@@ -435,6 +435,6 @@ def test_embeddings_stand_in_for_those_of_the_ids(small):
     np.testing.assert_allclose(embeddings, 4 * table[ids], rtol=1e-6)
     expected, _ = forward(model, {"params": small})
     got, _ = forward(model, {"params": small}, embeddings=embeddings)
-    np.testing.assert_array_equal(got, expected)
+    close(got, expected)  # two programs: not bit for bit
     _, kept = model.apply({"params": small}, ids, mask, (0, -1), embeddings=2 * embeddings)
     np.testing.assert_array_equal(kept["hidden_states"][0], 2 * embeddings)
