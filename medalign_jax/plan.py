@@ -33,7 +33,8 @@ _CLIPS = flags.DEFINE_integer("clips", 1, "Clips of a question, of config.data.m
 _ATTENTION = flags.DEFINE_string(
     "attention",
     "",
-    "Back end of the decoders' attention; by default splash on TPUs, else xla",
+    "Back end of the decoders' attention; by default splash on TPUs, blocked on GPUs (a run takes "
+    "cuDNN's kernel there, which keeps no scores either and needs the card to compile), else xla",
 )
 
 # GiB that a program may use. The CUDA compiler does not refuse what is too large.
@@ -217,13 +218,20 @@ def plan_config(config: Any) -> tuple[str, bool]:
     lengths = distill_plan.Lengths(
         config.data.max_length, _RESPONSE.value, config.data.max_seconds, _CLIPS.value
     )
-    attention = _ATTENTION.value or ("splash" if where.kind.startswith("v") else "xla")
+    attention = _ATTENTION.value or _attention(where.kind)
     traced = distill_plan.trace(config, mesh, lengths, attention)
     limit = _MAX_GIB.value or _CAPACITY.get(where.kind, math.inf)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     made = compile_plan(traced, _OPTIONS.get(where.kind))
     text, fits = report(made, len(where.devices), limit)
-    return f"{_TOPOLOGY.value}: {sizes}, batch {config.train.batch_size}\n{text}", fits
+    head = f"{_TOPOLOGY.value}: {sizes}, batch {config.train.batch_size}, attention {attention}"
+    return f"{head}\n{text}", fits
+
+
+def _attention(kind: str) -> str:
+    if kind.startswith("v"):
+        return "splash"
+    return "xla" if kind == "cpu" else "blocked"
 
 
 if __name__ == "__main__":

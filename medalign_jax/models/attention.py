@@ -7,14 +7,14 @@ with n = h // (query heads / key heads).
 Back ends:
 
 * ``xla``   einsum, softmax, einsum; holds all (B, H, T, S) scores at once. Any platform.
-* ``cpu``   the same in blocks whose scores stay in the processor's cache, forward and backward;
-  the backward pass recomputes the scores from the saved log-sum-exp (Dao et al. 2022,
-  "FlashAttention", algorithms 1 and 4, without the tiling over keys).
+* ``blocked`` the same for one (example, key head) after the other, so that the scores are few and
+  stay in a processor's cache. Any platform. The backward pass recomputes them from the saved
+  log-sum-exp (Dao et al. 2022, "FlashAttention", algorithms 1 and 4, without the tiling over keys).
 * ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit.
 * ``splash`` the fused kernel of `attention_splash`; TPUs, self-attention, keys masked for padding
   only. The others give a padded query what it may look at, this one gives it nothing of use.
 * ``auto``  what fits the platform of this process: ``splash`` on a TPU and ``cudnn`` on a GPU where
-  shapes and type allow, ``cpu`` on a CPU once the scores outgrow the cache, else ``xla``. To
+  shapes and type allow, ``blocked`` on a CPU once the scores outgrow the cache, else ``xla``. To
   compile for a platform that is not here, name the back end.
 
 Scores and softmax are float32 whatever the type of the inputs.
@@ -26,7 +26,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-BACKENDS = ("auto", "xla", "cpu", "cudnn", "splash")
+BACKENDS = ("auto", "xla", "blocked", "cudnn", "splash")
 
 # Below this many bytes of scores the loop of the blocked back end costs more than it saves.
 _SMALL_BYTES = 8 << 20
@@ -75,7 +75,7 @@ def attention(
     if backend == "splash":
         return _splash(q, k, v, bias, mask, scale, causal, window)
     mask = _visible(q.shape[1], mask, causal, window)
-    run = _blocked if backend == "cpu" else _whole
+    run = _blocked if backend == "blocked" else _whole
     return run(q, k, v, bias, mask, scale)
 
 
@@ -88,7 +88,7 @@ def _choose(q, k, bias=None, mask=None, platform=None) -> str:
         fused = q.dtype.itemsize == 2 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
         return "cudnn" if fused and bias is None and q.shape[1] > 1 else "xla"
     scores = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
-    return "cpu" if platform == "cpu" and scores > _SMALL_BYTES else "xla"
+    return "blocked" if platform == "cpu" and scores > _SMALL_BYTES else "xla"
 
 
 def _splash_pays(q, k, bias, mask) -> bool:

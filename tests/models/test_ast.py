@@ -217,7 +217,7 @@ def test_patches_overlap_and_run_over_time_first():
 
 def test_remat_and_back_ends_change_nothing(upstream):
     reference, _ = upstream.run()
-    for change in ({"remat": True}, {"attention": "cpu"}):
+    for change in ({"remat": True}, {"attention": "blocked"}):
         np.testing.assert_allclose(upstream.run(**change)[0], reference, atol=5e-6)
 
 

@@ -79,7 +79,7 @@ def cases():
 CASES = cases()
 
 
-@pytest.mark.parametrize("backend", ["xla", "cpu"])
+@pytest.mark.parametrize("backend", ["xla", "blocked"])
 @pytest.mark.parametrize("name", CASES)
 def test_values(name, backend):
     options = dict(CASES[name])
@@ -103,7 +103,7 @@ def test_gradients_agree(name):
             q, k, v, bias
         )
 
-    for left, right in zip(gradients("xla"), gradients("cpu"), strict=True):
+    for left, right in zip(gradients("xla"), gradients("blocked"), strict=True):
         assert np.isfinite(left).all() and np.abs(left).max() > 1e-3
         np.testing.assert_allclose(left, right, atol=1e-6 * max(1.0, np.abs(left).max()))
 
@@ -111,12 +111,12 @@ def test_gradients_agree(name):
 def test_gradient_matches_finite_differences():
     q, k, v = inputs(key_heads=2)
     jax.test_util.check_grads(
-        lambda *args: attention(*args, causal=True, backend="cpu"), (q, k, v), 1, ["rev"],
+        lambda *args: attention(*args, causal=True, backend="blocked"), (q, k, v), 1, ["rev"],
         atol=1e-2, rtol=1e-2,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["xla", "cpu"])
+@pytest.mark.parametrize("backend", ["xla", "blocked"])
 def test_blind_rows_are_zero_with_finite_gradients(backend):
     q, k, v = inputs()
     mask = jnp.zeros((1, 1, T, S), bool).at[:, :, 1:].set(True)
@@ -130,7 +130,7 @@ def test_blind_rows_are_zero_with_finite_gradients(backend):
     assert not to_q[:, 0].any() and to_q[:, 1].any()
 
 
-@pytest.mark.parametrize("backend", ["xla", "cpu"])
+@pytest.mark.parametrize("backend", ["xla", "blocked"])
 def test_large_scores_do_not_overflow(backend):
     q, k, v = inputs()
     out = attention(100 * q, k, v, backend=backend)
@@ -138,7 +138,7 @@ def test_large_scores_do_not_overflow(backend):
     np.testing.assert_allclose(out, by_hand(q, k, v, scale=100 * D**-0.5), atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["xla", "cpu"])
+@pytest.mark.parametrize("backend", ["xla", "blocked"])
 def test_bfloat16_keeps_its_type(backend):
     q, k, v = inputs(dtype=jnp.bfloat16)
     out = attention(q, k, v, backend=backend)
@@ -150,7 +150,7 @@ def test_auto_picks_by_size():
     small = jax.ShapeDtypeStruct((1, 64, 4, 8), jnp.float32)
     large = jax.ShapeDtypeStruct((8, 1024, 6, 64), jnp.float32)
     assert _choose(small, small) == "xla"
-    assert _choose(large, large) == "cpu"
+    assert _choose(large, large) == "blocked"
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_gradient_matches_a_finite_difference(tiny):
 
 def test_remat_and_back_ends_change_nothing(tiny):
     reference = loss_of(TINY)(*tiny)
-    for change in ({"remat": True}, {"attention": "cpu"}):
+    for change in ({"remat": True}, {"attention": "blocked"}):
         other = loss_of(dataclasses.replace(TINY, **change))(*tiny)
         for left, right in zip(jax.tree.leaves(reference), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(left, right, atol=2e-6)
