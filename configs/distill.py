@@ -53,12 +53,15 @@ def _paper() -> ConfigDict:
     config.data = ConfigDict(
         {
             "questions": "",  # training questions, textualised; "" simulates them (demo)
-            "format": "questions",  # questions (our JSONL) or cota
+            "format": "questions",  # questions (our JSONL), cota, iemocap (folder), emotions
             "audio": "",  # folder of the recordings, where paths are not relative to the file
             "mmau": "",  # MMAU's JSON, for evaluation; its recordings are in `mmau_audio`
             "mmau_audio": "",
             "emodb": "",  # manifest of emotional speech (audio_path, subject_id, emotion, split)
             "iemocap": "",  # folder of IEMOCAP_full_release
+            # Leave one group of the training questions out, a model a fold: "session" of IEMOCAP,
+            # "subject_id", or another key of the questions' extra; "" trains one model.
+            "folds": "",
             "max_length": 2048,  # tokens of a sequence
             "buckets": (512, 1024, 2048),
             "max_seconds": 30.0,

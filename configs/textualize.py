@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "questions": "",  # file of questions with reasoning
-            "format": "questions",  # questions (our JSONL) or cota
+            "format": "questions",  # questions (our JSONL), cota, iemocap (folder), emotions
             "audio": "",  # of cota: folder of the recordings, where paths are not relative to it
             "max_length": 4096,  # tokens of prompt and description
             "max_seconds": 30.0,

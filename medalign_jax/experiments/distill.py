@@ -3,7 +3,7 @@
 published weights | the demo's world -> student, teacher, questions
         |
         +-> "before": answers of the student as it is
-        +-> each arm and seed: method `Distill` -> export -> answers
+        +-> each arm and seed: method `Distill` -> export -> answers (or a model a fold, pooled)
                                                        |
                                 evaluation.json, report.html, ablations.md
 """
@@ -11,6 +11,7 @@ published weights | the demo's world -> student, teacher, questions
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,9 +19,11 @@ from ml_collections import ConfigDict
 
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.answering import likeliest_options, write_answers
+from medalign_jax.evaluate.answers import pool_folds
 from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.experiments import build, distill_page
 from medalign_jax.experiments import distill_parts as parts
+from medalign_jax.experiments import distill_results as scoring
 from medalign_jax.experiments.distill_data import published_setting
 from medalign_jax.experiments.distill_world import simulated_setting
 from medalign_jax.experiments.workdir import note_provenance, open_workdir
@@ -41,14 +44,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
         workdir,
         student_weights=setting.student.identity,
         teacher_weights=None if setting.teacher is None else setting.teacher.identity,
-        training_questions=len(setting.train),
+        training_questions=scoring.trained_on(setting),
     )
     found: dict[str, list[Answers]] = {}
     if config.evaluate.enabled:
         found["before"] = [answers_of(setting, setting.student, workdir / "before", "before")]
     for arm, seed, block in arms_of(config):
         folder = distill_page.arm_folder(workdir, arm, seed)
-        model = _arm(setting, block, folder, f"{arm} {seed}" if arm else "distil")
+        what = f"{arm} {seed}" if arm else "distil"
+        if setting.folds:
+            found.setdefault(arm or "after", []).append(_folds(setting, block, folder, what))
+            continue
+        model = _arm(setting, block, folder, what)
         if config.evaluate.enabled:
             answers = answers_of(setting, model, folder, arm or "after")
             found.setdefault(arm or "after", []).append(answers)
@@ -86,6 +93,24 @@ def _arm(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) ->
         )  # fmt: skip
     model.save(folder / "export")
     return model
+
+
+def _folds(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) -> Answers:
+    """Every question answered by the model of the fold that tests it; no model is exported."""
+    (task,) = setting.tasks
+    answered = []
+    for fold in setting.folds:
+        part = replace(
+            setting,
+            train=(*setting.train, *fold.train),
+            tasks=(replace(task, questions=fold.test),),
+            folds=(),
+        )
+        place, name = distill_page.fold_folder(folder, fold.name), f"{what}, without {fold.name}"
+        method, params = parts.distill(part, config, place, name)
+        model = setting.student.with_params(method.student_params(params))
+        answered.append((fold.test, answers_of(part, model, place, name)[task.name]))
+    return {task.name: pool_folds(answered)[1]}
 
 
 def answers_of(setting: parts.Setting, model: LanguageModel, folder: Path, what: str) -> Answers:

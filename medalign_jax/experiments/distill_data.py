@@ -1,8 +1,8 @@
 """Real data and published models: what the arms of a distillation start from.
 
-training questions (textualised) -> train, valid, test -+
-MMAU, IEMOCAP, tables of emotional speech --------------+-> tasks
-                                                        +-> no subject, no recording on both sides
+training questions (textualised) -> train, valid, test (or folds) -+
+MMAU, IEMOCAP, tables of emotional speech -------------------------+-> tasks
+                                                                   +-> nothing on both sides
 student, teacher -> token ids of everything, before a step is taken
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +30,16 @@ from medalign_jax.data.questions import Checks, Loaded, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_cota, read_mmau, read_questions
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_parts as parts
+from medalign_jax.experiments.distill_folds import asked, folded
 from medalign_jax.language_model import LanguageModel, load_language_model
 from medalign_jax.weights.source import resolve
 
-FORMATS = ("questions", "cota")
+FORMATS = {
+    "questions": read_questions,
+    "cota": read_cota,
+    "iemocap": read_iemocap,
+    "emotions": read_emotions,
+}
 ANSWERS = ("generate", "rank")
 _SAMPLED = 41  # so that no two uses of a seed share random numbers
 
@@ -49,20 +56,48 @@ def published_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     """
     _check_settings(config)
     loaded = read_training(config.data, workdir / "unusable_rows.jsonl", config.data.decode)
+    if config.data.folds:
+        return _folded_setting(config, workdir, mesh, loaded)
     train, valid, test = splits_of(loaded)
     tasks = _tasks(config, workdir, test) if config.evaluate.enabled else []
     _refuse_overlap((*train, *valid), tasks, workdir / "overlap.jsonl")
+    setting = _with_models(config, workdir, mesh, (train, valid), tasks)
+    print(f"{len(train)} training questions, {len(valid)} to validate", flush=True)
+    return replace(setting, train=train, valid=valid)
+
+
+def _folded_setting(config: ConfigDict, workdir: Path, mesh: Mesh, loaded: Loaded) -> parts.Setting:
+    """Leave one group out; `train` is what every fold learns from besides its own."""
+    always, folds, task = folded(config, loaded.questions)
+    for fold in folds:
+        left_out = replace(task, questions=fold.test)
+        _refuse_overlap((*always, *fold.train), [left_out], workdir / "overlap.jsonl")
+    task = limited(config, task)
+    setting = _with_models(config, workdir, mesh, [loaded.questions], [task])
+    folds = asked(folds, setting.tasks[0])
+    names = ", ".join(fold.name for fold in folds)
+    print(f"a model for each of {len(folds)} folds: {names}; {len(always)} questions are in all")
+    return replace(setting, train=always, folds=folds)
+
+
+def _with_models(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    learnt: Sequence[Questions],
+    tasks: Sequence[parts.Task],
+) -> parts.Setting:
+    """Models, and the tasks whose questions make a prompt; `learnt` is checked, not kept."""
     student = load_student(config, mesh)
     teacher = load_teacher(config, mesh) if wants_teacher(config) else None
     # Refuses what makes no example, and a teacher of another vocabulary, before hours of answers.
     builder = parts.builder_of(config, student, teacher)
-    for questions in filter(None, (train, valid)):
+    for questions in filter(None, learnt):
         open_questions(questions, builder, max_bad_fraction=config.data.max_bad_fraction)
-    asked = [_askable(config, workdir, student, task) for task in tasks]
-    print(f"{len(train)} training questions, {len(valid)} to validate", flush=True)
-    for task in asked:
+    tasks = tuple(_askable(config, workdir, student, task) for task in tasks)
+    for task in tasks:
         print(f"{task.name}: {len(task.questions)} questions of {task.dataset}", flush=True)
-    return parts.Setting(config, workdir, mesh, student, teacher, train, valid, tuple(asked))
+    return parts.Setting(config, workdir, mesh, student, teacher, (), (), tasks)
 
 
 def _check_settings(config: ConfigDict) -> None:
@@ -89,7 +124,7 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
     """The questions of ``data.questions``; those that cannot be used are written to `listing`.
 
     Args:
-      data: questions, format ("questions" or "cota"), audio, max_seconds and max_bad_fraction,
+      data: questions, format (a key of `FORMATS`), audio, max_seconds and max_bad_fraction,
         as in configs/distill.py.
       listing: JSONL of `manifest.Problem`.
       decode: whether recordings are decoded to their last sample.
@@ -99,15 +134,15 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
       QuestionsError: see `questions.Collector.finish`.
     """
     if data.format not in FORMATS:
-        raise UserError(f"config.data.format is {data.format!r}; it is one of {FORMATS}")
-    if data.format == "questions" and data.audio:
+        raise UserError(f"config.data.format is {data.format!r}; it is one of {tuple(FORMATS)}")
+    if data.format != "cota" and data.audio:
         raise UserError(
-            "config.data.audio is for data.format=cota; in a file of questions paths are relative "
-            "to the file, or absolute"
+            "config.data.audio is for data.format=cota; in other files paths are relative to the "
+            "file, or absolute"
         )
-    read = read_questions
+    read = FORMATS[data.format]
     if data.format == "cota":
-        read = functools.partial(read_cota, audio_folder=data.audio or None)
+        read = functools.partial(read, audio_folder=data.audio or None)
     read = functools.partial(read, data.questions, checks=_checks(data, decode))
     return _listed(read, data.questions, listing)
 

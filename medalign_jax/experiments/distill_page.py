@@ -65,21 +65,28 @@ def write(setting: Setting, found: scoring.Found) -> None:
 
 def arm_folder(workdir: Path, arm: str, seed: int) -> Path:
     """Where a run of an arm keeps its metrics, answers and export; of arm "" the workdir itself."""
-    if not arm:
-        return workdir
-    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in arm)
-    return workdir / "arms" / f"{name}_{seed}"
+    return workdir / "arms" / f"{_as_name(arm)}_{seed}" if arm else workdir
+
+
+def fold_folder(folder: Path, fold: str) -> Path:
+    """Where an arm's model of one fold keeps its metrics and answers."""
+    return folder / "folds" / _as_name(fold)
+
+
+def _as_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
 
 def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders of every arm's runs, one a seed."""
-    return {
-        arm: [
-            arm_folder(setting.workdir, arm if setting.config.arms else "", seed)
-            for seed in setting.config.seeds
-        ]
-        for arm in scoring.arms_of(stages)
-    }
+    """Folders of every arm's runs, one a seed, or one a seed and fold."""
+    found = {}
+    for arm in scoring.arms_of(stages):
+        name = arm if setting.config.arms else ""
+        runs = [arm_folder(setting.workdir, name, seed) for seed in setting.config.seeds]
+        if setting.folds:
+            runs = [fold_folder(run, fold.name) for run in runs for fold in setting.folds]
+        found[arm] = runs
+    return found
 
 
 # ----------------------------------------------------------------------------------- in words
@@ -153,7 +160,9 @@ def _summary(setting: Setting, found: scoring.Found) -> str:
     seeds = tuple(setting.config.seeds)
     arms = scoring.arms_of(found)
     tested = ", ".join(f"{len(task.questions)} of {task.name}" for task in setting.tasks)
-    text = f"{len(setting.train)} questions to distil from; tested on {tested}. "
+    text = f"{scoring.trained_on(setting)} questions to distil from; tested on {tested}. "
+    if setting.folds:
+        text += f"{len(setting.folds)} folds: each group is answered by a model without it. "
     if len(arms) > 1:
         text += f"{len(arms)} arms from the same student, "
         text += f"each with {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
@@ -289,7 +298,11 @@ _CURVES = (
 
 def _curves(setting: Setting, stages: Sequence[str]) -> list[figures.Curves]:
     """One line an arm, the mean over its seeds, in training and where there is one held out."""
-    seeds = tuple(setting.config.seeds)
+    over = [
+        f"{len(each)} {name}"
+        for each, name in ((tuple(setting.config.seeds), "seeds"), (setting.folds, "folds"))
+        if len(each) > 1
+    ]
     logs = {
         arm: [read_metrics(folder / "metrics.jsonl") for folder in folders]
         for arm, folders in _folders(setting, stages).items()
@@ -299,7 +312,7 @@ def _curves(setting: Setting, stages: Sequence[str]) -> list[figures.Curves]:
         for title, name in _CURVES:
             series = [_mean_line(arm, lines, prefix + name) for arm, lines in logs.items()]
             if kept := tuple(line for line in series if line is not None):
-                mean = f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
+                mean = f", mean over {' and '.join(over)}" if over else ""
                 charts.append(figures.Curves(title, kept, y_label=f"{where}{mean}"))
     return charts
 

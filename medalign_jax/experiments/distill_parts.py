@@ -19,7 +19,7 @@ from medalign_jax.data.question_batches import (
     make_question_iterator,
 )
 from medalign_jax.data.question_data import QuestionData, open_questions
-from medalign_jax.data.questions import Question
+from medalign_jax.data.questions import Fold, Question
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_cache
 from medalign_jax.experiments.build import typed
@@ -63,6 +63,7 @@ class Setting:
       student, teacher: as they are before.
       train, valid: textualised questions.
       tasks: what is measured before and after.
+      folds: where a model a fold is trained, on `train` and the fold's own (`distill_folds`).
     """
 
     config: ConfigDict
@@ -73,6 +74,7 @@ class Setting:
     train: tuple[Question, ...]
     valid: tuple[Question, ...]
     tasks: tuple[Task, ...]
+    folds: tuple[Fold, ...] = ()
 
 
 def builder_of(

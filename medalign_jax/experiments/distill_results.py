@@ -144,6 +144,11 @@ def seeds_of(config: ConfigDict, stage: str) -> tuple[int, ...]:
     return (0,) if stage == BEFORE else tuple(config.seeds)
 
 
+def trained_on(setting: Setting) -> int:
+    """Questions that a model is trained on; of folds the most."""
+    return len(setting.train) + max((len(fold.train) for fold in setting.folds), default=0)
+
+
 def _check(setting: Setting, found: Found) -> None:
     if not found:
         raise UserError("there are no answers to score; nothing was evaluated")
@@ -164,7 +169,7 @@ def _scores(
 ) -> list[Result]:
     """A stage's results, with each seed's own value in the notes."""
     seeds = seeds_of(setting.config, stage)
-    n_train = 0 if stage == BEFORE else len(setting.train)
+    n_train = 0 if stage == BEFORE else trained_on(setting)
 
     def measure(said: Any, resamples: int) -> list[Result]:
         score = answers.class_results if task.classes else answers.accuracy_results
@@ -230,7 +235,7 @@ def _difference(
     by_seed = np.ravel(pair[1](ones) - pair[0](ones))
     fields: dict[str, Any] = {
         "task": name, "dataset": task.dataset, "kind": _kind(task), "metric": metric_of(task),
-        "stage": f"{later}{MINUS}{earlier}", "n_train": len(setting.train),
+        "stage": f"{later}{MINUS}{earlier}", "n_train": trained_on(setting),
         "n_test": len(questions), "seeds": seeds,
     }  # fmt: skip
     notes = "paired interval over test subjects; one seed, whose choice it does not cover"

@@ -71,7 +71,7 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
 
 def _refuse_published(data: ConfigDict) -> None:
     """A benchmark that the simulated world has no place for is not passed over in silence."""
-    if given := [name for name in ("mmau", "iemocap") if data[name]]:
+    if given := [name for name in ("mmau", "iemocap", "folds") if data[name]]:
         raise UserError(
             f"config.data.{given[0]} goes with config.data.questions: without them hearts are "
             "simulated, for a student that knows nothing else (data.emodb can join them)"

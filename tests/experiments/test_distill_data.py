@@ -171,6 +171,23 @@ def change_a_sample(path):
     soundfile.write(path, samples, rate)
 
 
+def test_a_table_of_emotions_is_trained_on_by_folds(config, tmp_path, questions):
+    rows = [f"{q.audio[0]},speaker{n % 2},anger" for n, q in enumerate(questions[:4])]
+    table = tmp_path / "speech.csv"
+    table.write_text("\n".join(["audio_path,subject_id,emotion", *rows]) + "\n")
+    config.data.update({"questions": str(table), "format": "emotions", "folds": "subject_id"})
+    config.loss.text_weight = 0.0
+    setting = setting_of(config, tmp_path)
+    (task,) = setting.tasks
+    assert (task.name, task.dataset, task.how, task.classes) == (
+        "speech emotion", "speech", "rank", True
+    )  # fmt: skip
+    assert [(fold.name, len(fold.train), len(fold.test)) for fold in setting.folds] == [
+        ("speaker0", 2, 2), ("speaker1", 2, 2)
+    ]  # fmt: skip
+    assert setting.train == setting.valid == ()
+
+
 def test_without_evaluation_no_benchmark_is_read(config, tmp_path):
     config.evaluate.enabled = False
     config.data.mmau = "nowhere.json"
@@ -202,6 +219,7 @@ def test_test_questions_without_a_prompt_are_listed_or_refused(config, tmp_path,
         ("data.questions", "nowhere.jsonl", "no file of questions"),
         ("data.format", "csv", "config.data.format"),
         ("data.audio", "folder", "data.format=cota"),
+        ("data.folds", "session", "no question of"),
         ("data.max_seconds", 1.5, "longer than the 1.5 s"),
         ("data.max_length", 60, "longer than the window of 60"),
         ("evaluate.answers", "guess", "evaluate.answers"),
