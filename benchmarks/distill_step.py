@@ -1,12 +1,13 @@
 """One distillation step at the demo's size, ours beside PyTorch with transformers' modules.
 
-    python -m benchmarks.distill_step [--batch 32] [--rounds 9]
+    python -m benchmarks.distill_step [--batch 32] [--rounds 25] [--given_features]
 
 Student, snapshot and teacher are the same random weights on both sides, written once and read by
 both; the batch, the losses (JSD at the response tokens, JSD of paired layers through projections,
-JSD at the audio tokens, cross-entropy) and the optimizer are the same. Ours works the log-mel out
-of the waveform in the step, PyTorch is given it. The steps take turns; the first losses are
-compared before anything is timed.
+JSD at the audio tokens, cross-entropy) and the optimizer are the same. Both work the log-mel out of
+the waveform in the step, PyTorch by transformers' feature extractor, or with --given_features not
+at all. The steps take turns, and as in training
+each timed step follows one of its own; the first losses are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> None:
     """Prints the first losses, samples/s of both, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--given_features", action="store_true")
     arguments = parser.parse_args()
     keep_host_memory()  # as training does on a CPU
     with tempfile.TemporaryDirectory() as name:
@@ -108,14 +110,19 @@ def main() -> None:
         ours = OurStep(method, batch)
         saved = student.save(folder / "student"), teacher.save(folder / "teacher")
         theirs = TorchStep(
-            saved, batch, features_of(student, batch), method, ours.projections, _RATE
+            saved,
+            batch,
+            features_of(student, batch) if arguments.given_features else None,
+            method,
+            ours.projections,
+            _RATE,
         )
     steps = {"medalign_jax": ours, "PyTorch": theirs}
     losses = {name: [step() for _ in range(3)] for name, step in steps.items()}
     for name, values in losses.items():
         print(f"{name:13s} losses of the first steps: {', '.join(f'{v:.5f}' for v in values)}")
     np.testing.assert_allclose(losses["medalign_jax"], losses["PyTorch"], rtol=1e-5)
-    taken = in_turns(steps, arguments.rounds)
+    taken = in_turns(steps, arguments.rounds, settle=1)
     for name, times in taken.items():
         print(f"{name:13s} {arguments.batch / statistics.median(times):7.1f} samples/s")
     ratios = [b / a for a, b in zip(*taken.values(), strict=True)]

@@ -20,7 +20,8 @@ class TorchStep:
     Args:
       saved: folders of student and teacher.
       batch: of `data.question_batches`.
-      features: (B, mels, frames).
+      features: (B, mels, frames) to be taken as they are; None has transformers' feature extractor
+        make them of the waveforms in every step.
       method: the weights of the loss and the pairs of layers.
       projections: their start, ``{"pair_..": {"kernel": (Wt, Ws)}}``.
       rate: learning rate.
@@ -30,7 +31,7 @@ class TorchStep:
         self,
         saved: tuple[Path, Path],
         batch: Mapping[str, np.ndarray],
-        features: np.ndarray,
+        features: np.ndarray | None,
         method: Distill,
         projections: Mapping[str, Mapping[str, np.ndarray]],
         rate: float,
@@ -45,11 +46,10 @@ class TorchStep:
         kernels = [torch.tensor(projections[pair_name(pair)]["kernel"]) for pair in self.pairs]
         self.projections = [torch.nn.Parameter(kernel) for kernel in kernels]
         self.batch = {name: torch.as_tensor(array) for name, array in batch.items()}
-        frames = torch.as_tensor(batch["samples"][:, 0] // 160)
-        self.heard = {
-            "input_features": torch.tensor(features),
-            "feature_attention_mask": torch.arange(features.shape[-1]) < frames[:, None],
-        }
+        self.features = features if features is None else torch.tensor(features)
+        mels = method.student.model.config.audio.mels
+        self.extractor = transformers.WhisperFeatureExtractor(feature_size=mels)
+        self.frames = self.batch["samples"][:, 0] // self.extractor.hop_length
         token = method.student.model.config.audio_token
         self.audio = (self.batch["student_ids"] == token) & self.batch["student_mask"]
         learnt = [*self.student.parameters(), *self.projections]
@@ -68,9 +68,10 @@ class TorchStep:
     def loss(self) -> torch.Tensor:
         """The weighted sum of the four terms."""
         c, mask = self.config, self.batch["response_mask"]
-        out = self._listen(self.student)
+        features = self._heard()
+        out = self._listen(self.student, features)
         with torch.no_grad():
-            before = self._listen(self.snapshot).hidden_states
+            before = self._listen(self.snapshot, features).hidden_states
             taught = self.teacher(
                 input_ids=self.batch["teacher_ids"].long(),
                 attention_mask=self.batch["teacher_mask"].long(),
@@ -98,12 +99,23 @@ class TorchStep:
         response = c.text_weight * text + c.sft_weight * crossed
         return response[mask].mean() + c.acoustic_weight * acoustic[self.audio].mean()
 
-    def _listen(self, model):
+    def _heard(self) -> torch.Tensor:
+        if self.features is not None:
+            return self.features
+        made = self.extractor(
+            list(self.batch["waveform"][:, 0].numpy()), sampling_rate=16_000, padding="longest",
+            truncation=False, return_tensors="pt",
+        )  # fmt: skip
+        return made["input_features"]
+
+    def _listen(self, model, features: torch.Tensor):
+        frames = torch.arange(features.shape[-1])
         return model(
+            input_features=features,
+            feature_attention_mask=frames < self.frames[:, None],
             input_ids=self.batch["student_ids"].long(),
             attention_mask=self.batch["student_mask"].long(),
             output_hidden_states=True,
-            **self.heard,
         )
 
 

@@ -7,8 +7,8 @@ with n = h // (query heads / key heads).
 Back ends:
 
 * ``xla``   einsum, softmax, einsum; holds all (B, H, T, S) scores at once. Any platform.
-* ``blocked`` the same for one (example, key head) after the other, so that the scores are few and
-  stay in a processor's cache. Any platform. The backward pass recomputes them from the saved
+* ``blocked`` the same for a few pairs (example, key head) at a time, so that the scores stay in a
+  processor's cache. Any platform. The backward pass recomputes them from the saved
   log-sum-exp (Dao et al. 2022, "FlashAttention", algorithms 1 and 4, without the tiling over keys).
 * ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit.
 * ``splash`` the fused kernel of `attention_splash`; TPUs, self-attention, keys masked for padding
@@ -30,6 +30,9 @@ BACKENDS = ("auto", "xla", "blocked", "cudnn", "splash")
 
 # Below this many bytes of scores the loop of the blocked back end costs more than it saves.
 _SMALL_BYTES = 8 << 20
+
+# Scores that a turn of that loop works on: short sequences share one.
+_BLOCK_BYTES = 3 << 20
 
 
 def attention(
@@ -197,7 +200,7 @@ def _softmax(scores, bias, mask):
 
 
 def _blocked(q, k, v, bias, mask, scale):
-    """One key head of one example at a time; see `_cores`."""
+    """The key heads of all examples, some at a time; see `_cores`."""
     batch, length, heads, depth = q.shape
     keys, groups = k.shape[1], k.shape[2]
     per_group = heads // groups
@@ -212,7 +215,7 @@ def _blocked(q, k, v, bias, mask, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cores(layout, q, k, v, bias, mask):
-    """Attention of N independent (example, key head) pairs in a loop.
+    """Attention of N independent (example, key head) pairs in a loop, `_pairs` of them a turn.
 
     Args:
       layout: (key heads, query heads a key head); static.
@@ -239,7 +242,8 @@ def _cores_forward(layout, q, k, v, bias, mask):
         total = jnp.where(total > 0.0, total, 1.0)
         return out / total, (highest + jnp.log(total))[:, 0]
 
-    out, log_total = jax.lax.map(one, (jnp.arange(q.shape[0]), q, k, v))
+    pairs = (jnp.arange(q.shape[0]), q, k, v)
+    out, log_total = jax.lax.map(one, pairs, batch_size=_pairs(q, k))
     return out, (q, k, v, bias, mask, out, log_total)
 
 
@@ -247,7 +251,7 @@ def _cores_backward(layout, saved, gradient):
     q, k, v, bias, mask, out, log_total = saved
     inner = jnp.sum(gradient * out, axis=-1)
 
-    def one(bias_gradient, args):
+    def one(args):
         index, q, k, v, gradient, log_total, inner = args
         # Keys first: two of the three products below then need no transposed operand.
         scores = _scores_by_key(layout, index, q, k, bias, mask)
@@ -255,20 +259,29 @@ def _cores_backward(layout, saved, gradient):
         gradient = gradient.astype(v.dtype)
         slope = weights * (_dot(v, gradient.T) - inner)
         to_v = _dot(weights.astype(v.dtype), gradient)
-        if bias is not None:
-            bias_gradient = _add_at(layout, bias_gradient, index, slope.T)
-        slope = slope.astype(q.dtype)
-        to_q, to_k = _dot(k.T, slope).T, _dot(slope, q)
-        return bias_gradient, (to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype))
+        part = slope.astype(q.dtype)
+        to_q, to_k = _dot(k.T, part).T, _dot(part, q)
+        return (to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)), slope
 
-    start = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-    inputs = (jnp.arange(q.shape[0]), q, k, v, gradient, log_total, inner)
-    bias_gradient, (to_q, to_k, to_v) = jax.lax.scan(one, start, inputs)
-    to_bias = None if bias is None else bias_gradient.astype(bias.dtype)
-    return to_q, to_k, to_v, to_bias, None
+    def with_bias(total, args):
+        gradients, slope = one(args)
+        return _add_at(layout, total, args[0], slope.T), gradients
+
+    pairs = (jnp.arange(q.shape[0]), q, k, v, gradient, log_total, inner)
+    if bias is None:
+        gradients = jax.lax.map(lambda args: one(args)[0], pairs, batch_size=_pairs(q, k))
+        return *gradients, None, None
+    to_bias, gradients = jax.lax.scan(with_bias, jnp.zeros(bias.shape, jnp.float32), pairs)
+    return *gradients, to_bias.astype(bias.dtype), None
 
 
 _cores.defvjp(_cores_forward, _cores_backward)
+
+
+def _pairs(q, k):
+    """How many of N pairs a turn takes, a divisor of N."""
+    room = _BLOCK_BYTES // (4 * q.shape[1] * k.shape[1])
+    return max(n for n in range(1, q.shape[0] + 1) if q.shape[0] % n == 0 and n <= max(room, 1))
 
 
 def _dot(left, right):

@@ -12,7 +12,7 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from medalign_jax.models.attention import _choose, attention
+from medalign_jax.models.attention import _choose, _pairs, attention
 from medalign_jax.models.attention_splash import splash
 
 B, T, S, D = 2, 17, 17, 8
@@ -88,8 +88,11 @@ def test_values(name, backend):
     np.testing.assert_allclose(out, by_hand(q, k, v, **options), atol=1e-6)
 
 
+@pytest.mark.parametrize("pairs", [1, 2, "all"])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_agree(name):
+def test_gradients_agree(name, pairs, monkeypatch):
+    if pairs != "all":  # as many (example, key head) pairs a turn as fit
+        monkeypatch.setattr("medalign_jax.models.attention._pairs", lambda q, k: pairs)
     options = dict(CASES[name])
     q, k, v = inputs(key_heads=options.pop("key_heads", 4), keys=options.pop("keys", S))
     bias = options.pop("bias", None)
@@ -273,3 +276,18 @@ def test_causal_needs_equal_lengths():
         attention(*inputs(keys=9), causal=True)
     with pytest.raises(ValueError, match="multiple"):
         attention(*inputs(heads=4, key_heads=3))
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "keys", "pairs"),
+    [
+        (64, 304, 152, 16),
+        (24, 517, 517, 2),
+        (7, 304, 152, 7),
+        (31, 304, 152, 1),
+        (4, 4096, 4096, 1),
+    ],
+)
+def test_a_turn_takes_as_many_pairs_as_the_cache_holds(count, rows, keys, pairs):
+    q, k = (jax.ShapeDtypeStruct((count, n, 16), jnp.float32) for n in (rows, keys))
+    assert _pairs(q, k) == pairs
