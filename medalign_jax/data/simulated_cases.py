@@ -142,17 +142,20 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
       Path of ``cases.jsonl``: audio_path (relative to it) and the case, a line a recording.
 
     Raises:
-      UserError: the folder holds another world.
+      UserError: the folder holds another world, or anything else.
     """
     folder = Path(folder)
     listing, request = folder / _CASES, {"count": count, "seed": seed, "seconds": seconds}
     record = folder / "world.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != request:
         raise UserError(f"{folder} holds other recordings than {request}; give an empty folder")
+    if not record.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty, and not made here; give an empty folder")
     if listing.is_file():
         return listing
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(request), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(request), encoding="utf-8")  # first: it tells whose folder this is
+    (folder / "audio").mkdir(exist_ok=True)
     lines = []
     for number, case in enumerate(random_cases(count, seed)):
         path = f"audio/sim{seed}-{number:05d}.wav"

@@ -105,9 +105,9 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Tree, int]:
       UserError: no whole checkpoint there.
     """
     folder = Path(folder).absolute()
-    steps = (
-        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-    )
+    # A save gets its number as its name when it is whole; other folders may be called so too.
+    found = folder.iterdir() if folder.is_dir() else ()
+    steps = sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state").is_dir())
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{folder} has no checkpoint{'' if step is None else f' {step}'}: {steps}")
     step = steps[-1] if step is None else step

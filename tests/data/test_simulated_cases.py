@@ -73,3 +73,10 @@ def test_a_folder_is_written_once_and_belongs_to_one_world(tmp_path):
     assert all(len(soundfile.read(path)[0]) == 32_000 for _, path in found)
     with pytest.raises(UserError, match="holds other recordings"):
         write_cases(tmp_path, 4, 7, 2.0)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "cases.jsonl").write_text("mine\n")
+    with pytest.raises(UserError, match="not empty, and not made here"):
+        write_cases(tmp_path, 3, 7, 2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]

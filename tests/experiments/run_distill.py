@@ -1,6 +1,7 @@
-"""Run by test_distill_run.py: a tiny distillation, to be killed and started again.
+"""Run by test_distill_run.py: a tiny distillation, to be killed and started again, or divided.
 
-Usage: run_distill.py FOLDER WORKDIR MODE; MODE is that of config.teacher.
+Usage: run_distill.py FOLDER WORKDIR MODE [ADDRESS NUMBER]; MODE is that of config.teacher. With an
+address this is process NUMBER of two, each with a FOLDER of its own.
 """
 
 import hashlib
@@ -46,12 +47,15 @@ def main(folder: Path, workdir: Path, mode: str) -> None:
     open_workdir(workdir, config)
     world = tiny.world(folder, QUESTIONS)
     questions = world.data.questions
+    mesh = make_mesh(fsdp=jax.device_count())
     setting = parts.Setting(
-        config, workdir, make_mesh(), world.student, world.teacher, questions[VALID:],
+        config, workdir, mesh, world.student, world.teacher, questions[VALID:],
         questions[:VALID], (),
     )  # fmt: skip
     QuestionData.waveform = slowly(QuestionData.waveform)
     _, params = parts.distill(setting, config, workdir, "distil")
+    if jax.process_count() > 1:
+        return
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
@@ -59,4 +63,8 @@ def main(folder: Path, workdir: Path, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    folder, workdir, mode, *process = sys.argv[1:]
+    if process:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(process[0], num_processes=2, process_id=int(process[1]))
+    main(Path(folder), Path(workdir), mode)

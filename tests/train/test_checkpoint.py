@@ -154,5 +154,6 @@ def test_parameters_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="has no checkpoint"):
         restore_params(tmp_path / "nowhere")
     filled(tmp_path, cka(0.9)).close()
+    (tmp_path / "7").mkdir()  # not a save
     with pytest.raises(UserError, match=r"has no checkpoint 7: \[1\]"):
         restore_params(tmp_path, 7)

@@ -1,0 +1,50 @@
+"""A distillation of two processes, live and cached, is that of one process with two devices."""
+
+import socket
+from pathlib import Path
+
+import devices
+import numpy as np
+import pytest
+
+from medalign_jax.train.metrics import read_metrics
+
+SCRIPT = Path(__file__).with_name("run_distill.py")
+COMPARED = ("loss", "top", "layers", "acoustic", "cross_entropy", "valid/loss")
+
+
+def finish(processes):
+    for process in processes:
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output[-4000:]
+
+
+@pytest.fixture(scope="module", params=["live", "cached"])
+def runs(request, tmp_path_factory):
+    """Workdirs of two processes with a device each, and of one with two."""
+    mode, folder = request.param, tmp_path_factory.mktemp(request.param)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    finish([
+        devices.start([SCRIPT, folder / f"data{n}", folder / "two", mode, address, n], devices=1)
+        for n in (0, 1)
+    ])  # fmt: skip
+    finish([devices.start([SCRIPT, folder / "data", folder / "one", mode], devices=2)])
+    return folder / "two", folder / "one"
+
+
+def test_losses_agree(runs):
+    two, one = (read_metrics(run / "metrics.jsonl") for run in runs)
+    assert len(two) == len(one) >= 9
+    for line, expected in zip(two, one, strict=True):
+        assert line["step"] == expected["step"]
+        for name in COMPARED:
+            if name in expected:
+                np.testing.assert_allclose(line[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_each_process_writes_its_part_of_the_cache(runs):
+    """Two writers, whose files hold what the one process wrote."""
+    files = [sorted(run.glob("teacher_cache/*/states-*")) for run in runs]
+    assert [len(each) for each in files] in ([0, 0], [2, 1])
