@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from medalign_jax.evaluate import probes
 from medalign_jax.evaluate import statistics as st
-from medalign_jax.evaluate.probe_training import macro_auroc
 from medalign_jax.evaluate.probes import ProbeConfig, ProbeError
+from medalign_jax.evaluate.probes.opera_training import macro_auroc
 
 
 def blobs(n, width=12, classes=3, distance=3.0, seed=0, labels=None):

@@ -6,7 +6,7 @@ every epoch; l2 times the sum of squares of weight and bias added to the loss; g
 clipped at 1; no standardisation of the features; the epoch with the best validation score
 (the first, when several are equal) is the one that is tested.
 
-All runs of a probe (seeds, or few-shot draws) train together (`probe_training.py`).
+All runs of a probe (seeds, or few-shot draws) train together (`opera_training.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.evaluate.probe_training import ProbeConfig, ProbeError
-from medalign_jax.evaluate.probe_training import train as _train
+from medalign_jax.evaluate.probes.opera_training import ProbeConfig, ProbeError
+from medalign_jax.evaluate.probes.opera_training import train as _train
 
 Pair = tuple[np.ndarray, np.ndarray]
 

@@ -1,7 +1,7 @@
 """Training of all runs of a linear probe at once, in one jitted function.
 
-The protocol is described in `probes.py`. Epochs and steps are scanned and runs (seeds or few-shot
-draws) are mapped over, so a probe compiles once a shape and never waits for the host.
+The protocol is described in `opera_protocol.py`. Epochs and steps are scanned and runs (seeds or
+few-shot draws) are mapped over, so a probe compiles once a shape and never waits for the host.
 """
 
 from __future__ import annotations
