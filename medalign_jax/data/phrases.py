@@ -104,6 +104,17 @@ HEART_RATE = (
 )
 HEART_RATE_NOTE = ("heart rate(:|) {value} (beats per minute|beats/min|bpm)",)
 
+# --- Recording ---------------------------------------------------------------------------------
+
+AT_AREA = " (over|at) {area}"  # where a recording was made says nothing of a murmur
+IN_POSTURE = (" with the (patient|subject) {posture}", " in (the|a) {posture} position")
+RECORDED = (
+    "the recording (is|was) (made|taken){place}",
+    "(the |)auscultation (is|was) performed{place}",
+    "this is a recording{place}",
+)
+RECORDED_NOTE = ("recorded{place}", "recording{place}", "recording made{place}")
+
 # --- Lung --------------------------------------------------------------------------------------
 
 AT_CHEST = " (over|at) the {site}"

@@ -107,6 +107,7 @@ def _report(facts: Mapping[str, str]) -> Node:
         name = _diagnosis_name(facts["diagnosis"])
         return _diagnosis_only(facts["diagnosis"], name, organ_of(facts))
     sections = [
+        *_recording_section(facts),
         *_murmur_sections(facts),
         *_lung_sections(facts),
         *_value_section(facts, "heart_rate", say.HEART_RATE, say.HEART_RATE_NOTE),
@@ -135,6 +136,19 @@ def _value_section(
         return []
     value = facts[column].lower()
     return [Section(fill(prose, value=value), fill(note, value=value))]
+
+
+def _recording_section(facts: Mapping[str, str]) -> list[Section]:
+    """Where and how a recording was made."""
+    parts: list[Node] = []
+    if area := facts.get("valve_area"):
+        parts.append(fill(say.AT_AREA, area=_sites([area])))
+    if posture := facts.get("posture"):
+        parts.append(fill(say.IN_POSTURE, posture=posture))
+    if not parts:
+        return []
+    place = Shuffle(tuple(parts), "", "")
+    return [Section(fill(say.RECORDED, place=place), fill(say.RECORDED_NOTE, place=place))]
 
 
 # --- Heart -------------------------------------------------------------------------------------

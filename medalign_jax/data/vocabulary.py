@@ -2,8 +2,9 @@
 
 Values are those of the published data sets: CirCor DigiScope 1.0.3 (murmur columns), ICBHI 2017
 (chest location, crackles, wheezes, diagnosis), KAUH (sound type, location, diagnosis),
-Respiratory@TR (COPD0 to COPD4) and ZCHSound (abbreviated diagnoses). `read_metadata` turns a row
-of them into one canonical form, or says which column is wrong and what it may hold.
+Respiratory@TR (COPD0 to COPD4), ZCHSound (abbreviated diagnoses) and BMD-HS (posture and valve
+area of a recording). `read_metadata` turns a row of them into one canonical form, or says which
+column is wrong and what it may hold.
 """
 
 import math
@@ -20,13 +21,13 @@ class ReportError(UserError):
 PHASES = ("systolic", "diastolic")
 FEATURES = ("timing", "shape", "grading", "pitch", "quality")
 HEART_COLUMNS = frozenset(
-    {"murmur", "murmur_locations", "most_audible_location", "outcome", "heart_rate"}
+    {"murmur", "murmur_locations", "most_audible_location", "outcome", "heart_rate", "valve_area"}
     | {f"{phase}_murmur_{feature}" for phase in PHASES for feature in FEATURES}
 )
 LUNG_COLUMNS = frozenset(
     {"crackles", "wheezes", "sound_type", "chest_location", "respiratory_rate"}
 )
-METADATA_COLUMNS = HEART_COLUMNS | LUNG_COLUMNS | {"diagnosis", "organ"}
+METADATA_COLUMNS = HEART_COLUMNS | LUNG_COLUMNS | {"diagnosis", "organ", "posture"}
 
 _COLUMN_ALIASES = {
     "location": "chest_location",  # KAUH; CirCor's own are `murmur_locations` and so on
@@ -276,6 +277,8 @@ _READERS: dict[str, Callable[[str, str], str]] = {
     "murmur": _one_of("Present", "Absent", "Unknown"),
     "murmur_locations": _valve_list,
     "most_audible_location": _one_of(*VALVES),
+    "valve_area": _one_of(*VALVES),  # where the recording was made, murmur or none
+    "posture": _one_of("supine", "sitting", "standing"),
     "outcome": _one_of("Normal", "Abnormal"),
     "heart_rate": _number(20, 300),
     "crackles": _event("fine", "coarse"),

@@ -135,6 +135,25 @@ def test_every_set_of_locations_with_every_loudest_one():
             assert bool(re.search(loudest, text)) == (best is not None), text
 
 
+@pytest.mark.parametrize("diagnosis", [None, "N", "AS+MR"])
+@pytest.mark.parametrize("posture", [None, "supine", "sitting", "standing"])
+def test_where_a_recording_was_made_says_nothing_of_a_murmur(posture, diagnosis):
+    for area in optional(VALVE):
+        row = {"organ": "heart", "posture": posture, "valve_area": area, "diagnosis": diagnosis}
+        if not any(list(row.values())[1:]):
+            continue
+        for text in texts_of(row, 12):
+            assert "murmur" not in text, text
+            for word in ("supine", "sitting", "standing"):
+                assert (word in text) == (word == posture), text
+            place = re.sub(r"aortic stenosis|mitral regurgitation", "", text)
+            for valve, pattern in VALVE.items():
+                assert bool(re.search(pattern, place)) == (valve == area), text
+            for name in ("aortic stenosis", "mitral regurgitation"):
+                assert (name in text) == (diagnosis == "AS+MR"), text
+            assert ("normal" in text) == (diagnosis == "N"), text
+
+
 @pytest.mark.parametrize("outcome", [None, "Normal", "Abnormal"])
 @pytest.mark.parametrize("murmur", ["Present", "Absent", "Unknown"])
 def test_murmur_and_outcome(murmur, outcome):
@@ -336,6 +355,8 @@ BAD = {
     "murmur": ("maybe", "Present, Absent, Unknown"),
     "murmur_locations": ("AV+XX", "AV, PV, TV, MV"),
     "most_audible_location": ("apex", "MV"),
+    "valve_area": ("apex", "MV"),
+    "posture": ("upside down", "supine, sitting"),
     "systolic_murmur_timing": ("Early-diastolic", "Early-systolic"),
     "systolic_murmur_grading": ("VII/VI", "VI/VI"),
     "systolic_murmur_pitch": ("shrill", "High, Medium, Low"),
