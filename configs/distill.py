@@ -90,6 +90,7 @@ def _paper() -> ConfigDict:
             "top_weight": 1.0,
             "layers_weight": 1.0,
             "acoustic_weight": 0.05,
+            "monitor_acoustic": True,  # measured on held-out questions where its weight is 0 too
             "sft_weight": 0.5,
             "every": 7,
             "divergence": "jsd",
@@ -128,7 +129,12 @@ def _paper() -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Three seeds of three arms; the README says what they show."""
+    """Three seeds of four arms; the README says what they show.
+
+    Sizes, rates and weights were chosen with seed 0, on the test recordings of seed 3. Here nothing
+    is of those seeds: neither models nor training, held-out or test questions.
+    """
+    config.seed = 7
     config.student.update({"source": "", "dtype": "float32", "remat": False})
     config.teacher.update({"source": "", "dtype": "float32"})
     config.data.update({"max_length": 160, "buckets": (88, 160)})
@@ -137,7 +143,9 @@ def _demo(config: ConfigDict) -> None:
             "base": 600,  # recordings that the student learns to listen from
             "reasoning": 60,  # recordings with reasoning to distil from
             "slips": 0.4,  # share of their traces that conclude wrongly
+            "valid": 60,  # held out: losses and the acoustic divergence are watched on them
             "test": 300,
+            "test_seed": 1000,  # of the test recordings, whatever config.seed is
             "texts": 3000,  # textual questions of the teacher
             "read": 1500,  # of them, what the student has read as well
             "seconds": 2.0,
@@ -157,13 +165,14 @@ def _demo(config: ConfigDict) -> None:
     config.arms = ConfigDict(
         {
             "sft": dict(ARMS["sft"]),
+            "top": dict(ARMS["top"]),
             "layers": {"acoustic_weight": 0.0},
             "layers + acoustic": {},
         }
     )
     # The divergence over 64 channels is small, and so is what 0.05 of it would hold.
     config.loss.update({"every": 2, "layers_weight": 0.2, "acoustic_weight": 10.0})
-    config.seeds = (0, 1, 2)
+    config.seeds = (3, 4, 5)
     config.train.update({"batch_size": 32, "steps": 150, "eval_every": 50, "log_every": 50})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20})
     config.evaluate.update({"max_new_tokens": 72, "batch_size": 64})

@@ -40,7 +40,8 @@ def write(setting: Setting, found: scoring.Found) -> None:
     results = scoring.results(setting, found)
     facts = note_provenance(workdir)
     write_results(workdir / "evaluation.json", results, facts)
-    table = distill_tables.ablation_table(results)
+    losses = {arm: scoring.loss_of(setting.config, arm) for arm in scoring.arms_of(tuple(found))}
+    table = distill_tables.ablation_table(results, losses)
     write_atomically(workdir / "ablations.md", table)
     print(table, flush=True)
     lines = headline(setting, tuple(found), results)
@@ -50,7 +51,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
         summary="\n".join([*lines[2:], _summary(setting, found)]),
         facts=_facts(setting, facts),
         bars=_bars(setting, tuple(found), results),
-        tables=distill_tables.tables(results),
+        tables=[*distill_tables.tables(results), distill_tables.weights(losses)],
         curves=_curves(setting, tuple(found)),
         examples=distill_examples.examples(setting, found),
         example_note=distill_examples.note(setting, tuple(found)),
@@ -96,8 +97,9 @@ def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result])
     """The outcome in plain words, one line a comparison.
 
     The config's own loss against "before", against the baseline, and against the arm that lacks
-    one of its terms; then that arm against "before". Brackets hold the paired interval of the
-    difference; only where it leaves out zero is a change called one.
+    one of its terms; then that arm against "before" and against the one that lacks a term of its
+    own, and so on. Brackets hold the paired interval of the difference; only where it leaves out
+    zero is a change called one.
     """
     pairs = scoring.comparisons(setting.config, stages)
     judged = {task.name: scoring.metric_of(task) for task in setting.tasks}
@@ -128,8 +130,11 @@ def _told(
     if main is None:
         return []
     baseline = scoring.baseline_of(scoring.arms_of(stages))
+    wanted = [(scoring.BEFORE, main), (baseline, main)]
     lacking = _lacking(setting, main, stages)
-    wanted = [(scoring.BEFORE, main), (baseline, main), (lacking, main), (scoring.BEFORE, lacking)]
+    while lacking is not None:
+        wanted += [(lacking, main), (scoring.BEFORE, lacking)]
+        main, lacking = lacking, _lacking(setting, lacking, stages)
     return [pair for pair in dict.fromkeys(wanted) if pair in pairs]
 
 

@@ -64,6 +64,7 @@ class Setting:
       train, valid: textualised questions.
       tasks: what is measured before and after.
       folds: where a model a fold is trained, on `train` and the fold's own (`distill_folds`).
+      keep: what an arm ends with where there is `valid`: "best" by its loss, or "last".
     """
 
     config: ConfigDict
@@ -75,6 +76,7 @@ class Setting:
     valid: tuple[Question, ...]
     tasks: tuple[Task, ...]
     folds: tuple[Fold, ...] = ()
+    keep: str = "best"
 
 
 def builder_of(
@@ -156,12 +158,13 @@ def train(
     valid: Sequence[Question] = (),
     clip_samples: int | None = None,
     extras_of: Callable[[list[QuestionData]], Extras] | None = None,
+    keep: str = "best",
 ) -> Tree:
     """Trains a method on questions; `changes` of steps, batch size and rate.
 
     Gives the last parameters, as in the paper (3 epochs), or with held-out questions the best by
-    them. `extras_of` makes, from all questions that are going to be seen, what gives each example
-    further arrays in place of the teacher's tokens.
+    them, unless `keep` is "last". `extras_of` makes, from all questions that are going to be seen,
+    what gives each example further arrays in place of the teacher's tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     block = config.train.copy_and_resolve_references()
@@ -184,7 +187,7 @@ def train(
     batches = _batches(config, block.batch_size, mesh, opened, clip_samples, extras)
     settings = typed(OptimizerConfig, optimizer, "optimizer")
     fitted = fit(method, batches, settings, loop, folder, mesh, what)
-    return fitted.best_params if valid else fitted.last_params
+    return fitted.best_params if valid and keep == "best" else fitted.last_params
 
 
 def _batches(
@@ -218,6 +221,8 @@ def _batches(
 def distill(setting: Setting, config: ConfigDict, folder: Path, what: str) -> tuple[Distill, Tree]:
     """One arm: the method, and the parameters that it ends with."""
     loss, form = distill_config(config), teacher_form(config)
+    if not setting.valid:
+        loss = replace(loss, monitor_acoustic=False)  # it would hold a snapshot for nothing
     teacher = setting.teacher if loss.text_weight else None
     builder = builder_of(config, setting.student, teacher)
     student = _on_mesh(setting.student, setting.mesh)
@@ -240,7 +245,7 @@ def distill(setting: Setting, config: ConfigDict, folder: Path, what: str) -> tu
     params = train(
         config, folder, setting.mesh, method, setting.train, builder, what, valid=setting.valid,
         clip_samples=student.clip_samples,
-        extras_of=None if teacher is None or form == LIVE else stored,
+        extras_of=None if teacher is None or form == LIVE else stored, keep=setting.keep,
     )  # fmt: skip
     return method, params
 

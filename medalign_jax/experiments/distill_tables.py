@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
 from medalign_jax.experiments.distill_results import FINER, MINUS, PART, direction
 
+Losses = Mapping[str, Mapping[str, Any]]
 
-def ablation_table(results: Sequence[Result]) -> str:
-    """All of `tables` as Markdown."""
-    return "\n\n".join(_markdown(table) for table in tables(results)) + "\n"
+
+def ablation_table(results: Sequence[Result], losses: Losses | None = None) -> str:
+    """All of `tables` as Markdown, `weights` after them."""
+    found = [*tables(results), *([weights(losses)] if losses else [])]
+    return "\n\n".join(_markdown(table) for table in found) + "\n"
+
+
+def weights(losses: Losses) -> Table:
+    """The weights that each arm was trained with; `losses`: arm -> its settings of the loss."""
+    rows = []
+    for arm, loss in losses.items():
+        text = loss["text_weight"]
+        layers = text * loss["layers_weight"]
+        rows.append(
+            (
+                arm,
+                f"{loss['sft_weight']:g}",
+                f"{text * loss['top_weight']:g}",
+                f"{layers:g}",
+                str(loss["every"]) if layers else "",
+                f"{loss['acoustic_weight']:g}",
+            )
+        )
+    head = (
+        "Arm", "Cross-entropy (alpha_SFT)", "Teacher, top", "Teacher, layers", "Every k-th layer",
+        "Acoustic (alpha_ac)",
+    )  # fmt: skip
+    return Table("Weights of the loss's terms, as trained", head, tuple(rows))
 
 
 def tables(results: Sequence[Result]) -> list[Table]:

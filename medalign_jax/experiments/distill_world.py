@@ -4,7 +4,7 @@ simulated hearts ---> acoustic, plain questions -+
 emotional speech --> (in place of the acoustic) -+-> student (audio language model, from nothing)
 random cases -----> some textual questions ------+
                 +-> all of them -------------------> teacher (text model, from nothing)
-simulated hearts ---> reasoning and plain questions to distil from, and to test with
+simulated hearts ---> reasoning and plain questions: to distil from, held out, to test with
 
 Student and teacher have the architectures, the file layout and the code path of the published
 ones (Qwen2.5-Omni's thinker, Qwen3); only their sizes and their words are small.
@@ -44,10 +44,10 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     sizes, folder = config.world, workdir / "world"
     recorded = {
         name: _recorded(
-            folder / name, sizes[name], config.seed + place, sizes.seconds,
+            folder / name, sizes[name], seed, sizes.seconds,
             slips=sizes.slips if name == "reasoning" else 0.0,
         )
-        for place, name in enumerate(("base", "reasoning", "test"), start=1)
+        for name, seed in _seeds(config).items()
     }  # fmt: skip
     heard = _acoustic(config, workdir, recorded)
     texts = world.textual_questions(sizes.texts, config.seed)
@@ -59,14 +59,31 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     student = _grown(config, workdir / "student", mesh, student, known, "student")
     teacher = _grown(config, workdir / "teacher", mesh, teacher, texts, "teacher")
     # Nothing that is distilled tells of the acoustic task.
-    train = (*_of(recorded["reasoning"], "reasoning"), *_of(recorded["reasoning"], "plain"))
+    train, valid = (_distilled(recorded[name]) for name in ("reasoning", "valid"))
     tasks = (
         parts.Task("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
         parts.Task("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
         heard.task,
     )
     tasks = tuple(limited(config, task) for task in tasks)
-    return parts.Setting(config, workdir, mesh, student, teacher, train, (), tasks)
+    # The held-out questions watch, and are there to choose by; an arm ends where it ends.
+    return parts.Setting(config, workdir, mesh, student, teacher, train, valid, tasks, keep="last")
+
+
+def _seeds(config: ConfigDict) -> dict[str, int]:
+    """Of each set of recordings; the test's own, so that a choice can be made without it."""
+    names = ("base", "reasoning", "valid")
+    found = {name: config.seed + place for place, name in enumerate(names, start=1)}
+    if config.world.test_seed in found.values():
+        raise UserError(
+            f"config.world.test_seed={config.world.test_seed} makes the recordings that "
+            f"config.seed={config.seed} trains on or holds out; take another"
+        )
+    return found | {"test": config.world.test_seed}
+
+
+def _distilled(questions: Sequence[Question]) -> tuple[Question, ...]:
+    return (*_of(questions, "reasoning"), *_of(questions, "plain"))
 
 
 def _refuse_published(data: ConfigDict) -> None:

@@ -108,7 +108,7 @@ class Distill(Method):
     def _snapshot(self) -> Tree:
         """What a step needs of the student as it was, besides its trained parameters."""
         params = self.student.params
-        if self.config.acoustic_weight:
+        if self.config.acoustic_weight or self.config.monitor_acoustic:
             return params
         kept = {} if self.config.train_audio else {"audio": params["audio"]}
         if self.config.lens:
@@ -193,7 +193,9 @@ class Distill(Method):
     def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
         """In training the weighted error of each example; else sums for `couple` to divide."""
         del keys  # nothing is drawn
-        sums = self._sums(params, frozen, batch)
+        # What is only monitored is not worth a pass of the snapshot in every step.
+        acoustic = bool(self.config.acoustic_weight) or (self.config.monitor_acoustic and not train)
+        sums = self._sums(params, frozen, batch, acoustic)
         if not train:
             counts = {
                 "responses": batch["response_mask"].sum(1),
@@ -226,12 +228,12 @@ class Distill(Method):
         # In the order of `weights`: a sum in the order of a set would differ between processes.
         return sum(weight * terms[name] for name, weight in weights.items() if name in terms)
 
-    def _sums(self, params: Tree, frozen: Tree, batch) -> _Sums:
-        c, model = self.config, self.student.model
+    def _sums(self, params: Tree, frozen: Tree, batch, acoustic: bool) -> _Sums:
+        model = self.student.model
         variables = self.student_variables(params, frozen)
         inputs = (batch["student_ids"], batch["student_mask"], *self._heard(batch))
         wanted = {layer for layer, _ in self.pairs}
-        wanted |= set(self.acoustic_layers) if c.acoustic_weight else set()
+        wanted |= set(self.acoustic_layers) if acoustic else set()
         last, out = model.apply(variables, *inputs, layers=(*sorted(wanted), -1))
         states, mask = out["hidden_states"], batch["response_mask"]
         taught = self._taught(frozen, batch)
@@ -239,7 +241,7 @@ class Distill(Method):
         if self.pairs:
             terms["layers"] = self._layers(params, frozen, batch, states, taught.layers)
         response = {n: losses.masked_sum(x.astype(jnp.float32), mask) for n, x in terms.items()}
-        if not c.acoustic_weight:
+        if not acoustic:
             return _Sums(response)
         return _Sums(response, {"acoustic": self._acoustic(frozen, inputs, states, out["audio"])})
 

@@ -17,7 +17,10 @@ class DistillConfig:
       text_weight: of the textual teacher's term; 0 runs no teacher.
       top_weight, layers_weight: of the two parts of that term; the paper leaves them open. A part
         of weight 0 is not computed.
-      acoustic_weight: α_ac, of the student's own frozen snapshot; 0 runs no snapshot.
+      acoustic_weight: α_ac, of the student's own frozen snapshot; 0 runs no snapshot in training.
+      monitor_acoustic: whether the divergence from the snapshot is measured on held-out questions
+        where `acoustic_weight` is 0 too; it costs the snapshot's memory and, there alone, its
+        forward pass.
       sft_weight: α_SFT.
       every: k: of the student's layers every k-th, counted from the last, is paired.
       divergence, beta, temperature: of the next-token distributions, see `losses.Divergence`.
@@ -31,6 +34,7 @@ class DistillConfig:
     top_weight: float = 1.0
     layers_weight: float = 1.0
     acoustic_weight: float = 0.05
+    monitor_acoustic: bool = False
     sft_weight: float = 0.5
     every: int = 7
     divergence: str = "jsd"

@@ -214,7 +214,7 @@ def test_headline_tells_the_arms_that_matter(setting, found):
     lines = distill_page.headline(setting, tuple(found), results)
     assert [line.split(":")[0] for line in lines] == [
         "layers | all against before", "layers | all against sft", "layers | all against layers",
-        "layers against before",
+        "layers against before", "layers against sft", "sft against before",
     ]  # fmt: skip
     assert "quiz accuracy rose from 16.7 % to 91.7 % (+" in lines[0]
     assert "no clear change in emotion unweighted accuracy" in lines[1]

@@ -30,7 +30,7 @@ def speech(folder, split_of):
 @pytest.fixture
 def config():
     config = get_config("demo")
-    config.world.update({"base": 6, "reasoning": 8, "test": 4, "texts": 12, "read": 4})
+    config.world.update({"base": 6, "reasoning": 8, "valid": 2, "test": 4, "texts": 12, "read": 4})
     small = {"width": 24, "mlp_width": 32, "depth": 2, "heads": 2}
     config.world.teacher.update(small)
     config.world.student.update(small | {"mels": 16, "audio_width": 16, "audio_depth": 1})
