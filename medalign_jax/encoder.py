@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import json
@@ -23,8 +25,10 @@ from medalign_jax.audio import clip
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
 from medalign_jax.errors import UserError
 from medalign_jax.models import ENCODERS, EncoderEntry
+from medalign_jax.models.pooling import check_pooling, embed_pooled
 from medalign_jax.train.mesh import Rules, batch_sharding, shardings
 from medalign_jax.weights import WeightSource, resolve
+from medalign_jax.weights.identity import params_identity
 from medalign_jax.weights.load import load
 from medalign_jax.weights.table import Table
 
@@ -165,6 +169,9 @@ class Encoder:
       pad: how shorter recordings are filled, see `audio.clip.fit`. With "zero", an architecture
         that takes lengths does not look at what is filled, and short windows share shorter batches.
       trim: cut silence from both ends first, as OPERA does.
+      pooling, layer: how a window's tokens become one vector, see `models.pooling.embed_pooled`;
+        by default the published feature.
+      sharding: of a batch over a mesh; None without one.
       width: D.
     """
 
@@ -177,22 +184,35 @@ class Encoder:
         trim: bool = False,
         mesh: Mesh | None = None,
         batch_size: int = 16,
+        pooling: str = "mean",
+        layer: int | None = None,
     ):
+        """Raises `UserError` for a pooling or a layer that the architecture does not have."""
+        check_pooling(architecture.module.config, pooling, layer)
         self.architecture, self.params = architecture, params
         self.samples, self.pad, self.trim = samples, pad, trim
+        self.pooling, self.layer = pooling, layer
         self.sample_rate = architecture.front_end.sample_rate
-        self.width = architecture.module.config.width
-        self._sharding = None if mesh is None else batch_sharding(mesh)
+        self.sharding = None if mesh is None else batch_sharding(mesh)
         ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // ways) * ways
         takes = inspect.signature(type(architecture.module).embed).parameters
         self._lengths = pad == "zero" and "lengths" in takes
         self._features = jax.jit(self._embed_features)
         self._waveforms = jax.jit(self._embed_waveforms)
+        self.width = self._width()
+
+    def _width(self) -> int:
+        config = self.architecture.module.config
+        if self.pooling == "mean" and self.layer is None:
+            return config.width
+        frames = self.architecture.front_end.frames(self.samples)
+        window = jax.ShapeDtypeStruct((1, frames, config.mels), jnp.float32)
+        return jax.eval_shape(self._embed_features, self.params, window).shape[1]
 
     def _embed_features(self, params: Any, features: jax.Array, *lengths: jax.Array) -> jax.Array:
-        module = self.architecture.module
-        return module.apply({"params": params}, features, *lengths, method="embed")[0]
+        kept = {"pooling": self.pooling, "layer": self.layer}
+        return embed_pooled(self.architecture.module, params, features, *lengths, **kept)
 
     def _embed_waveforms(self, params: Any, waveforms: jax.Array, samples: jax.Array) -> jax.Array:
         """(B, S) waveforms of which the first `samples` (B,) are real -> (B, D)."""
@@ -259,7 +279,7 @@ class Encoder:
         for row, window in enumerate(windows):
             batch[row, : len(window)] = window
             samples[row] = len(window)
-        batch, samples = jax.device_put((batch, samples), self._sharding)
+        batch, samples = jax.device_put((batch, samples), self.sharding)
         return np.asarray(self._waveforms(self.params, batch, samples))[: len(windows)]
 
     def _bucket(self, samples: int) -> int:
@@ -297,7 +317,31 @@ class Encoder:
             "samples": self.samples,
             "pad": self.pad,
             "trim": self.trim,
+            "pooling": self.pooling,
+            "layer": self.layer,
         }
+
+    def identity(self) -> str:
+        """Hex SHA-256 of all that decides an embedding: parameters, sizes, front end, windows.
+
+        The same for a run's workdir, its export, and the encoder in memory, on whatever mesh.
+        Where processes hold parts of the parameters, all of them have to call this.
+        """
+        made = self.architecture
+        parts = {
+            "settings": self.settings(),
+            "sizes": dataclasses.asdict(made.module.config),
+            "front_end": dataclasses.asdict(made.front_end),
+            "params": params_identity(self.params),
+        }
+        text = json.dumps(parts, sort_keys=True, default=lambda dtype: jnp.dtype(dtype).name)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def with_params(self, params: Any) -> Encoder:
+        """The same encoder with other parameters; compiled programs are shared."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
 
 def load_encoder(
@@ -308,6 +352,8 @@ def load_encoder(
     samples: int | None = None,
     pad: str | None = None,
     trim: bool | None = None,
+    pooling: str | None = None,
+    layer: int | None = None,
 ) -> Encoder:
     """Loads an encoder from published or exported weights.
 
@@ -316,11 +362,11 @@ def load_encoder(
       source: Hub id, local folder or file, mapping of upstream tensor names, or the workdir (or
         its ``export`` folder) of a training run.
       mesh: lay the parameters out over it; None for the default device.
-      samples, pad, trim: see `Encoder`; by default as exported, else as the encoder was published
-        (`models.ENCODERS`).
+      samples, pad, trim, pooling, layer: see `Encoder`; by default as exported, else as the encoder
+        was published (`models.ENCODERS`). A pooling that is named goes with the layer that is.
 
     Raises:
-      UserError: unknown name, or a name that is not the export's.
+      UserError: unknown name, pooling or layer, or a name that is not the export's.
       WeightError: the weights do not fit; lists every difference.
     """
     source, settings = open_encoder(source)
@@ -340,8 +386,12 @@ def load_encoder(
     samples = samples or settings.get("samples") or int(window.seconds * made.front_end.sample_rate)
     pad = pad or settings.get("pad", window.pad)
     trim = settings.get("trim", window.trim) if trim is None else trim
+    if pooling is None:
+        pooling = settings.get("pooling", "mean")
+        layer = settings.get("layer") if layer is None else layer
+    check_pooling(made.module.config, pooling, layer)
     params = load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32)
-    return Encoder(made, params, samples, pad, trim, mesh)
+    return Encoder(made, params, samples, pad, trim, mesh, pooling=pooling, layer=layer)
 
 
 def open_encoder(source: Any) -> tuple[WeightSource, dict[str, Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soxr
 import tiny_models as tiny
+from toy_encoders import toy
 
 import medalign_jax
 from medalign_jax.audio import clip
@@ -255,4 +256,182 @@ def test_settings_are_json(encoder):
         "samples": SAMPLES,
         "pad": "zero",
         "trim": False,
+        "pooling": "mean",
+        "layer": None,
     }
+
+
+def random_params(made, scale: float = 0.3):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: (scale * np.abs(rng.standard_normal(leaf.shape))).astype(leaf.dtype),
+        made.abstract_params(),
+    )
+
+
+def intermediates(made, params, features, *lengths):
+    embed = tiny.quick_jit(
+        lambda p, *inputs: made.module.apply({"params": p}, *inputs, method="embed")
+    )
+    found = embed(params, features, *lengths)[1]
+    return {name: np.asarray(x) for name, x in found.items()}
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A transformer on a grid of 4 rows and 4 bands, two blocks, a class token; and features."""
+    made = toy("vit_mae_small")
+    params = jax.device_put(random_params(made))
+    features = np.random.default_rng(1).random((3, 16, 64)).astype(np.float32)
+    return made, params, features, intermediates(made, params, features)
+
+
+def pooled(made, params, features, **kept):
+    return Encoder(made, params, SAMPLES, "zero", **kept).embed_features(features)
+
+
+def test_pooling_by_hand(deep):
+    made, params, features, out = deep
+    tokens = out["tokens"]
+    expected = {
+        "mean_std": [tokens.mean(1), tokens.std(1)],
+        "mean_max": [tokens.mean(1), tokens.max(1)],
+        "bands": [tokens[:, band::4].mean(1) for band in range(4)],
+    }
+    expected["bands_mean_std"] = expected["bands"] + [
+        tokens[:, band::4].std(1) for band in range(4)
+    ]
+    for pooling, parts in expected.items():
+        encoder = Encoder(made, params, SAMPLES, "zero", pooling=pooling)
+        found = encoder.embed_features(features)
+        np.testing.assert_allclose(found, np.concatenate(parts, 1), rtol=2e-4, atol=2e-4)
+        assert encoder.width == found.shape[1] == 32 * len(parts)
+    assert encoder.embed(recordings((SAMPLES, 100)), 16_000).shape == (2, encoder.width)
+
+
+@pytest.mark.parametrize(("layer", "block"), [(0, "block00"), (-1, "block01"), (-2, "block00")])
+def test_a_layer_is_a_blocks_output_without_the_class_token(deep, layer, block):
+    made, params, features, out = deep
+    found = pooled(made, params, features, layer=layer)
+    np.testing.assert_allclose(found, out[block][:, 1:].mean(1), rtol=2e-4, atol=2e-4)
+    bands = pooled(made, params, features, layer=layer, pooling="bands")
+    np.testing.assert_allclose(bands[:, :32], out[block][:, 1::4].mean(1), rtol=2e-4, atol=2e-4)
+
+
+def test_bands_are_those_of_the_sound(deep):
+    """What changes in the highest mel bins changes the highest band's patch embedding first."""
+    made, params, features, _ = deep
+    other = features.copy()
+    other[:, :, 48:] = 0.0
+    out, changed = (intermediates(made, params, f)["patch_embed"] for f in (features, other))
+    moved = np.abs(out - changed).reshape(3, 4, 4, -1).max(axis=(0, 1, 3))  # time, then band
+    assert (moved > 0).tolist() == [False, False, False, True]
+
+
+# Bands of each block and, last, of the tokens; from mel bins, patches and strides.
+BANDS = {
+    "opera_ct": (8, 4, 4),  # 16 bins in patches of 2, halved after the first stage
+    "opera_ce": (19, 9, 9),  # 40 bins, 38 after the first convolution
+    "audiomae": (2, 2, 2),
+    "ast": (3, 3, 3),  # patches of 8 every 4 bins
+    "whisper": (1, 1, 1),
+    "qwen2_audio": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_first_and_last_layers_have_the_bands_of_their_grids(name):
+    made = toy(name)
+    config, params = made.module.config, made.abstract_params()
+    samples = made.front_end.samples(min(config.frames, 40))
+
+    for layer in (0, None):
+        bands = BANDS[name][-1 if layer is None else layer]
+        if bands == 1:
+            with pytest.raises(UserError, match=r"one band only; take mean_std or mean_max"):
+                Encoder(made, params, samples, pooling="bands", layer=layer)
+        else:
+            found = Encoder(made, params, samples, pooling="bands", layer=layer).width
+            channels = config.width if layer is None else config.layer_widths[layer]
+            assert found == bands * channels
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "layer"), [("whisper", "mean_max", None), ("qwen2_audio", "mean_std", 0)]
+)
+def test_what_is_filled_up_does_not_count(name, pooling, layer):
+    made = toy(name)
+    params = jax.device_put(random_params(made, 0.1))
+    samples = made.front_end.samples(64)
+    (sound,) = recordings((3211,))
+    encoder = Encoder(made, params, samples, "zero", pooling=pooling, layer=layer, batch_size=2)
+    beside = encoder.embed([*recordings((samples,), 5), sound], 16_000)[1]
+    frames = made.front_end.valid_frames(np.array([len(sound)]))
+    features = made.front_end(np.pad(sound, (0, samples - len(sound)))[None])
+    out = intermediates(made, params, features, frames)
+    tokens = (out["tokens"] if layer is None else out["block00"])[0]
+    valid = int(np.sum(out["mask"])) * (len(tokens) // out["mask"].shape[1])
+    assert 0 < valid < len(tokens)
+    second = np.std if pooling == "mean_std" else np.max
+    expected = np.concatenate([tokens[:valid].mean(0), second(tokens[:valid], axis=0)])
+    np.testing.assert_allclose(beside, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_published_feature_is_the_default(deep):
+    made, params, features, _ = deep
+    published = made.module.apply({"params": params}, features, method="embed")[0]
+    np.testing.assert_allclose(pooled(made, params, features), published, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({"pooling": "median"}, r"unknown pooling 'median'; there are mean, mean_std"),
+        ({"layer": 2}, r"no layer 2: the encoder has 2 blocks, 0 to 1"),
+        ({"layer": -3}, r"no layer -3"),
+    ],
+)
+def test_poolings_that_are_not_there_are_named(deep, kept, words):
+    made, params, *_ = deep
+    with pytest.raises(UserError, match=words):
+        Encoder(made, params, SAMPLES, **kept)
+
+
+def test_pooling_goes_into_the_export_and_comes_back(deep, tmp_path):
+    made, params, features, _ = deep
+    encoder = Encoder(made, params, SAMPLES, "zero", pooling="bands", layer=0)
+    export_encoder(tmp_path, encoder)
+    loaded = load_encoder(None, tmp_path)
+    assert (loaded.pooling, loaded.layer, loaded.width) == ("bands", 0, 128)
+    np.testing.assert_array_equal(loaded.embed_features(features), encoder.embed_features(features))
+    again = load_encoder(None, tmp_path, pooling="mean")
+    assert (again.pooling, again.layer, again.width) == ("mean", None, 32)
+    with pytest.raises(UserError, match="no layer 7"):
+        load_encoder(None, tmp_path, layer=7)
+
+
+def test_identity_is_that_of_weights_and_settings(encoder, loaded, export, made):
+    assert loaded.identity() == encoder.identity()  # from disk and in memory
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert load_encoder(None, export, mesh).identity() == encoder.identity()
+    names = named_leaves(encoder.params)
+    others = [
+        Encoder(made, encoder.params, SAMPLES + 1, "zero"),
+        Encoder(made, encoder.params, SAMPLES, "tile"),
+        Encoder(made, encoder.params, SAMPLES, "zero", True),
+        Encoder(made, encoder.params, SAMPLES, "zero", pooling="mean_std"),
+        Encoder(made, encoder.params, SAMPLES, "zero", layer=0),
+        Encoder(architecture("vit_mae_small", SIZES), encoder.params, SAMPLES, "zero"),
+        encoder.with_params(jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), encoder.params)),
+    ]
+    assert len(names) > 10
+    assert len({e.identity() for e in (encoder, *others)}) == len(others) + 1
+
+
+def test_other_parameters_in_the_same_encoder(encoder, made):
+    params = jax.tree.map(lambda x: 0.5 * x, encoder.params)
+    sounds = recordings((SAMPLES, 5000))
+    np.testing.assert_array_equal(
+        encoder.with_params(params).embed(sounds, 16_000),
+        Encoder(made, params, SAMPLES, pad="zero").embed(sounds, 16_000),
+    )

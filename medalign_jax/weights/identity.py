@@ -1,0 +1,35 @@
+"""The identity of parameters in memory: a hash of their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from medalign_jax.train.mesh import named_leaves
+
+
+def params_identity(params: Any) -> str:
+    """Hex SHA-256 over paths, dtypes, shapes and numbers of all leaves, in order of paths.
+
+    The same wherever the leaves lie; one leaf at a time is on the host. Where processes hold parts
+    of them, all processes have to call this.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(params).items()):
+        array = _whole(leaf)
+        digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """An array on this host."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
