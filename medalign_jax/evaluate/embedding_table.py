@@ -1,0 +1,129 @@
+"""Reads embeddings that were made elsewhere: a Parquet table with a column of vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medalign_jax.data.manifest import MISSING, Problem
+from medalign_jax.data.tables import did_you_mean
+from medalign_jax.errors import UserError
+
+_PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """Rows with an embedding.
+
+    Attributes:
+      embeddings: (N, D) float32.
+      columns: N texts each, by name: paths, subjects, splits, labels, whatever there is; missing
+        values are "".
+      problems: rows that were left out, and why.
+    """
+
+    embeddings: np.ndarray
+    columns: dict[str, tuple[str, ...]]
+    problems: tuple[Problem, ...]
+
+
+def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
+    """Reads a table such as ``python -m medalign_jax.embed`` writes, with further columns if any.
+
+    Rows without an embedding (a file that could not be read: column "problem" says why) are left
+    out and named in `problems`.
+
+    Args:
+      path: Parquet file.
+      column: that of the vectors, lists of numbers.
+
+    Raises:
+      UserError: no such file or column, vectors of different lengths or with NaN, no row left.
+    """
+    path = Path(path)
+    table = _read(path)
+    if column not in table.column_names:
+        near = did_you_mean(column, table.column_names)
+        raise UserError(
+            f"{path} has no column {column!r}{near}; its columns are "
+            + ", ".join(table.column_names)
+        )
+    vectors = _vectors(path, table.column(column))
+    texts = {n: _texts(table.column(n)) for n in table.column_names if n != column}
+    reasons = texts.pop(_PROBLEM, [""] * len(vectors))
+    paths = texts.get("audio_path", [""] * len(vectors))
+    problems = tuple(
+        Problem(row + 1, paths[row], reasons[row] or "has no embedding", fatal=True)
+        for row, vector in enumerate(vectors)
+        if vector is None or reasons[row]
+    )
+    bad = {problem.row - 1 for problem in problems}
+    kept = [row for row in range(len(vectors)) if row not in bad]
+    if not kept:
+        raise UserError(f"{path} holds no embedding: {len(bad)} rows without one")
+    return EmbeddingTable(
+        _stacked(path, [(row, vectors[row]) for row in kept]),
+        {name: tuple(cells[row] for row in kept) for name, cells in texts.items()},
+        problems,
+    )
+
+
+def _read(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"no table of embeddings at {path}; check the path")
+    try:
+        with open(path, "rb") as file:
+            return pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error})") from error
+
+
+def _vectors(path: Path, column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    kind = column.type
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    number = any(is_list(kind) for is_list in lists) and (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    )
+    if not number:
+        raise UserError(f"{path}: embeddings are of type {kind}; they have to be lists of floats")
+    cells = (cell.values if cell.is_valid else None for cell in column)
+    # An element that is missing becomes NaN, which is refused later.
+    return [
+        None if cell is None else cell.to_numpy(zero_copy_only=False).astype(np.float32)
+        for cell in cells
+    ]
+
+
+def _stacked(path: Path, rows: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """(N, D) of vectors that are all finite and of one length."""
+    first, like = rows[0]
+    for row, vector in rows:
+        if len(vector) != len(like) or not len(vector):
+            raise UserError(
+                f"{path}: row {row + 1} has {len(vector)} numbers and row {first + 1} {len(like)}; "
+                "embeddings of different encoders belong into different tables"
+            )
+        if not np.isfinite(vector).all():
+            raise UserError(f"{path}: the embedding of row {row + 1} holds NaN or infinite numbers")
+    return np.stack([vector for _, vector in rows])
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    return [_text(value) for value in column.to_pylist()]
+
+
+def _text(value: object) -> str:
+    """As manifests write it: flags are 0 and 1, whole numbers have no point."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    return "" if text in MISSING else text
