@@ -39,11 +39,11 @@ import numpy as np
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data.tables import BadRecord, read_table
+from medalign_jax.datasets.splits import deal_folds
 from medalign_jax.errors import UserError
 
 LABELS = ("AS", "AR", "MR", "MS", "N")
 REPORTS = ("full", "no_diagnosis")
-DEALS = 100  # tries at folds
 COLUMNS = ("audio_path", "subject_id", *LABELS, "age", "sex", "smoker", "lives", "organ",
            "diagnosis", "posture", "valve_area", "report", "fold")  # fmt: skip
 RECORDINGS = tuple(f"recording_{number}" for number in range(1, 9))
@@ -134,55 +134,6 @@ def find_recordings(
                 "disagree on posture or valve area the other one's is left empty"
             )
     return found, notes
-
-
-def deal_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Folds that share out every label as evenly as can be.
-
-    The most even of `DEALS` iterative stratifications (Sechidis, Tsoumakas and Vlahavas 2011, "On
-    the Stratification of Multi-label Data"): the rarest label that is left goes first, each of its
-    rows to the fold that lacks it most, then to the one with the most room, then by lot. Here no
-    fold grows beyond its share of the rows, rounded up.
-
-    Args:
-      labels: (P, L) 0 or 1, a row a patient.
-      folds: how many, at least 2.
-      seed: of the lots.
-
-    Returns:
-      (P,) fold of each row, 0 to folds - 1.
-
-    Raises:
-      BmdHsError: fewer than 2 folds, or more than rows.
-    """
-    labels = np.asarray(labels, bool)
-    if not 2 <= folds <= len(labels):
-        raise BmdHsError(f"{folds} folds of {len(labels)} patients; give 2 to {len(labels)}")
-    counted = np.column_stack([labels, np.ones(len(labels), bool)])
-    rng = np.random.default_rng(seed)
-
-    def unevenness(fold: np.ndarray) -> float:
-        counts = np.stack([counted[fold == f].sum(0) for f in range(folds)])
-        return float(np.square(counts - counts.mean(0)).sum())
-
-    return min((_deal(labels, folds, rng) for _ in range(DEALS)), key=unevenness)
-
-
-def _deal(labels: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
-    """One iterative stratification, (P,) fold of each row."""
-    room = np.full(folds, -(-len(labels) // folds))
-    wanted = np.repeat(labels.sum(0)[None] / folds, folds, 0)
-    fold = np.full(len(labels), -1)
-    while (fold < 0).any():
-        left = labels[fold < 0].sum(0)
-        rarest = int(np.where(left, left, len(labels) + 1).argmin())
-        rows = np.flatnonzero((fold < 0) & (labels[:, rarest] if left.any() else True))
-        for row in rng.permutation(rows):
-            keys = (rng.random(folds), -room, -wanted[:, rarest], room == 0)  # the last goes first
-            fold[row] = chosen = np.lexsort(keys)[0]
-            room[chosen] -= 1
-            wanted[chosen] -= labels[row]
-    return fold
 
 
 def manifest_rows(

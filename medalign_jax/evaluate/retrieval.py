@@ -1,4 +1,4 @@
-"""Zero-shot classification and audio-report retrieval in the space of the trained heads.
+"""Nearest class sentence and audio-report retrieval in the space of the trained heads.
 
 CKA aligns the geometry of two spaces, not their coordinates: it is unchanged when one side is
 rotated. Cosine between the outputs of the audio head and of the text head therefore means
@@ -93,22 +93,30 @@ def fit_map(
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot:
-    """Zero-shot classification.
+class NearestSentence:
+    """Classes by the nearest class sentence.
 
     Attributes:
-      scores: (n, C) cosine to each class; feed them to `statistics.auroc`.
+      scores: (n, C) cosine to each class; feed them to `statistics.auroc_statistic`.
       predicted: (n,) the class with the highest cosine, the first of equals.
-      chance: Accuracy of guessing evenly, 1 / C.
     """
 
     scores: np.ndarray
     predicted: np.ndarray
-    chance: float
+
+    def hits(self, truth: np.ndarray) -> np.ndarray:
+        """(n,) probability that the class named is the true one (n,); equals share it evenly."""
+        best = self.scores == self.scores.max(axis=1, keepdims=True)
+        return best[np.arange(len(truth)), truth] / best.sum(axis=1)
 
 
-def zero_shot(audio: np.ndarray, class_text: np.ndarray, mapping: Map | None = None) -> ZeroShot:
-    """Classifies recordings by the nearest class description.
+def nearest_sentence(
+    audio: np.ndarray, class_text: np.ndarray, mapping: Map | None = None
+) -> NearestSentence:
+    """Classifies recordings by the nearest class sentence.
+
+    With a map fitted on training pairs this is no zero-shot classification, since the pairs say
+    which recordings go with which words.
 
     Args:
       audio: (n, D_a) embeddings of the audio head.
@@ -124,7 +132,7 @@ def zero_shot(audio: np.ndarray, class_text: np.ndarray, mapping: Map | None = N
     if class_text.ndim == 3:
         class_text = _unit(class_text, "class text").mean(axis=1)
     scores = _cosine(audio, class_text)
-    return ZeroShot(scores, scores.argmax(axis=1), 1 / len(class_text))
+    return NearestSentence(scores, scores.argmax(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +198,7 @@ def retrieve(
       ks: Sizes of the lists for recall@k.
 
     Raises:
-      RetrievalError: as `zero_shot`, or lengths differ.
+      RetrievalError: as `nearest_sentence`, or lengths differ.
     """
     audio, text = _check(audio, "audio", 2), _check(text, "text", 2)
     if not len(audio) == len(text) == len(text_ids):

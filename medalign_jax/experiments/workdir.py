@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import jax
 import ml_collections
 
 from medalign_jax.errors import UserError
+from medalign_jax.provenance import provenance
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 _MISSING = "(absent)"
 
 
@@ -53,18 +50,6 @@ def note_provenance(folder: Path, **facts: Any) -> dict[str, Any]:
     return content["provenance"]
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, commit and devices of this process."""
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
-        "devices": f"{jax.device_count()} x {device.device_kind}",
-        "processes": jax.process_count(),
-    }
-
-
 def compare(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old, new) of every leaf that differs between two JSON trees."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -78,17 +63,6 @@ def compare(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any
             )
         ]
     return [] if before == now else [(prefix, before, now)]
-
-
-def _git_commit() -> str | None:
-    """Commit of the code, with "-dirty" if it has changes; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _read(path: Path) -> dict[str, Any]:

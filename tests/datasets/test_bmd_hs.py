@@ -12,7 +12,6 @@ from medalign_jax.data.reports import wordings
 from medalign_jax.datasets.bmd_hs import (
     LABELS,
     BmdHsError,
-    deal_folds,
     find_recordings,
     main,
     read_patients,
@@ -183,30 +182,6 @@ def test_a_table_that_is_wrong_is_refused_with_the_place(root, tmp_path, capsys,
 def test_a_folder_that_is_something_else_is_refused(tmp_path):
     with pytest.raises(BmdHsError, match=r"train\.csv"):
         read_patients(tmp_path)
-
-
-@pytest.mark.parametrize("folds", [0, 1, 4])
-def test_as_many_folds_as_can_be(folds):
-    with pytest.raises(BmdHsError, match="folds"):
-        deal_folds(np.eye(3), folds, 0)
-
-
-def test_folds_share_out_every_label():
-    """Rare labels are spread one by one, which a draw by lot does not do."""
-    rng = np.random.default_rng(0)
-    labels = rng.random((80, 5)) < np.array([0.35, 0.4, 0.35, 0.35, 0.06])
-    for seed in range(3):
-        fold = deal_folds(labels, 5, seed)
-        counts = np.stack([labels[fold == f].sum(0) for f in range(5)])
-        assert np.bincount(fold, minlength=5).max() == 16
-        assert (np.ptp(counts, axis=0) <= 3).all() and np.ptp(counts[:, 4]) <= 1, counts
-    assert (deal_folds(labels, 5, 0) == deal_folds(labels, 5, 0)).all()
-    assert (deal_folds(labels, 5, 0) != deal_folds(labels, 5, 1)).any()
-
-
-def test_rows_without_any_label_are_dealt_out_too():
-    fold = deal_folds(np.zeros((10, 2)), 5, 0)
-    assert sorted(fold) == sorted([0, 1, 2, 3, 4] * 2)
 
 
 def test_the_published_folder(shared, tmp_path):

@@ -56,17 +56,24 @@ def test_no_map_leaves_embeddings_alone():
         retrieval.fit_map(audio, text[:, :3], "none")
 
 
-def test_zero_shot_by_hand():
+def test_nearest_sentence_by_hand():
     classes = np.array([[1.0, 0.0], [0.0, 2.0]])
-    result = retrieval.zero_shot(np.array([[3.0, 1.0], [1.0, 5.0], [2.0, -1.0]]), classes)
+    result = retrieval.nearest_sentence(np.array([[3.0, 1.0], [1.0, 5.0], [2.0, -1.0]]), classes)
     assert result.predicted.tolist() == [0, 1, 0]
     assert result.scores[0, 0] == pytest.approx(3 / np.sqrt(10))
-    assert result.chance == 0.5
+    assert result.hits(np.array([0, 0, 1])).tolist() == [1, 0, 0]
 
 
-def test_zero_shot_averages_wordings_as_directions():
+def test_equal_sentences_share_a_hit_evenly():
+    classes = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    result = retrieval.nearest_sentence(np.array([[1.0, 0.0], [0.0, 1.0]]), classes)
+    assert result.hits(np.array([1, 2])).tolist() == [0.5, 1.0]
+    assert result.hits(np.array([0, 0])).tolist() == [0.5, 0.0]
+
+
+def test_nearest_sentence_averages_wordings_as_directions():
     wordings = np.array([[[100.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-2.0, 0.0]]])
-    result = retrieval.zero_shot(np.array([[1.0, 1.0]]), wordings)
+    result = retrieval.nearest_sentence(np.array([[1.0, 1.0]]), wordings)
     assert result.scores[0, 0] == pytest.approx(1.0)
     assert result.predicted.tolist() == [0]
 
@@ -119,9 +126,9 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(RetrievalError, match="80, 80, 3"):
         retrieval.retrieve(audio, text, [1, 2, 3])
     with pytest.raises(RetrievalError, match=r"embedding \[4\] is zero"):
-        retrieval.zero_shot(np.where(np.arange(80)[:, None] == 4, 0, audio), text[:3])
+        retrieval.nearest_sentence(np.where(np.arange(80)[:, None] == 4, 0, audio), text[:3])
     with pytest.raises(RetrievalError, match="embedding 2 is not finite"):
-        retrieval.zero_shot(np.where(np.arange(80)[:, None] == 2, np.inf, audio), text[:3])
+        retrieval.nearest_sentence(np.where(np.arange(80)[:, None] == 2, np.inf, audio), text[:3])
     with pytest.raises(RetrievalError, match="all embeddings of one side are the same"):
         retrieval.fit_map(np.ones((5, 3)), text[:5])
     with pytest.raises(RetrievalError, match="unknown map"):

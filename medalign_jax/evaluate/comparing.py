@@ -1,0 +1,180 @@
+"""Results of stages side by side: scores, paired differences, means over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from medalign_jax.evaluate import statistics
+from medalign_jax.evaluate.folds import Fold
+from medalign_jax.evaluate.measured import MEAN_OF, Measured, add_result
+from medalign_jax.evaluate.probes import PROBES
+from medalign_jax.evaluate.stages import PLAIN, Settings, Stage
+from medalign_jax.evaluate.tasks import Task
+
+Scores = Mapping[str, statistics.Statistic]  # by stage
+
+
+def add_stages(
+    tasks: Sequence[Task],
+    plans: Sequence[Sequence[Fold]],
+    subjects: Sequence[str],
+    stages: Sequence[Stage],
+    settings: Settings,
+    notes: Mapping[tuple[str, str, str], str],
+    into: Measured,
+) -> None:
+    """Results of all predictions in `into.scores`.
+
+    Args:
+      tasks, plans, subjects, stages, settings: As `measure.measure` takes them.
+      notes: (task, kind, stage) -> what a probe has to say.
+      into: Holds predictions, gets the results.
+    """
+    table = _Table(stages, notes, np.asarray(subjects, object), into)
+    for task in tasks:
+        for kind in settings.kinds:
+            scores = {s: v for (t, k, s), v in into.scores.items() if (t, k) == (task.name, kind)}
+            if scores:
+                table.task(task, kind, scores, _trained_on(task, plans, kind, settings))
+    classes = [task for task in tasks if task.kind == "classification"]
+    if len(classes) > 1:
+        for kind in settings.kinds:
+            counts = [_trained_on(task, plans, kind, settings) for task in classes]
+            table.mean(classes, kind, max(counts))
+
+
+def _trained_on(task: Task, plans, kind: str, settings: Settings) -> int:
+    """Training recordings of a probe; of several folds the most."""
+    if kind not in PROBES:
+        return settings.per_class * len(task.classes)
+    return max(int(task.known[fold.train].sum()) for plan in plans for fold in plan)
+
+
+class _Table:
+    """Adds lines: one a stage, one a pair of stages."""
+
+    def __init__(self, stages: Sequence[Stage], notes: Mapping, subjects: np.ndarray, into):
+        self.stages, self.notes, self.subjects, self.into = stages, notes, subjects, into
+
+    def task(self, task: Task, kind: str, scores: Mapping[str, np.ndarray], n_train: int) -> None:
+        """All stages of a task."""
+        rows = self.into.tested[task.name]
+        truth = task.answers[rows]
+        for metric, statistic_of in _METRICS[task.kind].items():
+            if metric == "accuracy" and kind not in PROBES:
+                continue  # of few labels the AUROC says it
+            by_stage = {s: statistic_of(truth, value, task.classes) for s, value in scores.items()}
+            runs = max(len(value) for value in scores.values())
+            self._lines(
+                by_stage, rows, task=task.name, dataset=task.dataset, kind=kind, metric=metric,
+                n_train=n_train, n_test=len(rows), seeds=tuple(range(runs)),
+            )  # fmt: skip
+
+    def mean(self, tasks: Sequence[Task], kind: str, n_train: int) -> None:
+        """Mean AUROC over tasks; resampled subjects are the same in all of them."""
+        tested, scores = self.into.tested, self.into.scores
+        rows = np.unique(np.concatenate([tested[task.name] for task in tasks]))
+        by_stage, runs = {}, 1
+        for stage in dict.fromkeys(stage for (_, k, stage) in scores if k == kind):
+            found = [scores.get((task.name, kind, stage)) for task in tasks]
+            if any(value is None for value in found):
+                continue
+            runs = max(runs, *map(len, found))
+            parts = [
+                (np.searchsorted(rows, tested[task.name]),
+                 statistics.auroc_statistic(task.answers[tested[task.name]], value, task.classes))
+                for task, value in zip(tasks, found, strict=True)
+            ]  # fmt: skip
+            by_stage[stage] = AverageOverTasks(parts)
+        if by_stage:
+            self._lines(
+                by_stage, rows, task=f"{MEAN_OF}{len(tasks)} tasks", dataset=tasks[0].dataset,
+                kind=kind, metric="auroc", n_train=n_train, n_test=len(rows),
+                seeds=tuple(range(runs)),
+            )  # fmt: skip
+
+    def _lines(self, by_stage: Scores, rows: np.ndarray, **fields) -> None:
+        subjects = self.subjects[rows]
+        for stage, score in by_stage.items():
+            notes = self._notes(fields["task"], fields["kind"], stage)
+            add_result(self.into, score, subjects, stage=stage, notes=notes, **fields)
+        for later, earlier in self._pairs(by_stage):
+            add_result(
+                self.into, (by_stage[earlier], by_stage[later]), subjects,
+                stage=f"{later} minus {earlier}", notes="paired interval", **fields,
+            )  # fmt: skip
+
+    def _pairs(self, by_stage: Scores) -> list[tuple[str, str]]:
+        """Each stage against the first, and each encoder against the plain statistics."""
+        first = self.stages[0].name
+        pairs = [(s.name, first) for s in self.stages[1:] if s.role != "baseline"]
+        pairs += [(s.name, PLAIN) for s in self.stages if s.role == "encoder"]
+        return [(a, b) for a, b in pairs if a in by_stage and b in by_stage and a != b]
+
+    def _notes(self, task: str, kind: str, stage: str) -> str:
+        own = next((s.notes for s in self.stages if s.name == stage), "")
+        return "; ".join(filter(None, [own, self.notes.get((task, kind, stage), "")]))
+
+
+class AverageOverTasks:
+    """Mean of statistics that each see some of the recordings: the mean AUROC of several tasks.
+
+    A statistic as `evaluate.statistics` makes them; leaving a subject out leaves it out of all
+    tasks that it takes part in.
+    """
+
+    scale = "share"
+
+    def __init__(self, parts: Sequence[tuple[np.ndarray, statistics.AurocStatistic]]):
+        """`parts`: the recordings (positions) that a statistic sees, and the statistic."""
+        self._parts = parts
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(B, D) values at weights (B, n)."""
+        return np.mean([statistic(weights[:, rows]) for rows, statistic in self._parts], axis=0)
+
+    def without_each(self, groups: np.ndarray) -> np.ndarray:
+        """(K, D) values without each of the K subjects, from (n,) subject numbers."""
+        found = []
+        for rows, statistic in self._parts:
+            there, own = np.unique(groups[rows], return_inverse=True)
+            whole = statistic(np.ones((1, len(rows))))
+            values = np.repeat(whole, groups.max() + 1, axis=0)
+            values[there] = statistic.without_each(own)
+            found.append(values)
+        return np.mean(found, axis=0)
+
+    def strata(self, groups: np.ndarray) -> np.ndarray:
+        """(K,) zeros: the tasks divide the subjects differently."""
+        return np.zeros(groups.max() + 1, int)
+
+    def check_subjects(self, groups: np.ndarray, least: int) -> None:
+        """Raises StatisticsError where a task has too few subjects of a class."""
+        for rows, statistic in self._parts:
+            statistic.check_subjects(groups[rows], least)
+
+    def effective_subjects(self, value: float, groups: np.ndarray) -> float:
+        """As of one task, if the tasks' scores rose and fell together."""
+        sizes = [
+            statistic.effective_subjects(value, np.unique(groups[rows], return_inverse=True)[1])
+            for rows, statistic in self._parts
+        ]
+        return 1 / float(np.mean([1 / size for size in sizes]))
+
+
+def _accuracy(truth: np.ndarray, scores: np.ndarray, classes) -> statistics.Statistic:
+    del classes
+    return statistics.mean_statistic(scores.argmax(axis=-1) == truth, scale="share")
+
+
+def _error(truth: np.ndarray, predictions: np.ndarray, classes) -> statistics.Statistic:
+    del classes
+    return statistics.mean_statistic(np.abs(predictions - truth), scale="error")
+
+
+_METRICS = {
+    "classification": {"auroc": statistics.auroc_statistic, "accuracy": _accuracy},
+    "regression": {"mae": _error},
+}

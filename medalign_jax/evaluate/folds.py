@@ -1,0 +1,151 @@
+"""Which recordings a probe is fitted on and which it is tested on, always apart by subject."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from medalign_jax.data.manifest import Row
+from medalign_jax.datasets.splits import deal_folds
+from medalign_jax.evaluate.tasks import Task, TaskError
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Positions of recordings; no subject is in two of the three.
+
+    Attributes:
+      name: "" where there is only the one.
+      train: (n,) what probes are fitted on.
+      valid: (v,) for choices; may be empty.
+      test: (m,) what is predicted.
+    """
+
+    name: str
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+    def split_of(self, count: int) -> list[str]:
+        """ "train", "valid", "test", or "" for each of `count` recordings."""
+        names = np.full(count, "", object)
+        for name in ("train", "valid", "test"):
+            names[getattr(self, name)] = name
+        return names.tolist()
+
+
+def fold_of_splits(rows: Sequence[Row]) -> Fold:
+    """The one fold that the manifest's column `split` says.
+
+    Raises:
+      TaskError: nothing to train on or to test on.
+    """
+    splits = np.array([row.split for row in rows])
+    parts = {name: np.flatnonzero(splits == name) for name in ("train", "valid", "test")}
+    for name in ("train", "test"):
+        if not len(parts[name]):
+            raise TaskError(
+                f"no recording is of split {name!r}; fill the manifest's column 'split', or ask "
+                "for folds by subject (--folds 5)"
+            )
+    return Fold("", **parts)
+
+
+def folds_by_subject(
+    subjects: Sequence[Hashable],
+    tasks: Sequence[Task],
+    count: int,
+    seed: int = 0,
+    validation: bool = False,
+) -> tuple[Fold, ...]:
+    """Folds that each test other subjects, with like shares of every class in each.
+
+    Subjects are dealt out by `datasets.splits.deal_folds`, which keeps the shares of the classes
+    of several tasks at once.
+
+    Args:
+      subjects: (N,) one id a recording.
+      tasks: What to stratify by; regressions do not count.
+      count: Number of folds, at least 2.
+      seed: Same seed, same folds.
+      validation: Whether the next fold's test subjects are kept from training for choices.
+
+    Raises:
+      TaskError: fewer subjects than folds, or, with validation, fewer than three folds.
+    """
+    names = list(dict.fromkeys(subjects))
+    least = 3 if validation else 2
+    if count < least or len(names) < count:
+        raise TaskError(
+            f"{count} folds of {len(names)} subjects cannot be made; ask for {least} to "
+            f"{max(least, len(names))}"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    of_recording = np.array([number[subject] for subject in subjects])
+    dealt = deal_folds(_traits(of_recording, tasks), count, seed)[of_recording]
+    folds = []
+    for k in range(count):
+        valid = dealt == (k + 1) % count if validation else np.zeros(len(dealt), bool)
+        parts = (~valid & (dealt != k), valid, dealt == k)
+        folds.append(Fold(f"fold {k}", *map(np.flatnonzero, parts)))
+    return tuple(folds)
+
+
+def _traits(of_recording: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
+    """(S, T) bool: which classes a subject has recordings of."""
+    columns = [np.zeros((of_recording.max() + 1, 0), bool)]
+    for task in tasks:
+        found = np.zeros((of_recording.max() + 1, len(task.classes)), bool)
+        if task.kind == "classification":
+            known = task.known
+            found[of_recording[known], task.answers[known]] = True
+        columns.append(found)
+    return np.concatenate(columns, axis=1)
+
+
+def check_folds(tasks: Sequence[Task], folds: Sequence[Fold], per_class: int = 0) -> None:
+    """Everything that would stop a probe, before anything is embedded.
+
+    Args:
+      tasks: What is asked.
+      folds: Where it is trained and tested.
+      per_class: Labels of each class that a few-label probe draws; 0 for none.
+
+    Raises:
+      TaskError: names task, class and fold.
+    """
+    for task in tasks:
+        tested = np.concatenate([fold.test[task.known[fold.test]] for fold in folds])
+        if not len(tested):
+            raise TaskError(f"task {task.name!r}: no test recording has an answer")
+        if task.kind == "classification" and len(np.unique(task.answers[tested])) < 2:
+            name = task.classes[task.answers[tested[0]]]
+            raise TaskError(
+                f"task {task.name!r}: every test recording is {name!r}; AUROC needs a second class"
+            )
+        for fold in folds:
+            _check_training(task, fold, per_class)
+
+
+def _check_training(task: Task, fold: Fold, per_class: int) -> None:
+    where = f"task {task.name!r}" + (f", {fold.name}" if fold.name else "")
+    train = fold.train[task.known[fold.train]]
+    if task.kind == "regression":
+        if len(np.unique(task.answers[train])) < 2:
+            raise TaskError(f"{where}: the training recordings have fewer than two values")
+        return
+    counts = np.bincount(task.answers[train], minlength=len(task.classes))
+    if lacking := [repr(task.classes[c]) for c in np.flatnonzero(counts == 0)]:
+        raise TaskError(
+            f"{where}: no training recording is {', '.join(lacking)}; leave these recordings out, "
+            "or ask for fewer folds"
+        )
+    small = {task.classes[c]: int(n) for c, n in enumerate(counts) if n < per_class}
+    if small:
+        found = ", ".join(f"{n} of {name!r}" for name, n in small.items())
+        raise TaskError(
+            f"{where}: {per_class} labels of each class cannot be drawn: there are only {found}; "
+            "ask for fewer with per_class, or for none with 0"
+        )

@@ -1,0 +1,85 @@
+"""What an evaluation has found so far: results, their intervals, and predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medalign_jax.evaluate import intervals
+from medalign_jax.evaluate.results import Result
+from medalign_jax.evaluate.statistics import Interval, Statistic, StatisticsError
+
+
+@dataclasses.dataclass
+class Measured:
+    """Collected results.
+
+    Attributes:
+      results: One number each.
+      intervals: (task, kind, stage, metric) -> interval, for results that have one.
+      scores: (task, kind, stage) -> predictions, (R, m, C) or (R, m), of `tested[task]`.
+      tested: task -> (m,) positions of the test recordings of all folds, ascending.
+    """
+
+    results: list[Result] = dataclasses.field(default_factory=list)
+    intervals: dict[tuple[str, str, str, str], Interval] = dataclasses.field(default_factory=dict)
+    scores: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    tested: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def add_result(
+    into: Measured, score: Statistic | tuple[Statistic, Statistic], subjects: Sequence, **fields
+) -> None:
+    """A result with its interval over subjects; without one, and the reason, where there is none.
+
+    Args:
+      into: Gets it.
+      score: A statistic, or (earlier, later) for the paired interval of their difference.
+      subjects: One id a recording that the statistic weighs.
+      **fields: Of the `Result`.
+    """
+    pair = score if isinstance(score, tuple) else (score,)
+    measure = intervals.interval if len(pair) == 1 else intervals.paired_interval
+    try:
+        interval = measure(*pair, list(subjects))
+    except StatisticsError as error:
+        values = [float(np.mean(s(np.ones((1, len(subjects)))))) for s in pair]
+        notes = "; ".join(filter(None, [fields.pop("notes", ""), f"no interval: {error}"]))
+        value = values[-1] - (values[0] if len(values) > 1 else 0.0)
+        into.results.append(Result(value=value, ci_low=None, ci_high=None, notes=notes, **fields))
+        return
+    result = Result.of(interval, **fields)
+    into.intervals[key_of(result)] = interval
+    into.results.append(result)
+
+
+def key_of(result: Result) -> tuple[str, str, str, str]:
+    """Key of `Measured.intervals`."""
+    return result.task, result.kind, result.stage, result.metric
+
+
+def correct_for_tasks(into: Measured) -> None:
+    """Writes the p value of every paired difference into its notes, and Holm's correction over
+    the tasks that were asked the same."""
+    families: dict[tuple[str, str, str], list[int]] = {}
+    for i, result in enumerate(into.results):
+        interval = into.intervals.get(key_of(result))
+        if interval is not None and interval.p_value is not None:
+            family = (result.kind, result.metric, result.stage)
+            families.setdefault(family, []).append(i)
+    for places in families.values():
+        single = [i for i in places if not into.results[i].task.startswith(MEAN_OF)]
+        values = {i: into.intervals[key_of(into.results[i])].p_value for i in places}
+        adjusted = intervals.holm([values[i] for i in single]) if len(single) > 1 else []
+        corrected = dict(zip(single, adjusted, strict=False))
+        for i in places:
+            note = f"p {values[i]:.2g}"
+            if i in corrected:
+                note += f", by Holm over {len(single)} tasks {corrected[i]:.2g}"
+            old = into.results[i]
+            into.results[i] = dataclasses.replace(old, notes=f"{old.notes}; {note}".lstrip("; "))
+
+
+MEAN_OF = "mean of "  # begins the name of a mean over tasks

@@ -1,0 +1,166 @@
+"""Tasks, folds and subjects of a data set, checked together: what every evaluation starts from.
+
+`Suite.of` needs the rows of a manifest and nothing else, so whatever is wrong with tasks, labels,
+splits and folds is said before a recording is opened. With `aggregate="subject"` a subject's
+recordings become one row: their features are averaged and their answers have to agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medalign_jax.data.manifest import Row
+from medalign_jax.evaluate.folds import Fold, check_folds, fold_of_splits, folds_by_subject
+from medalign_jax.evaluate.stages import Settings, Stage
+from medalign_jax.evaluate.tasks import Task, TaskError, tasks_of
+
+AGGREGATES = ("recording", "subject")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is evaluated and how.
+
+    Attributes:
+      tasks: Columns of the manifest, see `tasks`.
+      folds: Folds by subject; 0 takes the manifest's column `split`.
+      repeats: How often the folds are dealt anew.
+      seed: Of the folds.
+      aggregate: "recording", or "subject": the mean over a subject's recordings.
+      settings: Probes, draws and seeds.
+    """
+
+    tasks: tuple[str, ...] = ("label",)
+    folds: int = 0
+    repeats: int = 1
+    seed: int = 0
+    aggregate: str = "recording"
+    settings: Settings = dataclasses.field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.aggregate not in AGGREGATES:
+            raise TaskError(
+                f"aggregate is {self.aggregate!r}; it is one of {', '.join(AGGREGATES)}"
+            )
+        if self.folds < 0 or self.folds == 1 or self.repeats < 1:
+            raise TaskError(
+                f"folds={self.folds}, repeats={self.repeats}: 2 or more folds (0 for the "
+                "manifest's splits), 1 or more repeats"
+            )
+        if self.repeats > 1 and not self.folds:
+            raise TaskError("repeats deal folds anew: ask for folds too")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Checked tasks over R rows, each one recording, or all recordings of a subject.
+
+    Attributes:
+      dataset: Name of the data.
+      options: As asked for.
+      tasks: Over R rows.
+      plans: Repeats of folds over R rows.
+      subjects: (R,) ids.
+      members: (R,) the recordings (positions in the manifest) of each row.
+      count: N recordings.
+    """
+
+    dataset: str
+    options: Options
+    tasks: tuple[Task, ...]
+    plans: tuple[tuple[Fold, ...], ...]
+    subjects: tuple[str, ...]
+    members: tuple[np.ndarray, ...]
+    count: int
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Row], options: Options, dataset: str, validation: bool = False
+    ) -> Suite:
+        """Checks everything.
+
+        Args:
+          rows: Of the manifest, with the tasks' columns as targets.
+          options: What is asked.
+          dataset: Name of the data.
+          validation: Whether folds keep subjects from training for choices, as they have to
+            where a model is trained on each.
+
+        Raises:
+          TaskError: anything that would stop the evaluation later.
+        """
+        tasks = tasks_of(rows, options.tasks, dataset)
+        subjects = [row.subject_id or f"row {row.row}" for row in rows]
+        members = _members(subjects, options.aggregate)
+        tasks = tuple(_gathered(task, members, rows) for task in tasks)
+        of_row = tuple(subjects[group[0]] for group in members)
+        if options.folds:
+            plans = tuple(
+                folds_by_subject(of_row, tasks, options.folds, options.seed + r, validation)
+                for r in range(options.repeats)
+            )
+        else:
+            plans = ((fold_of_splits([rows[group[0]] for group in members]),),)
+        per_class = options.settings.per_class
+        for plan in plans:
+            check_folds(tasks, plan, per_class)
+        return cls(dataset, options, tasks, plans, of_row, members, len(rows))
+
+    def gather(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) of recordings -> (R, D) of rows: the mean over each row's recordings."""
+        if len(features) != self.count:
+            raise TaskError(f"{len(features)} rows of features for {self.count} recordings")
+        if self.options.aggregate == "recording":
+            return features
+        return np.stack([features[group].mean(axis=0) for group in self.members])
+
+    def stage(self, name: str, features: np.ndarray | Sequence[np.ndarray], **fields) -> Stage:
+        """A stage from features of recordings; several are those of one model a fold."""
+        if isinstance(features, np.ndarray):
+            return Stage(name, self.gather(features), **fields)
+        return Stage(name, tuple(self.gather(x) for x in features), **fields)
+
+    def recordings(self, fold: Fold) -> Fold:
+        """The same fold over recordings."""
+
+        def spread(rows: np.ndarray) -> np.ndarray:
+            found = [self.members[i] for i in rows]
+            return np.sort(np.concatenate(found)) if found else np.zeros(0, int)
+
+        return Fold(fold.name, spread(fold.train), spread(fold.valid), spread(fold.test))
+
+
+def _members(subjects: Sequence[str], aggregate: str) -> tuple[np.ndarray, ...]:
+    if aggregate == "recording":
+        return tuple(np.array([i]) for i in range(len(subjects)))
+    found: dict[str, list[int]] = {}
+    for i, subject in enumerate(subjects):
+        found.setdefault(subject, []).append(i)
+    return tuple(np.array(group) for group in found.values())
+
+
+def _gathered(task: Task, members: Sequence[np.ndarray], rows: Sequence[Row]) -> Task:
+    """The task over rows of recordings.
+
+    Raises:
+      TaskError: recordings of one subject have different answers.
+    """
+    answers = np.full(len(members), np.nan if task.kind == "regression" else -1)
+    answers = answers.astype(task.answers.dtype)
+    for r, group in enumerate(members):
+        known = group[task.known[group]]
+        if not len(known):
+            continue
+        values = np.unique(task.answers[known])
+        if len(values) > 1:
+            names = [task.classes[int(v)] if task.classes else f"{v:g}" for v in values[:2]]
+            raise TaskError(
+                f"task {task.name!r} is no matter of the subject: recordings of "
+                f"{rows[group[0]].subject_id!r} have {' and '.join(map(repr, names))}; evaluate "
+                "recordings (aggregate=recording)"
+            )
+        answers[r] = values[0]
+    return dataclasses.replace(task, answers=answers)

@@ -1,0 +1,144 @@
+"""Stages side by side, on features whose quality is known."""
+
+import numpy as np
+import pytest
+from evaluation_rows import rows
+from sklearn.metrics import roc_auc_score
+
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate.measure import measure
+from medalign_jax.evaluate.stages import Guess, Settings
+from medalign_jax.evaluate.suite import Options, Suite
+
+COUNT = 160
+
+
+@pytest.fixture(scope="module")
+def found():
+    return rows(COUNT, AS=lambda i: i // 4 % 2, age=lambda i: 40 + i // 2 % 9)
+
+
+def features(seed, *answers, strength=1.5):
+    x = np.random.default_rng(seed).standard_normal((COUNT, 8)).astype(np.float32)
+    for place, answer in enumerate(answers):
+        x[:, place] += strength * answer
+    return x
+
+
+@pytest.fixture(scope="module")
+def suite(found):
+    options = Options(("label", "AS", "age"), folds=4, settings=Settings(per_class=6, draws=3))
+    return Suite.of(found, options, "toy")
+
+
+@pytest.fixture(scope="module")
+def stages(suite):
+    label, valve, age = (task.answers for task in suite.tasks)
+    return [
+        suite.stage("before", features(0)),
+        suite.stage("after", features(1, label, valve, age / 5)),
+        suite.stage("shuffled", features(2), role="control"),
+        suite.stage("spectral statistics", features(3, 0.5 * label), role="baseline"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def measured(suite, stages):
+    half = Guess("half", lambda task, fold: np.full((len(fold.test), 2), 0.5)
+                 if task.classes else None)  # fmt: skip
+    return measure(suite.tasks, suite.plans, suite.subjects, stages, suite.options.settings, [half])
+
+
+def one(measured, **wanted):
+    found = [r for r in measured.results if all(getattr(r, k) == v for k, v in wanted.items())]
+    assert len(found) == 1, (wanted, [r.key for r in found])
+    return found[0]
+
+
+def test_the_better_stage_wins_with_its_paired_interval(measured):
+    gain = one(measured, task="label", kind="linear", stage="after minus before", metric="auroc")
+    assert gain.ci_low > 0.1 and "by Holm over 2 tasks" in gain.notes
+    control = one(
+        measured, task="label", kind="linear", stage="shuffled minus before", metric="auroc"
+    )
+    assert control.ci_low < 0 < control.ci_high
+
+
+def test_values_are_those_of_the_pooled_predictions(measured, suite):
+    scores = measured.scores["label", "linear", "after"]
+    assert scores.shape == (1, COUNT, 2) and np.isfinite(scores).all()
+    assert measured.tested["label"].tolist() == list(range(COUNT))
+    value = one(measured, task="label", kind="linear", stage="after", metric="auroc")
+    expected = roc_auc_score(suite.tasks[0].answers, scores[0, :, 1])
+    assert value.value == pytest.approx(expected, abs=1e-12)
+    assert (value.n_train, value.n_test) == (120, COUNT)
+    right = (scores[0].argmax(1) == suite.tasks[0].answers).mean()
+    hits = one(measured, task="label", kind="linear", stage="after", metric="accuracy")
+    assert hits.value == pytest.approx(right)
+
+
+def test_the_mean_over_tasks_stands_beside_them(measured):
+    values = [
+        one(measured, task=task, kind="linear", stage="after", metric="auroc").value
+        for task in ("label", "AS", "mean of 2 tasks")
+    ]
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2)
+    gain = one(measured, task="mean of 2 tasks", kind="linear", stage="after minus before")
+    assert gain.ci_low > 0.1 and gain.ci_high < 0.6
+
+
+def test_regressions_are_errors_in_their_own_unit(measured, suite):
+    predicted = measured.scores["age", "linear", "after"]
+    value = one(measured, task="age", kind="linear", stage="after")
+    assert value.metric == "mae"
+    assert value.value == pytest.approx(np.abs(predicted[0] - suite.tasks[2].answers).mean())
+    assert not [r for r in measured.results if r.task == "age" and r.kind == "linear_6_labels"]
+
+
+def test_few_labels_are_drawn_anew_in_every_column(measured):
+    few = one(measured, task="label", kind="linear_6_labels", stage="after", metric="auroc")
+    assert (few.n_train, len(few.seeds)) == (12, 3)
+    scores = measured.scores["label", "linear_6_labels", "after"]
+    assert scores.shape == (3, COUNT, 2) and not np.allclose(scores[0], scores[1])
+
+
+def test_baselines_are_beside_and_no_differences_are_taken_of_them(measured):
+    half = one(measured, task="label", kind="linear", stage="half", metric="auroc")
+    assert half.value == 0.5
+    stages = {r.stage for r in measured.results}
+    assert "after minus spectral statistics" in stages
+    assert not {"spectral statistics minus before", "half minus before"} & stages
+    assert "shuffled minus spectral statistics" not in stages
+
+
+def test_repeats_of_folds_are_columns_of_one_score(found):
+    options = Options(("label",), folds=3, repeats=2, settings=Settings(per_class=0))
+    suite = Suite.of(found, options, "toy")
+    stage = suite.stage("only", features(1, suite.tasks[0].answers))
+    measured = measure(suite.tasks, suite.plans, suite.subjects, [stage], options.settings)
+    scores = measured.scores["label", "linear", "only"]
+    assert scores.shape == (2, COUNT, 2) and not np.allclose(scores[0], scores[1])
+
+
+def test_a_model_a_fold_is_probed_on_its_own_features(found):
+    """The second fold's model turns all signs: pooled predictions agree all the same."""
+    suite = Suite.of(found, Options(("label",), folds=2, settings=Settings(per_class=0)), "toy")
+    x = features(1, 3.0 * suite.tasks[0].answers)
+    stages = [suite.stage("one", x), suite.stage("two", [x, -x])]
+    measured = measure(suite.tasks, suite.plans, suite.subjects, stages, Settings(per_class=0))
+    one_score, two_score = (measured.scores["label", "linear", s] for s in ("one", "two"))
+    np.testing.assert_allclose(one_score, two_score, atol=1e-4)
+
+
+def test_models_that_do_not_fit_the_folds_are_refused(suite, stages):
+    with pytest.raises(UserError, match="3 models for 4 folds"):
+        bad = suite.stage("bad", [features(0)] * 3)
+        measure(suite.tasks, suite.plans, suite.subjects, [bad], Settings())
+    with pytest.raises(UserError, match="features of shape"):
+        bad = type(stages[0])("bad", features(0)[:-1])
+        measure(suite.tasks, suite.plans, suite.subjects, [bad], Settings())
+
+
+def test_unknown_probes_are_named():
+    with pytest.raises(UserError, match="'svm'; there are linear"):
+        Settings(probes=("svm",))
