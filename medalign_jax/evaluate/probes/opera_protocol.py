@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.evaluate.probes.opera_training import ProbeConfig, ProbeError
+from medalign_jax.evaluate.probes.opera_training import ProbeConfig
 from medalign_jax.evaluate.probes.opera_training import train as _train
+from medalign_jax.evaluate.probes.problem import ProbeError
 
 Pair = tuple[np.ndarray, np.ndarray]
 

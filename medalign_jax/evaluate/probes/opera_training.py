@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medalign_jax.errors import UserError
-
-
-class ProbeError(UserError):
-    """Embeddings, labels or draws that a probe cannot be trained on."""
+from medalign_jax.evaluate.probes.problem import ProbeError
 
 
 @dataclasses.dataclass(frozen=True)

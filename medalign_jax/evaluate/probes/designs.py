@@ -1,0 +1,88 @@
+"""Problems that are fitted on the same rows share one standardised matrix.
+
+Matrices of about the same size are stacked, so that few programs are compiled and small ones do
+not cost a call each.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from medalign_jax.evaluate.probes.problem import Problem
+
+MEMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+STACK = 2**22  # numbers in a stack of matrices, unless one alone has more
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Design:
+    """Rows that some problems are fitted on.
+
+    Attributes:
+      train: (n,) rows.
+      members: Numbers of the problems, at most 16.
+    """
+
+    train: np.ndarray
+    members: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaling:
+    """Mean and inverse deviation of each feature over training rows; (D,) float64.
+
+    A feature that is constant there has inverse deviation 0: it is 0 in every row.
+    """
+
+    mean: np.ndarray
+    inverse: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Scaling:
+        """Of all rows of x (n, D)."""
+        x = np.asarray(x, np.float64)
+        mean, deviation = x.mean(axis=0), x.std(axis=0)
+        varies = deviation > 1e-12 * np.abs(x).max(axis=0)
+        return cls(mean, np.where(varies, 1 / np.where(varies, deviation, 1.0), 0.0))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(m, D) standardised, float64."""
+        return (np.asarray(x, np.float64) - self.mean) * self.inverse
+
+
+def padded(n: int) -> int:
+    """Rows that n rows are filled up to: at most an eighth more, or up to 16."""
+    step = max(16, 2 ** (max(n - 1, 1).bit_length() - 1) // 8)
+    return -(-n // step) * step
+
+
+def stacks(
+    problems: Sequence[Problem], width: int
+) -> Iterator[tuple[tuple[int, int, int], list[Design]]]:
+    """Designs to be fitted together.
+
+    Yields:
+      (classes, padded rows, padded members) and designs that all fit these; their number is a
+      power of two.
+    """
+    rows: dict[tuple, list[int]] = collections.defaultdict(list)
+    for number, problem in enumerate(problems):
+        key = (problem.classes, np.asarray(problem.train, np.int64).tobytes())
+        rows[key].append(number)
+    alike: dict[tuple[int, int, int], list[Design]] = collections.defaultdict(list)
+    for (classes, _), numbers in rows.items():
+        for first in range(0, len(numbers), MEMBERS[-1]):
+            members = tuple(numbers[first : first + MEMBERS[-1]])
+            train = np.asarray(problems[members[0]].train)
+            size = next(m for m in MEMBERS if m >= len(members))
+            alike[classes, padded(len(train)), size].append(Design(train, members))
+    for key, designs in alike.items():
+        limit = max(1, STACK // (key[1] * width))
+        while designs:
+            take = 1 << (min(limit, len(designs)).bit_length() - 1)
+            yield key, designs[:take]
+            designs = designs[take:]

@@ -1,0 +1,236 @@
+"""The linear probe, solved to convergence: logistic and multinomial regression, and ridge.
+
+Features are standardised by mean and deviation of the training rows (a constant one becomes 0),
+targets of a regression likewise. Minimised is
+
+    sum of losses over the n training rows + l2 / 2 * sum of squared weights
+
+with the cross-entropy or half the squared error; the intercept is free. Two classes have one vector
+of weights, more have one each. In scikit-learn's terms C = 1 / l2, and alpha = l2 of its Ridge.
+
+The penalty comes from a grid by inner folds of the training rows (`inner_folds.py`): least mean
+over folds of the mean loss of the rows held out, the stronger of two that are equal. The
+standardisation is not repeated inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from medalign_jax.evaluate.probes import linear_solver, newton
+from medalign_jax.evaluate.probes.designs import Design, Scaling, stacks
+from medalign_jax.evaluate.probes.inner_folds import FOLDS, InnerFolds, inner_folds
+from medalign_jax.evaluate.probes.problem import Prediction, ProbeError, Problem, check
+
+GRID = np.logspace(3, -3, 10)
+SHARED_WIDTH = 256  # from here on, designs with more rows than features share their axes
+
+
+def default_penalties(width: int) -> np.ndarray:
+    """(10,) penalties: 1000 to 0.001 for each of the features.
+
+    A feature being of variance 1, this lets the log-odds have a standard deviation of 0.03 to 30
+    before the data speak, whatever the width.
+    """
+    return width * GRID
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearModel:
+    """A fitted probe.
+
+    Attributes:
+      scaling: Of the features.
+      weights: (D, c) of the standardised features; c is 1 for two classes and for a regression.
+      intercept: (c,).
+      classes: 0 for a regression.
+      unit: Mean and deviation of a regression's training targets.
+      penalty: l2.
+      losses: (P,) mean loss of the held-out rows for each penalty, falling; NaN where none was
+        measured.
+      note: What is not as it should be.
+    """
+
+    scaling: Scaling
+    weights: np.ndarray
+    intercept: np.ndarray
+    classes: int
+    unit: tuple[float, float]
+    penalty: float
+    losses: np.ndarray
+    note: str
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(m, classes) probabilities or (m,) numbers for the features x (m, D)."""
+        z = self.scaling(x) @ self.weights + self.intercept
+        if self.classes == 0:
+            return z[:, 0] * self.unit[1] + self.unit[0]
+        if self.classes == 2:
+            z = np.concatenate([-z, z], axis=1) / 2
+        z = np.exp(z - z.max(axis=1, keepdims=True))
+        return z / z.sum(axis=1, keepdims=True)
+
+
+def linear(
+    x: np.ndarray, problems: Sequence[Problem], penalties: Sequence[float] | None = None
+) -> list[Prediction]:
+    """Fits a linear probe to each problem and predicts its test rows.
+
+    Args:
+      x: (N, D) features.
+      problems: P problems on rows of x.
+      penalties: l2 to choose from; one is not chosen but taken; 0 means none. By default
+        `default_penalties`.
+
+    Raises:
+      ProbeError: as `problem.check`; or penalties are none, negative or not finite.
+    """
+    models = fit_linear(x, problems, penalties)
+    x = np.asarray(x)
+    return [Prediction(model(x[p.test]), model.note) for model, p in zip(models, problems,
+                                                                        strict=True)]  # fmt: skip
+
+
+def fit_linear(
+    x: np.ndarray, problems: Sequence[Problem], penalties: Sequence[float] | None = None
+) -> list[LinearModel]:
+    """The models themselves; arguments and errors as `linear`."""
+    x = check(x, problems)
+    grid = default_penalties(x.shape[1]) if penalties is None else np.asarray(penalties, float)
+    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
+        raise ProbeError(f"penalties are finite numbers from 0 upwards; got {penalties!r}")
+    grid = np.sort(grid)[::-1]
+    found: dict[int, LinearModel] = {}
+    axes = None
+    with _device():
+        for (classes, rows, members), designs in stacks(problems, x.shape[1]):
+            stack = _Stack(x, problems, designs, classes, rows, members)
+            share = rows >= x.shape[1] >= SHARED_WIDTH
+            if share and axes is None:
+                axes = linear_solver.axes(stack.z[0].astype(np.float32))
+            found |= stack.fit(grid, axes if share else None)
+    return [found[number] for number in range(len(problems))]
+
+
+def _device():
+    """Double precision is emulated on a TPU, and slow; the host does it."""
+    if jax.default_backend() == "tpu":
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    return contextlib.nullcontext()
+
+
+class _Stack:
+    """Designs of about the same size, filled up to the same shapes."""
+
+    def __init__(self, x, problems, designs: list[Design], classes: int, rows: int, members: int):
+        self.problems, self.designs, self.classes = problems, designs, classes
+        self.kind = (
+            newton.NUMBERS if classes == 0
+            else newton.BINARY if classes == 2 else newton.MULTICLASS
+        )  # fmt: skip
+        outputs = classes if classes > 2 else 1
+        self.z = np.zeros((len(designs), rows, x.shape[1]))
+        self.y = np.zeros((len(designs), rows, members, outputs))
+        self.weight = np.zeros((len(designs), rows, members))
+        self.scalings, self.units = [], {}
+        for s, design in enumerate(designs):
+            n, features = len(design.train), x[design.train]
+            self.scalings.append(Scaling.of(features))
+            self.z[s, :n] = self.scalings[s](features)
+            for p, number in enumerate(design.members):
+                self.weight[s, :n, p] = 1
+                self.y[s, :n, p] = self._targets(number)
+
+    def _targets(self, number: int) -> np.ndarray:
+        """(n, c): 0 or 1, or a standardised number."""
+        problem = self.problems[number]
+        targets = np.asarray(problem.targets)[problem.train]
+        if self.classes > 2:
+            return np.eye(self.classes)[targets]
+        if self.classes == 2:
+            return targets[:, None].astype(float)
+        targets = targets.astype(float)
+        deviation = float(targets.std())
+        self.units[number] = (float(targets.mean()), deviation if deviation > 0 else 1.0)
+        return ((targets - self.units[number][0]) / self.units[number][1])[:, None]
+
+    def fit(self, grid: np.ndarray, axes) -> dict[int, LinearModel]:
+        """A model of each problem, by its number."""
+        folds = {
+            number: self._folds(number) for design in self.designs for number in design.members
+        } if len(grid) > 1 else {}  # fmt: skip
+        path = self._paths(grid, folds, axes)
+        losses, decrements = np.asarray(path.losses, float), np.asarray(path.decrements)
+        chosen = np.full(self.weight.shape[::2], len(grid) // 2)
+        mean = np.full((*chosen.shape, len(grid)), np.nan)
+        for s, p, number in self._members():
+            usable = folds[number].usable.sum() if folds else 0
+            if usable:
+                mean[s, p] = losses[s, :, p, :usable].mean(axis=1)
+                chosen[s, p] = np.argmin(mean[s, p])
+        with jax.enable_x64(True):
+            theta = np.take_along_axis(
+                np.asarray(path.theta), chosen[:, None, None, :, None], axis=1
+            )[:, 0]
+            theta, left, products = linear_solver.finish(
+                self.z, self.y, self.weight, grid[chosen], theta, path.basis, kind=self.kind
+            )
+            theta, left = np.asarray(theta), np.asarray(left)
+        self.products = np.asarray(path.products), np.asarray(products)
+        models = {}
+        for s, p, number in self._members():
+            note = _note(folds.get(number), grid, chosen[s, p], decrements[s, :, p], left[s, p])
+            models[number] = LinearModel(
+                self.scalings[s], theta[s, :-1, p], theta[s, -1, p], self.classes,
+                self.units.get(number, (0.0, 1.0)), float(grid[chosen[s, p]]), mean[s, p], note,
+            )  # fmt: skip
+        return models
+
+    def _members(self):
+        for s, design in enumerate(self.designs):
+            for p, number in enumerate(design.members):
+                yield s, p, number
+
+    def _folds(self, number: int) -> InnerFolds:
+        problem = self.problems[number]
+        rows = np.asarray(problem.train)
+        targets, groups = np.asarray(problem.targets)[rows], np.asarray(problem.groups)[rows]
+        return inner_folds(targets, groups, problem.classes, problem.seed)
+
+    def _paths(self, grid: np.ndarray, folds: dict[int, InnerFolds], axes) -> linear_solver.Paths:
+        held = np.zeros((*self.weight.shape, FOLDS if folds else 0), bool)
+        for s, p, number in self._members():
+            if folds:
+                out = folds[number].held_out()
+                held[s, : out.shape[1], p, : len(out)] = out.T
+        used = held.any(axis=1, keepdims=True) & ~held & (self.weight[..., None] > 0)
+        weight = np.concatenate([used, self.weight[..., None] > 0], axis=-1)
+        return linear_solver.paths(
+            *(a.astype(np.float32) for a in (self.z, self.weight[:, :, 0].sum(axis=1), self.y,
+                                             weight, held, grid)),
+            axes, kind=self.kind,
+        )  # fmt: skip
+
+
+def _note(folds, grid, chosen, decrements, left) -> str:
+    """What is not as it should be with a fit."""
+    notes = []
+    if folds is not None and folds.note:
+        notes.append(folds.note)
+        if not folds.usable.any():
+            notes.append("the middle of the grid is taken")
+    if folds is not None and folds.usable.any():
+        late = int(np.sum(~(decrements[:, :-1] <= linear_solver.CHOICE).all(axis=1)))
+        if late:
+            notes.append(f"inner fits not converged at {late} of {len(grid)} penalties")
+        if chosen in (0, len(grid) - 1):
+            end = "strongest" if chosen == 0 else "weakest"
+            notes.append(f"the chosen penalty is the {end} of the grid")
+    if not left <= linear_solver.EXACT:
+        notes.append(f"not converged: the Newton decrement is {left:.0e}")
+    return "; ".join(notes)

@@ -1,0 +1,193 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
+
+from medalign_jax.evaluate.probes import ProbeError, Problem, fit_linear, linear
+from medalign_jax.evaluate.probes.inner_folds import inner_folds
+
+
+def sample(n, width, classes, seed=0, test=60, strength=1.0):
+    """Correlated features of different scales, of which a few carry the target."""
+    rng = np.random.default_rng(seed)
+    factors = rng.standard_normal((n + test, 12))
+    x = factors @ rng.standard_normal((12, width)) + rng.standard_normal((n + test, width))
+    x = x * rng.uniform(0.1, 10, width) + rng.uniform(-5, 5, width)
+    if classes == 0:
+        y = 20 + 3 * factors[:, 0] + rng.standard_normal(n + test)
+    else:
+        y = np.argmax(strength * factors[:, :classes] + rng.gumbel(size=(n + test, classes)), 1)
+    return x, y
+
+
+def problem(y, n, classes, **changes):
+    rows = np.arange(len(y))
+    return Problem(**{"targets": y, "train": rows[:n], "test": rows[n:], "groups": rows,
+                      "classes": classes} | changes)  # fmt: skip
+
+
+def standardised(x, n):
+    return (x - x[:n].mean(axis=0)) / x[:n].std(axis=0)
+
+
+def macro_auroc(y, scores):
+    if scores.shape[1] == 2:
+        return roc_auc_score(y, scores[:, 1])
+    return roc_auc_score(y, scores, multi_class="ovr")
+
+
+@pytest.mark.parametrize("penalty", [300.0, 1.0, 1e-3])
+@pytest.mark.parametrize(("n", "width"), [(60, 150), (300, 40)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_classification_equals_scikit_learn(n, width, classes, penalty):
+    """Weak penalties on 60 rows of 150 features are the separable case."""
+    x, y = sample(n, width, classes)
+    z = standardised(x, n)
+    theirs = LogisticRegression(C=1 / penalty, tol=1e-12, max_iter=10_000, solver="newton-cg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its line search ends where rounding begins
+        theirs.fit(z[:n], y[:n])
+    (ours,) = fit_linear(x, [problem(y, n, classes)], [penalty])
+    assert ours.note == ""
+    np.testing.assert_allclose(ours.weights, theirs.coef_.T, atol=1e-4)
+    scores, expected = ours(x[n:]), theirs.predict_proba(z[n:])
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert macro_auroc(y[n:], scores) == pytest.approx(macro_auroc(y[n:], expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [300.0, 1.0, 1e-3])
+@pytest.mark.parametrize(("n", "width"), [(60, 150), (300, 40)])
+def test_regression_equals_scikit_learn(n, width, penalty):
+    x, y = sample(n, width, 0)
+    z, mean, deviation = standardised(x, n), y[:n].mean(), y[:n].std()
+    theirs = Ridge(alpha=penalty, solver="svd").fit(z[:n], (y[:n] - mean) / deviation)
+    (ours,) = fit_linear(x, [problem(y, n, 0)], [penalty])
+    assert ours.note == ""
+    np.testing.assert_allclose(ours.weights[:, 0], theirs.coef_, atol=1e-4)
+    np.testing.assert_allclose(ours(x[n:]), theirs.predict(z[n:]) * deviation + mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [0, 2, 4])
+def test_penalty_is_the_one_that_a_grid_search_chooses(classes):
+    n = 300
+    x, y = sample(n, 40, classes)
+    groups = np.arange(len(y)) // 3
+    grid = np.logspace(4, -2, 7)
+    folds = inner_folds(y[:n], groups[:n], classes, seed=3)
+    splits = [(np.flatnonzero(~out), np.flatnonzero(out)) for out in folds.held_out()]
+    if classes:
+        search = GridSearchCV(
+            LogisticRegression(tol=1e-8, max_iter=1000), {"C": 1 / grid},
+            scoring="neg_log_loss", cv=splits,
+        )  # fmt: skip
+        targets, factor = y[:n], 1
+    else:
+        search = GridSearchCV(Ridge(), {"alpha": grid}, scoring="neg_mean_squared_error", cv=splits)
+        targets, factor = (y[:n] - y[:n].mean()) / y[:n].std(), 2
+    search.fit(standardised(x, n)[:n], targets)
+    (ours,) = fit_linear(x, [problem(y, n, classes, groups=groups, seed=3)], grid)
+    expected = -search.cv_results_["mean_test_score"]
+    np.testing.assert_allclose(factor * ours.losses, expected, rtol=2e-3)
+    assert ours.penalty == grid[search.best_index_]
+    assert 0 < search.best_index_ < len(grid) - 1
+
+
+def test_scale_and_shift_of_embeddings_do_not_matter():
+    x, y = sample(300, 40, 2)
+    asked = [problem(y, 300, 2)]
+    (scores,) = linear(x, asked)
+    for moved in (1000 * x, 1e-6 * x, x + 50, x * np.linspace(0.1, 30, 40) - 7):
+        np.testing.assert_allclose(linear(moved, asked)[0].scores, scores.scores, atol=1e-7)
+
+
+def test_rotation_does_not_matter_without_a_penalty():
+    x, y = sample(300, 40, 2)
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((40, 40)))[0]
+    (scores,), (turned,) = (linear(a, [problem(y, 300, 2)], [0.0]) for a in (x, x @ turn))
+    assert scores.note == turned.note == ""
+    np.testing.assert_allclose(turned.scores, scores.scores, atol=1e-7)
+
+
+def test_problems_together_equal_problems_alone():
+    """Other targets, other rows, other kinds: answers come in the order of the questions."""
+    x, y = sample(300, 40, 2)
+    target = x[:, 0] + x[:, 1]
+    asked = [
+        problem(y, 300, 2, seed=1), problem(target, 300, 0), problem(1 - y, 300, 2),
+        problem(y, 300, 2, train=np.arange(0, 290)),
+    ]  # fmt: skip
+    together = linear(x, asked)
+    for one, expected in zip(asked, together, strict=True):
+        np.testing.assert_allclose(linear(x, [one])[0].scores, expected.scores, atol=1e-6)
+    np.testing.assert_allclose(together[0].scores.sum(axis=1), 1)
+
+
+def test_wide_designs_that_share_axes_are_still_exact():
+    n, width = 620, 300
+    x, y = sample(n, width, 2)
+    parts = [np.arange(0, 500), np.arange(100, 600)]
+    asked = [problem(y, n, 2, train=rows) for rows in parts]
+    for rows, ours in zip(parts, fit_linear(x, asked, [1.0]), strict=True):
+        z = (x - x[rows].mean(axis=0)) / x[rows].std(axis=0)
+        theirs = LogisticRegression(tol=1e-12, max_iter=1000, solver="newton-cholesky")
+        theirs.fit(z[rows], y[rows])
+        np.testing.assert_allclose(ours.weights, theirs.coef_.T, atol=1e-6)
+
+
+def test_random_labels_are_at_chance_and_planted_ones_are_found():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 40))
+    labels = rng.integers(0, 2, (20, 200))
+    asked = [problem(y, 120, 2, seed=k) for k, y in enumerate(labels)]
+    found = [
+        roc_auc_score(y[120:], p.scores[:, 1])
+        for y, p in zip(labels, linear(x, asked), strict=True)
+    ]
+    half = 2.093 * np.std(found, ddof=1) / np.sqrt(20)  # Student's t, 19 degrees of freedom
+    assert abs(np.mean(found) - 0.5) < half < 0.06
+    planted = (x[:, :3].sum(axis=1) + 0.3 * rng.standard_normal(200) > 0).astype(int)
+    (scores,) = linear(x, [problem(planted, 120, 2)])
+    assert roc_auc_score(planted[120:], scores.scores[:, 1]) > 0.95
+
+
+def test_constant_features_and_unseen_test_classes():
+    x, y = sample(300, 40, 2)
+    (scores,) = linear(x, [problem(y, 300, 2)], [1.0])
+    x = np.c_[x[:, :40], np.full(360, 3.3)]
+    x[300:, 40] = 1e6  # constant in training only
+    y = np.where(np.arange(360) >= 350, 7, y)  # the test rows' targets are not read
+    (padded,) = linear(x, [problem(y, 300, 2)], [1.0])
+    np.testing.assert_allclose(padded.scores, scores.scores, atol=1e-9)
+    (flat,) = linear(np.ones((360, 5)), [problem(y, 300, 2)], [1.0])
+    np.testing.assert_allclose(flat.scores[:, 1], y[:300].mean(), atol=1e-9)
+
+
+def test_notes_say_what_the_choice_stands_on():
+    x, y = sample(60, 150, 2)
+    few = np.zeros(len(y), int)
+    few[30:] = 1
+    assert "2 inner folds" in linear(x, [problem(y, 60, 2, groups=few)])[0].note
+    (alone,) = fit_linear(x, [problem(y, 60, 2, groups=np.zeros(len(y), int))])
+    assert "one subject" in alone.note
+    assert "the middle of the grid is taken" in alone.note
+    assert alone.penalty == pytest.approx(150 * 10 ** (3 - 6 * 5 / 9))
+    single = np.where(np.arange(len(y)) == 4, 1, 0)  # one row of class 1
+    assert "1 of 5 inner folds left out" in linear(x, [problem(single, 60, 2)])[0].note
+    noise = problem(np.random.default_rng(1).integers(0, 2, len(y)), 60, 2)
+    assert "strongest of the grid" in linear(x, [noise], [1e9, 1.0])[0].note
+
+
+def test_what_does_not_converge_is_said():
+    """Separable classes without a penalty have no solution."""
+    x, y = sample(60, 150, 2)
+    (model,) = fit_linear(x, [problem(y, 60, 2)], [0.0])
+    assert "not converged: the Newton decrement" in model.note
+
+
+@pytest.mark.parametrize("penalties", [[], [-1.0], [np.nan], 3.0])
+def test_penalties_that_are_refused(penalties):
+    with pytest.raises(ProbeError, match="penalties are finite numbers"):
+        linear(np.ones((4, 2)), [problem(np.arange(4) % 2, 2, 2)], penalties)
