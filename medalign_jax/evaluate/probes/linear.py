@@ -28,6 +28,7 @@ from medalign_jax.evaluate.probes.inner_folds import FOLDS, InnerFolds, inner_fo
 from medalign_jax.evaluate.probes.problem import Prediction, ProbeError, Problem, check
 
 GRID = np.logspace(3, -3, 10)
+SEPARATED = "classes are separable and there is no penalty: the weights have no limit"
 SHARED_WIDTH = 256  # from here on, designs with more rows than features share their axes
 
 
@@ -185,11 +186,22 @@ class _Stack:
         models = {}
         for s, p, number in self._members():
             note = _note(folds.get(number), grid, chosen[s, p], decrements[s, :, p], left[s, p])
+            if grid[chosen[s, p]] == 0 and self._separated(s, p, theta[s, :, p]):
+                note = "; ".join(filter(None, (note, SEPARATED)))
             models[number] = LinearModel(
                 self.scalings[s], theta[s, :-1, p], theta[s, -1, p], self.classes,
                 self.units.get(number, (0.0, 1.0)), float(grid[chosen[s, p]]), mean[s, p], note,
             )  # fmt: skip
         return models
+
+    def _separated(self, s: int, p: int, theta: np.ndarray) -> bool:
+        """Whether the classes of a problem's training rows are all but certain."""
+        if self.classes == 0:
+            return False
+        with jax.enable_x64(True):
+            outputs = self.z[s] @ theta[:-1] + theta[-1]
+            loss = newton.row_losses(self.kind, outputs[:, None], self.y[s][:, [p]])[:, 0]
+            return float(np.max(loss * self.weight[s, :, p])) < 1e-6
 
     def _members(self):
         for s, design in enumerate(self.designs):

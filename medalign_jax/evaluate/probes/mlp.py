@@ -1,8 +1,8 @@
 """A probe with one small hidden layer, on standardised features, trained full-batch.
 
 Protocol (our own; no published one is followed): 64 hidden units with GELU, AdamW with decoupled
-weight decay on both kernels, learning rate 3e-3 falling to 0 along a cosine, 300 steps over all
-training rows, cross-entropy or squared error of standardised targets; the average of three runs
+weight decay of 0.1 on both kernels, learning rate 0.01 falling to 0 along a cosine, 300 steps over
+all training rows, cross-entropy or squared error of standardised targets; the average of three runs
 (probabilities or numbers). Nothing is chosen on data.
 """
 
@@ -20,8 +20,6 @@ import optax
 from medalign_jax.evaluate.probes.designs import Scaling, padded
 from medalign_jax.evaluate.probes.problem import Prediction, ProbeError, Problem, check
 
-SLOPE = 1e-2  # gradient norm from which the loss still falls, and the note says so
-
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
@@ -37,8 +35,8 @@ class MLPConfig:
 
     hidden: int = 64
     steps: int = 300
-    learning_rate: float = 3e-3
-    weight_decay: float = 1.0
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
     runs: int = 3
 
     def __post_init__(self) -> None:
@@ -51,7 +49,8 @@ def mlp(
 ) -> list[Prediction]:
     """Fits a small network to each problem and predicts its test rows.
 
-    The same seeds give the same scores. The note says when the training loss was still falling.
+    The same seeds give the same scores.
+    Its length is part of its definition: nothing waits for convergence.
 
     Args:
       x: (N, D) features.
@@ -82,19 +81,16 @@ def _fit(x: np.ndarray, number: int, problem: Problem, config: MLPConfig) -> Pre
     keys = jax.vmap(lambda run: jax.random.fold_in(jax.random.key(problem.seed), run))(
         np.arange(config.runs)
     )
-    outputs, slope = _train(rows, y, weight, asked, keys, classes=problem.classes, config=config)
+    outputs = _train(rows, y, weight, asked, keys, classes=problem.classes, config=config)
     scores = np.asarray(outputs, np.float64)[: len(test)]
     if not np.isfinite(scores).all():
         raise ProbeError(f"problem {number}: the MLP probe diverged; lower learning_rate")
-    note = ""
-    if float(slope) > SLOPE:
-        note = f"after {config.steps} steps the loss was still falling (gradient {slope:.0e})"
-    return Prediction(scores if problem.classes else scores[:, 0] * deviation + mean, note)
+    return Prediction(scores if problem.classes else scores[:, 0] * deviation + mean)
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "config"))
 def _train(x, y, weight, test_x, keys, *, classes: int, config: MLPConfig):
-    """Mean outputs (m, C) of the runs, and their largest last gradient norm."""
+    """Mean outputs (m, C) of the runs."""
     rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     optimizer = optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels)
 
@@ -111,17 +107,14 @@ def _train(x, y, weight, test_x, keys, *, classes: int, config: MLPConfig):
             params, moments = carry
             gradient = jax.grad(loss)(params)
             updates, moments = optimizer.update(gradient, moments, params)
-            return (optax.apply_updates(params, updates), moments), optax.global_norm(gradient)
+            return (optax.apply_updates(params, updates), moments), None
 
         params = _initial(key, x.shape[1], config.hidden, max(classes, 1))
-        (params, _), slopes = jax.lax.scan(
-            step, (params, optimizer.init(params)), length=config.steps
-        )
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=config.steps)
         outputs = _outputs(params, test_x)
-        return jax.nn.softmax(outputs) if classes else outputs, slopes[-1]
+        return jax.nn.softmax(outputs) if classes else outputs
 
-    outputs, slopes = jax.vmap(run)(keys)
-    return outputs.mean(axis=0), slopes.max()
+    return jax.vmap(run)(keys).mean(axis=0)
 
 
 def _initial(key, width: int, hidden: int, outputs: int) -> dict:
