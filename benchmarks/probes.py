@@ -7,8 +7,9 @@ penalties, 5 inner folds each, and the last fit. PyTorch: one run for each task,
 and penalty at the published settings (64 epochs, batch 64 or 32, Adam 1e-4, decay 0.97, clip 1, L2
 in the loss, validation AUROC or MAE after each epoch); it chooses the penalty by its validation
 rows and has no inner folds. Only `torch_runs` of the 50 runs a fold, and 2 of the outer folds of a
-leave-one-out task, are timed, and scaled: the runs are alike but for a number. Needs PyTorch and
-scikit-learn (requirements-dev.txt).
+leave-one-out task, are timed, and scaled: the runs are alike but for a number. PyTorch has one
+thread: steps as small as these are slower with more. Needs PyTorch and scikit-learn
+(requirements-dev.txt).
 
 Sizes the papers do not give (T3, T4, T12) are set to plausible ones, marked with *.
 """
@@ -21,6 +22,7 @@ import statistics
 
 import jax
 import numpy as np
+import torch
 
 from benchmarks.probes_torch import published_run
 from benchmarks.turns import in_turns, seconds
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--torch_runs", type=int, default=1, help="of the 50 a fold, timed")
     parser.add_argument("--tasks", default="", help="only those whose name has this")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # faster than several on steps as small as these
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; seconds; PyTorch is scaled "
           f"from {arguments.torch_runs} of {SEEDS * PENALTIES} runs a fold")  # fmt: skip
     print(f"{'task':28s}{'width':>6s}{'first call':>12s}{'ours':>9s}{'PyTorch':>10s}{'ratio':>8s}")
@@ -113,10 +116,10 @@ def main() -> None:
             first = seconds(contest.ours)  # compiles
             taken = in_turns({"torch": contest.torch, "ours": contest.ours}, arguments.rounds)
             ours = statistics.median(taken["ours"])
-            torch = statistics.median(taken["torch"]) * contest.scale
-            total += first, ours, torch
-            print(f"{size.name:28s}{width:6d}{first:12.2f}{ours:9.2f}{torch:10.1f}"
-                  f"{torch / ours:8.0f}", flush=True)  # fmt: skip
+            theirs = statistics.median(taken["torch"]) * contest.scale
+            total += first, ours, theirs
+            print(f"{size.name:28s}{width:6d}{first:12.2f}{ours:9.2f}{theirs:10.1f}"
+                  f"{theirs / ours:8.0f}", flush=True)  # fmt: skip
     print(f"{'all':34s}{total[0]:12.2f}{total[1]:9.2f}{total[2]:10.1f}{total[2] / total[1]:8.0f}")
 
 
