@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from medalign_jax.data import simulate_heart, simulate_lung, synthesis
+from medalign_jax.data import simulate_heart, simulate_lung, simulate_valves, synthesis
 from medalign_jax.data.synthesis import SAMPLE_RATE, SimulationError
 from medalign_jax.data.vocabulary import HEART_COLUMNS, LUNG_COLUMNS, PHASES, read_metadata
 from medalign_jax.errors import UserError
@@ -31,7 +31,10 @@ __all__ = ["LABELS", "SAMPLE_RATE", "Simulated", "SimulationError", "simulate", 
 LABELS: Mapping[str, tuple[str, ...]] = {
     "heart": ("normal", "systolic murmur", "diastolic murmur"),
     "lung": ("normal", "wheeze", "crackle"),
+    "valves": ("normal", "systolic murmur", "diastolic murmur"),
 }
+_HEART = {"heart": simulate_heart.draw_heart, "valves": simulate_valves.draw_heart}
+_DRAW = {"heart": simulate_heart.draw_metadata, "valves": simulate_valves.draw_metadata}
 SPLIT_CYCLE = (
     "train",
     "test",
@@ -78,7 +81,7 @@ def simulate(
     """One recording; the same arguments give the same samples, bit for bit.
 
     Args:
-      kind: "heart" or "lung".
+      kind: "heart", "lung", or "valves": hearts whose findings go together as lesions do.
       seed: of the recording.
       label: one of `LABELS[kind]`; if None, what `metadata` say, or else drawn from the subject.
       seconds: length, 2 to 600.
@@ -103,8 +106,9 @@ def simulate(
             f"label {label!r} contradicts the metadata, which make it {made!r}; leave one out"
         )
     _check_rate(facts)
-    if kind == "heart":
-        heart = simulate_heart.draw_heart(subject)
+    organ = "lung" if kind == "lung" else "heart"
+    if organ == "heart":
+        heart = _HEART[kind](subject)
         sound, truth = simulate_heart.render(facts, heart, seconds, seed)
         row["heart_rate"] = f"{truth['heart_rate']:.0f}"
     else:
@@ -112,12 +116,18 @@ def simulate(
         sound, truth = simulate_lung.render(facts, lung, seconds, seed)
         row["respiratory_rate"] = f"{truth['respiratory_rate']:.0f}"
     if nuisance:
-        sound = _add_other_organ(sound, kind, subject, seed, seconds)
-        devices = synthesis.HEART_DEVICES if kind == "heart" else synthesis.LUNG_DEVICES
-        sound, recording = synthesis.record(sound, seed, devices)
+        sound = _add_other_organ(sound, organ, subject, seed, seconds)
+        sound, recording = _record(sound, kind, seed)
         truth |= recording
-    row = {"label": made, "organ": kind} | row
+    row = {"label": made, "organ": organ} | row
     return Simulated(synthesis.level(sound, seed), row, truth)
+
+
+def _record(sound: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, dict[str, object]]:
+    if kind == "valves":
+        return simulate_valves.record(sound, seed)
+    devices = synthesis.HEART_DEVICES if kind == "heart" else synthesis.LUNG_DEVICES
+    return synthesis.record(sound, seed, devices)
 
 
 def _check_request(kind: str, label: str | None, seconds: float) -> None:
@@ -146,7 +156,7 @@ def _findings(
     kind: str, subject: int, seed: int, label: str | None, given: Mapping[str, str]
 ) -> dict[str, str]:
     """The drawn findings with the given ones in their place."""
-    allowed = HEART_COLUMNS if kind == "heart" else LUNG_COLUMNS - {"sound_type"}
+    allowed = LUNG_COLUMNS - {"sound_type"} if kind == "lung" else HEART_COLUMNS
     if unknown := sorted(set(given) - allowed):
         raise SimulationError(
             f"column {unknown[0]!r} cannot be set for kind {kind!r}; "
@@ -157,13 +167,15 @@ def _findings(
     )
     if label is None and not decisive:
         label = str(synthesis.stream(subject, "label").choice(LABELS[kind]))
-    if kind == "heart":
-        return _heart_findings(subject, label, given)
+    if kind != "lung":
+        return _heart_findings(kind, subject, label, given)
     row = simulate_lung.draw_metadata(subject, label or "normal")
     return row | {"chest_location": simulate_lung.draw_location(seed)} | dict(given)
 
 
-def _heart_findings(subject: int, label: str | None, given: Mapping[str, str]) -> dict[str, str]:
+def _heart_findings(
+    kind: str, subject: int, label: str | None, given: Mapping[str, str]
+) -> dict[str, str]:
     """A given feature brings the rest of its murmur with it; without one a murmur is systolic."""
     murmur = read_metadata(given).get("murmur")
     if murmur == "Unknown":
@@ -174,7 +186,7 @@ def _heart_findings(subject: int, label: str | None, given: Mapping[str, str]) -
         phases = ["systolic"]
     row: dict[str, str] = {}
     for name in [f"{phase} murmur" for phase in phases] or [label or "normal"]:
-        row |= simulate_heart.draw_metadata(subject, name)
+        row |= _DRAW[kind](subject, name)
     if "murmur_locations" in given:
         row["most_audible_location"] = given["murmur_locations"].split("+")[0]
     elif "most_audible_location" in given:
@@ -227,7 +239,7 @@ def write_dataset(
       count: number of recordings.
       seed: the same seed gives the same files.
       seconds: length of each.
-      kinds: "heart", "lung" or both.
+      kinds: of `LABELS`, one or several.
       recordings_per_subject: recordings that share a subject.
 
     Returns:
@@ -324,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kinds",
         default="heart,lung",
-        help="heart, lung or heart,lung (default). Classes: "
+        help="one or several, by comma (default heart,lung). Classes: "
         + "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in LABELS.items()),
     )
     parser.add_argument(

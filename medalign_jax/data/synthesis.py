@@ -125,16 +125,22 @@ def record(
     tilt = rng.uniform(0.5, 1.0)
     ambient = shaped_noise(rng, sound.size, lambda f: np.maximum(f, 20) ** -tilt)
     out = sound + rms * 10 ** (-snr_db / 20) * ambient
+    times = add_friction(rng, out, rms)
+    out = np.fft.irfft(
+        np.fft.rfft(out) * device.response(np.fft.rfftfreq(out.size, 1 / SAMPLE_RATE)), n=out.size
+    )
+    truth = {"device": device.name, "snr_db": float(snr_db), "friction_times": times}
+    return out, truth
+
+
+def add_friction(rng: np.random.Generator, sound: np.ndarray, rms: float) -> list[float]:
+    """Up to two rubs of the chest piece, added in place; returns when, in seconds."""
     times = np.sort(rng.uniform(0, sound.size / SAMPLE_RATE, rng.integers(0, 3)))
     for time in times:
         length = int(rng.uniform(0.03, 0.15) * SAMPLE_RATE)
         rub = shaped_noise(rng, length, band_pass(rng.uniform(60, 150), rng.uniform(400, 1200), 2))
-        add_at(out, rms * rng.uniform(0.3, 1.0) * rub * edges(length, length // 3), _sample(time))
-    out = np.fft.irfft(
-        np.fft.rfft(out) * device.response(np.fft.rfftfreq(out.size, 1 / SAMPLE_RATE)), n=out.size
-    )
-    truth = {"device": device.name, "snr_db": float(snr_db), "friction_times": times.tolist()}
-    return out, truth
+        add_at(sound, rms * rng.uniform(0.3, 1.0) * rub * edges(length, length // 3), _sample(time))
+    return times.tolist()
 
 
 def level(sound: np.ndarray, seed: int) -> np.ndarray:
