@@ -122,7 +122,6 @@ def _paper() -> ConfigDict:
             "max_new_tokens": 512,
             "batch_size": 16,
             "limit": 0,  # questions of a task; 0 takes all
-            "resamples": 2000,
         }
     )
     return config

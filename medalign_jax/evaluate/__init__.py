@@ -1,17 +1,19 @@
-"""Evaluation: probes, retrieval, statistics, `evaluation.json` and the report page.
+"""Evaluation: tasks, folds, probes, baselines, intervals, `evaluation.json` and the report page.
 
-Plain arrays in, plain dataclasses out; nothing here knows a model or a data set.
+`suite` checks what is asked, `embeddings` hears the recordings, `measure` compares the stages;
+``python -m medalign_jax.evaluate`` does all of it with encoders that are there already.
 """
 
+from medalign_jax.evaluate.intervals import interval, paired_interval
 from medalign_jax.evaluate.results import Result, read_results, write_results
-from medalign_jax.evaluate.statistics import Interval, auroc, bootstrap, paired_bootstrap
+from medalign_jax.evaluate.statistics import Interval, auroc
 
 __all__ = [
     "Interval",
     "Result",
     "auroc",
-    "bootstrap",
-    "paired_bootstrap",
+    "interval",
+    "paired_interval",
     "read_results",
     "write_results",
 ]

@@ -17,11 +17,11 @@ import numpy as np
 from medalign_jax.data.questions import Question
 from medalign_jax.data.reasoning import final_answer, named_option
 from medalign_jax.errors import UserError
+from medalign_jax.evaluate.intervals import interval
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import (
     Statistic,
     StatisticsError,
-    bootstrap,
     class_mean_statistic,
     mean_statistic,
 )
@@ -99,7 +99,6 @@ def accuracy_results(
     stage: str,
     kind: str = "generation",
     n_train: int = 0,
-    resamples: int = 2000,
     name: str = "question answering",
 ) -> list[Result]:
     """Accuracy over all questions, by task, by difficulty and by sub-category.
@@ -108,7 +107,6 @@ def accuracy_results(
         questions: n questions.
         predictions: by question id, or several of these, one a seed, whose scores are averaged.
         dataset, stage, kind, n_train: see `Result`.
-        resamples: of the bootstrap.
         name: `Result.task` over all; groups are named "<name>: <field> <value>".
 
     Returns:
@@ -126,7 +124,6 @@ def accuracy_results(
         _result(
             mean_statistic(right[:, inside]),
             [question for question, used in zip(questions, inside, strict=True) if used],
-            resamples,
             task=task,
             metric="accuracy",
             notes=_missing_note(missing[:, inside]),
@@ -154,7 +151,6 @@ def class_results(
     stage: str,
     kind: str = "generation",
     n_train: int = 0,
-    resamples: int = 2000,
     name: str = "speech emotion",
 ) -> list[Result]:
     """Unweighted accuracy (mean recall over the classes), and accuracy, of classification.
@@ -170,13 +166,13 @@ def class_results(
     runs = _runs(predictions)
     right = np.stack([hits(questions, run) for run in runs])
     missing = np.stack([[not run.get(q.id) for q in questions] for run in runs])
-    labels = np.unique([question.answer for question in questions], return_inverse=True)[1]
+    names, labels = np.unique([question.answer for question in questions], return_inverse=True)
     common = {"task": name, "dataset": dataset, "stage": stage, "kind": kind, "n_train": n_train,
               "seeds": range(len(runs)), "notes": _missing_note(missing)}  # fmt: skip
-    statistics = {"unweighted_accuracy": class_mean_statistic(labels, right),
+    statistics = {"unweighted_accuracy": class_mean_statistic(labels, right, names.tolist()),
                   "accuracy": mean_statistic(right)}  # fmt: skip
     return [
-        _result(statistic, questions, resamples, metric=metric, **common)
+        _result(statistic, questions, metric=metric, **common)
         for metric, statistic in statistics.items()
     ]
 
@@ -267,7 +263,6 @@ def _missing_note(missing: np.ndarray) -> str:
 def _result(
     statistic: Statistic,
     questions: Sequence[Question],
-    resamples: int,
     notes: str,
     **fields: object,
 ) -> Result:
@@ -278,11 +273,7 @@ def _result(
     why = "one subject alone: no interval"
     if len(set(subjects)) > 1:
         try:
-            interval = bootstrap(statistic, subjects, resamples=resamples)
-            if interval.skipped:
-                skipped = f"{interval.skipped} resamples lacked a class"
-                notes = f"{notes}; {skipped}" if notes else skipped
-            return Result.of(interval, notes=notes, **fields)
+            return Result.of(interval(statistic, subjects), notes=notes, **fields)
         except StatisticsError as error:
             why = f"no interval: {error}"
     value = float(statistic(np.ones((1, len(questions)))).mean())

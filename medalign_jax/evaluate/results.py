@@ -34,7 +34,7 @@ class Result:
       stage: "before", "after", or the name of an ablation or reference.
       metric: "auroc", "mae", "accuracy", "recall@1", ...
       value: The number, finite.
-      ci_low: Lower end of its 95 % bootstrap interval over subjects; None with `ci_high` where
+      ci_low: Lower end of its 95 % interval over subjects; None with `ci_high` where
         there is no interval, and `notes` then says why.
       ci_high: Upper end.
       n_train: Training recordings used (0 for zero-shot).
@@ -92,7 +92,7 @@ class Result:
 
     @classmethod
     def of(cls, interval: Interval, **fields: Any) -> Result:
-        """A result whose value and interval come from the bootstrap."""
+        """A result whose value and interval belong together."""
         return cls(value=interval.value, ci_low=interval.low, ci_high=interval.high, **fields)
 
 

@@ -1,15 +1,16 @@
-"""Scores of a test sample and their bootstrap intervals over subjects.
+"""Scores of a test sample: AUROC, shares, errors.
 
 Every score is written once, as a *statistic*: a function that maps weights of the recordings,
-(B, n), to values, (B, D), one column for each draw or seed. The score itself is the statistic
-at weights of one; the bootstrap is the statistic at the counts with which each resample holds
-the recordings. Two stages compared on the same weights give a paired interval.
+(B, n), to values, (B, D), one column for each draw, seed or repeat. The score itself is the
+statistic at weights of one. What an interval needs to know besides (the score without each
+subject, how many subjects of each class there are, the scale) the statistics below say
+themselves; `evaluate.intervals` makes intervals of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,32 +18,39 @@ from medalign_jax.errors import UserError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
-_CHUNK_ELEMENTS = 1 << 18  # float64 values in one block of resamples: stays near the caches
-
 
 class StatisticsError(UserError):
-    """A score that the sample at hand does not define."""
+    """A score, or an interval, that the sample at hand does not define."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A value with its percentile interval.
+    """A value with its interval.
 
     Attributes:
       value: The score of the sample itself, averaged over draws.
       low: Lower end of the interval.
       high: Upper end of the interval.
       level: Coverage aimed at, 0.95 for 95 %.
-      resamples: Resamples that the interval is made of.
+      resamples: Resamples that the interval is made of; 0 where none are needed.
       skipped: Resamples left out because a class of the sample was absent from them.
+      method: How it was made, in words.
+      subjects: Subjects behind it.
+      draws: Columns (draws, seeds, repeats of folds) whose spread is in it; with 1 the interval
+        is that of the one training run at hand.
+      p_value: Of a difference, two-sided, against no difference; None of a score.
     """
 
     value: float
     low: float
     high: float
     level: float
-    resamples: int
+    resamples: int = 0
     skipped: int = 0
+    method: str = ""
+    subjects: int = 0
+    draws: int = 1
+    p_value: float | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -66,7 +74,131 @@ class Auroc:
 # ---------------------------------------------------------------------------- statistics
 
 
-def auroc_statistic(labels: np.ndarray, scores: np.ndarray) -> Statistic:
+class AurocStatistic:
+    """Macro one-vs-rest AUROC of (n,) labels and (D, n, C) scores; see `auroc_statistic`."""
+
+    scale = "share"
+
+    def __init__(self, labels: np.ndarray, scores: np.ndarray, names: Sequence[str] | None = None):
+        self._labels, self._scores = _check_scores(labels, scores)
+        count = self._scores.shape[-1]
+        self._names = names
+        columns = range(1, 2) if count == 2 else range(count)
+        self._classes = [c for c in columns if 0 < np.sum(labels == c) < len(labels)]
+        if not self._classes:
+            raise StatisticsError(
+                "AUROC is not defined: all recordings of the sample are of one class "
+                f"({int(self._labels[0])}); a test split needs at least two"
+            )
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(B, D) values at weights (B, n)."""
+        by_recording = np.ascontiguousarray(np.asarray(weights, np.float64).T)  # (n, B)
+        total = np.zeros((len(self._scores), by_recording.shape[1]))
+        for c in self._classes:
+            for d, score in enumerate(self._scores[..., c]):
+                total[d] += _weighted_auroc(score, self._labels == c, by_recording)
+        return (total / len(self._classes)).T
+
+    def without_each(self, groups: np.ndarray) -> np.ndarray:
+        """(K, D) values without each of the K subjects, from (n,) subject numbers.
+
+        By placements (DeLong, DeLong & Clarke-Pearson 1988), a subject's taken together
+        (Obuchowski 1997): one sort a column and class.
+        """
+        values = [
+            np.mean([_auroc_without(s[:, c], self._labels == c, groups) for c in self._classes], 0)
+            for s in self._scores
+        ]
+        return np.stack(values, axis=1)
+
+    def strata(self, groups: np.ndarray) -> np.ndarray:
+        """(K,) the rarest class of each subject."""
+        return _rarest(self._labels, groups)
+
+    def check_subjects(self, groups: np.ndarray, least: int) -> None:
+        """Raises StatisticsError where a class, or its rest, has fewer than `least` subjects."""
+        for c in self._classes:
+            for name, members in (("of", self._labels == c), ("not of", self._labels != c)):
+                other = len(self._scores[0, 0]) == 2 and name == "not of"
+                name = ("of", 1 - c) if other else (name, c)
+                _check_count(groups[members], least, *name, self._names)
+
+    def effective_subjects(self, value: float, groups: np.ndarray) -> float:
+        """n with variance value (1 - value) / n if the recordings of a subject were copies.
+
+        Hanley & McNeil 1982, the larger of the variances of the score and of its mirror image;
+        over several classes as if their AUROCs rose and fell together.
+        """
+        spreads = []
+        for c in self._classes:
+            positive = self._labels == c
+            m, n = _kish(groups[positive]), _kish(groups[~positive])
+            q = (1 - value) / (2 - value), value / (1 + value)
+            worst = max((m - 1) * q[0] + (n - 1) * q[1], (m - 1) * q[1] + (n - 1) * q[0])
+            spreads.append((1 + worst) / (m * n))
+        return 1 / float(np.mean(spreads))
+
+
+class MeanStatistic:
+    """Weighted mean of (D, n) values, within classes first where given; see `mean_statistic`."""
+
+    def __init__(self, values, labels=None, scale=None, names: Sequence[str] | None = None):
+        self._values = np.atleast_2d(np.asarray(values, np.float64))
+        if not np.all(np.isfinite(self._values)):
+            raise StatisticsError("a value to be averaged over the recordings is not finite")
+        n = self._values.shape[1]
+        self._by_class = labels is not None
+        self._labels = np.zeros(n, int) if labels is None else np.asarray(labels)
+        if self._labels.shape != (n,):
+            raise StatisticsError(f"{n} values go with {n} labels; got {self._labels.shape}")
+        self._classes, self._names = np.unique(self._labels), names
+        self.scale = scale or _scale_of(self._values)
+        if self.scale not in ("share", "error", "free"):
+            raise StatisticsError(f"scale is 'share', 'error' or 'free', not {self.scale!r}")
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """(B, D) values at weights (B, n)."""
+        weights = np.asarray(weights, np.float64)
+        return np.mean([self._mean(weights, self._labels == c) for c in self._classes], axis=0)
+
+    def _mean(self, weights: np.ndarray, members: np.ndarray) -> np.ndarray:
+        weights = weights[:, members]
+        with np.errstate(invalid="ignore"):
+            return weights @ self._values[:, members].T / weights.sum(axis=1, keepdims=True)
+
+    def without_each(self, groups: np.ndarray) -> np.ndarray:
+        """(K, D) values without each of the K subjects, from (n,) subject numbers."""
+        count, means = groups.max() + 1, []
+        for c in self._classes:
+            members = self._labels == c
+            own, values = groups[members], self._values[:, members]
+            sums = np.stack([np.bincount(own, v, minlength=count) for v in values], axis=1)
+            sizes = np.bincount(own, minlength=count)[:, None]
+            with np.errstate(invalid="ignore"):
+                means.append((values.sum(axis=1) - sums) / (sizes.sum() - sizes))
+        return np.mean(means, axis=0)
+
+    def strata(self, groups: np.ndarray) -> np.ndarray:
+        """(K,) the rarest class of each subject; all the same where no classes are given."""
+        return _rarest(self._labels, groups)
+
+    def check_subjects(self, groups: np.ndarray, least: int) -> None:
+        """Raises StatisticsError where there are fewer than `least` subjects (of a class)."""
+        for c in self._classes:
+            kind = ("of", c) if self._by_class else ("", None)
+            _check_count(groups[self._labels == c], least, *kind, self._names)
+
+    def effective_subjects(self, value: float, groups: np.ndarray) -> float:
+        """n with variance value (1 - value) / n if the recordings of a subject were copies."""
+        del value
+        spreads = [1 / _kish(groups[self._labels == c]) for c in self._classes]
+        return len(spreads) ** 2 / float(np.sum(spreads))
+
+
+def auroc_statistic(
+    labels: np.ndarray, scores: np.ndarray, names: Sequence[str] | None = None
+) -> AurocStatistic:
     """Macro one-vs-rest AUROC as a function of the recordings' weights.
 
     Ties count one half. With two classes only the scores of class 1 are read, which is the
@@ -76,6 +208,7 @@ def auroc_statistic(labels: np.ndarray, scores: np.ndarray) -> Statistic:
     Args:
       labels: (n,) integer classes.
       scores: (n, C) or (D, n, C); only their order over recordings matters.
+      names: The C classes' names, for messages.
 
     Returns:
       A function from weights (B, n) to values (B, D).
@@ -84,70 +217,38 @@ def auroc_statistic(labels: np.ndarray, scores: np.ndarray) -> Statistic:
       StatisticsError: shapes disagree, a label is out of range, a score is not finite, or no
         class is defined.
     """
-    labels, scores = _check_scores(labels, scores)
-    columns = range(1, 2) if scores.shape[-1] == 2 else range(scores.shape[-1])
-    classes = [c for c in columns if 0 < np.sum(labels == c) < len(labels)]
-    if not classes:
-        raise StatisticsError(
-            "AUROC is not defined: all recordings of the sample are of one class "
-            f"({int(labels[0])}); a test split needs at least two"
-        )
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        by_recording = np.ascontiguousarray(np.asarray(weights, np.float64).T)  # (n, B)
-        total = np.zeros((len(scores), by_recording.shape[1]))
-        for c in classes:
-            for d, score in enumerate(scores[..., c]):
-                total[d] += _weighted_auroc(score, labels == c, by_recording)
-        return (total / len(classes)).T
-
-    return statistic
+    return AurocStatistic(labels, scores, names)
 
 
-def mean_statistic(per_recording: np.ndarray) -> Statistic:
+def mean_statistic(per_recording: np.ndarray, scale: str | None = None) -> MeanStatistic:
     """Weighted mean of a value that every recording has: accuracy, recall@k, absolute error.
 
     Args:
       per_recording: (n,) or (D, n).
+      scale: On which an interval is built: "share" (values from 0 to 1), "error" (never
+        negative) or "free". By default a share where all values are 0 or 1, an error where
+        none is negative.
 
     Returns:
       A function from weights (B, n) to values (B, D).
     """
-    values = np.atleast_2d(np.asarray(per_recording, np.float64))
-    if not np.all(np.isfinite(values)):
-        raise StatisticsError("a value to be averaged over the recordings is not finite")
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        weights = np.asarray(weights, np.float64)
-        return weights @ values.T / weights.sum(axis=1, keepdims=True)
-
-    return statistic
+    return MeanStatistic(per_recording, scale=scale)
 
 
-def class_mean_statistic(labels: np.ndarray, per_recording: np.ndarray) -> Statistic:
+def class_mean_statistic(
+    labels: np.ndarray, per_recording: np.ndarray, names: Sequence[str] | None = None
+) -> MeanStatistic:
     """Mean over classes of the mean within a class (unweighted accuracy when fed with hits).
 
     Args:
       labels: (n,) integer classes; the classes that occur are averaged.
       per_recording: (n,) or (D, n).
+      names: The classes' names, for messages.
 
     Returns:
       A function from weights (B, n) to values (B, D); NaN where a class has no weight.
     """
-    labels = np.asarray(labels)
-    values = np.atleast_2d(np.asarray(per_recording, np.float64))
-    members = [labels == c for c in np.unique(labels)]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        weights = np.asarray(weights, np.float64)
-        with np.errstate(invalid="ignore"):
-            means = [
-                weights[:, m] @ values[:, m].T / weights[:, m].sum(axis=1, keepdims=True)
-                for m in members
-            ]
-        return np.mean(means, axis=0)
-
-    return statistic
+    return MeanStatistic(per_recording, labels, names=names)
 
 
 # --------------------------------------------------------------------------- plain scores
@@ -190,121 +291,6 @@ def unweighted_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     return float(class_mean_statistic(labels, hits)(np.ones((1, len(hits))))[0, 0])
 
 
-# ------------------------------------------------------------------------------ bootstrap
-
-
-def subject_counts(subjects: Sequence[Hashable | None], resamples: int, seed: int) -> np.ndarray:
-    """How often each resample of subjects holds each recording.
-
-    Subjects are drawn with replacement, as many as there are; all recordings of a subject come
-    together. A recording whose subject is None or "" is a subject of its own.
-
-    Args:
-      subjects: One id a recording.
-      resamples: Number of resamples, B.
-      seed: Same seed, same counts.
-
-    Returns:
-      (B, n) int counts.
-    """
-    if not len(subjects) or resamples < 1:
-        raise StatisticsError("a bootstrap needs at least one recording and one resample")
-    index: dict[Hashable, int] = {}
-    of_recording = [
-        index.setdefault(("recording", i) if s is None or s == "" else ("subject", s), len(index))
-        for i, s in enumerate(subjects)
-    ]
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=resamples)
-    return counts[:, of_recording]
-
-
-def bootstrap(
-    statistic: Statistic,
-    subjects: Sequence[Hashable | None],
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    resample_draws: bool = False,
-) -> Interval:
-    """Percentile bootstrap interval of a statistic over subjects.
-
-    The statistic is averaged over its draws in every resample, so the interval is that of the
-    average over draws and covers the choice of test subjects. `resample_draws` resamples the
-    draws too, which adds the choice of training examples.
-
-    Args:
-      statistic: From weights (B, n) to values (B, D).
-      subjects: (n,) ids, see `subject_counts`.
-      resamples: Number of resamples.
-      level: Coverage.
-      seed: Seed of the resamples.
-      resample_draws: Also draw the D columns with replacement.
-
-    Raises:
-      StatisticsError: more than half of the resamples leave the statistic undefined, as with
-        very few subjects in a class.
-    """
-    return _interval([statistic], subjects, resamples, level, seed, resample_draws)
-
-
-def paired_bootstrap(
-    before: Statistic,
-    after: Statistic,
-    subjects: Sequence[Hashable | None],
-    *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    resample_draws: bool = False,
-) -> Interval:
-    """Interval of `after` minus `before`, both taken on the same resamples (and draws).
-
-    Arguments and errors as `bootstrap`; the two statistics are of the same recordings in the
-    same order and, with `resample_draws`, of the same draws.
-    """
-    return _interval([before, after], subjects, resamples, level, seed, resample_draws)
-
-
-def _interval(statistics, subjects, resamples, level, seed, resample_draws) -> Interval:
-    if not 0 < level < 1:
-        raise StatisticsError(f"level is a coverage between 0 and 1, not {level}")
-    counts = subject_counts(subjects, resamples, seed)
-    whole = [np.ravel(s(np.ones((1, counts.shape[1])))) for s in statistics]
-    if len({len(values) for values in whole}) != 1 and resample_draws:
-        raise StatisticsError(
-            f"stages have different numbers of draws ({[len(v) for v in whole]}), "
-            "so their draws cannot be paired"
-        )
-    point = _difference([values.mean() for values in whole])
-    samples = []
-    step = max(1, _CHUNK_ELEMENTS // counts.shape[1])
-    rng = np.random.default_rng([seed, 1])
-    for start in range(0, resamples, step):
-        block = counts[start : start + step]
-        values = [s(block) for s in statistics]
-        if resample_draws:
-            n = values[0].shape[1]
-            share = rng.multinomial(n, np.full(n, 1 / n), size=len(block)) / n
-            samples.append(_difference([(v * share).sum(axis=1) for v in values]))
-        else:
-            samples.append(_difference([v.mean(axis=1) for v in values]))
-    sample = np.concatenate(samples)
-    kept = sample[~np.isnan(sample)]
-    if not np.isfinite(point) or len(kept) < resamples / 2:
-        raise StatisticsError(
-            f"only {len(kept)} of {resamples} bootstrap resamples hold every class: too few "
-            "subjects in a class for an interval; report the value without one"
-        )
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(point), float(low), float(high), level, len(kept), resamples - len(kept))
-
-
-def _difference(values):
-    return values[0] if len(values) == 1 else values[1] - values[0]
-
-
 # -------------------------------------------------------------------------------- helpers
 
 
@@ -344,3 +330,65 @@ def _check_scores(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
         bad = np.argwhere(~np.isfinite(scores))[0]
         raise StatisticsError(f"score of draw {bad[0]}, recording {bad[1]} is not finite")
     return labels, scores
+
+
+def _auroc_without(score: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """AUROC of (n,) scores without each of the K groups: (K,), NaN where no pair is left."""
+    count = groups.max() + 1
+    rank = np.unique(score, return_inverse=True)[1]
+    ranks = rank.max() + 1
+    p, n = groups[positive], groups[~positive]
+    below = _wins(rank[positive], rank[~positive], ranks)
+    above = _wins(-1 - rank[~positive] + ranks, -1 - rank[positive] + ranks, ranks)
+    # Pairs within a group are taken away twice: count them by ranks that are apart by group.
+    key = groups * ranks + rank
+    keys, own = np.unique(key, return_inverse=True)
+    first = np.searchsorted(keys, np.arange(count) * ranks)  # of each group's ranks
+    before = np.bincount(own[~positive], minlength=len(keys) + 1).cumsum()
+    before = np.r_[0, before][first]
+    within = _wins(own[positive], own[~positive], len(keys)) - before[p]
+    wins = (
+        below.sum()
+        - np.bincount(p, below, minlength=count)
+        - np.bincount(n, above, minlength=count)
+        + np.bincount(p, within, minlength=count)
+    )
+    pairs = (len(p) - np.bincount(p, minlength=count)) * (len(n) - np.bincount(n, minlength=count))
+    return np.divide(wins, pairs, out=np.full(count, np.nan), where=pairs > 0)
+
+
+def _wins(ranks: np.ndarray, others: np.ndarray, count: int) -> np.ndarray:
+    """How many of `others` lie below each of `ranks`, ties half; integer ranks below `count`."""
+    at = np.bincount(others, minlength=count)
+    below = np.cumsum(at) - at
+    return below[ranks] + 0.5 * at[ranks]
+
+
+def _rarest(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(K,) of each group the class, numbered, that the fewest groups have."""
+    _, numbers = np.unique(labels, return_inverse=True)
+    pairs = np.unique(np.stack([groups, numbers], axis=1), axis=0)
+    frequency = np.bincount(pairs[:, 1])
+    pairs = pairs[np.lexsort((frequency[pairs[:, 1]], pairs[:, 0]))]
+    return pairs[np.unique(pairs[:, 0], return_index=True)[1], 1]
+
+
+def _kish(groups: np.ndarray) -> float:
+    """Effective number of groups of unequal sizes (Kish 1965): the number where they are equal."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return float(sizes.sum() ** 2 / np.sum(sizes**2))
+
+
+def _check_count(groups, least: int, relation: str, c, names: Sequence[str] | None) -> None:
+    if (found := len(np.unique(groups))) >= least:
+        return
+    of = f" {relation} class {(names[c] if names is not None else str(c))!r}" if relation else ""
+    raise StatisticsError(
+        f"only {found} subject{'' if found == 1 else 's'}{of}; an interval needs {least}"
+    )
+
+
+def _scale_of(values: np.ndarray) -> str:
+    if np.all((values == 0) | (values == 1)):
+        return "share"
+    return "error" if values.min() >= 0 else "free"

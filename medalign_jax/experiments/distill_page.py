@@ -172,7 +172,7 @@ def _summary(setting: Setting, found: scoring.Found) -> str:
         text += f"{len(arms)} arms from the same student, "
         text += f"each with {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
     return (
-        f"{text}Intervals are 95 % bootstrap intervals: of scores over test subjects, of "
+        f"{text}Intervals are 95 % intervals: of scores over test subjects, of "
         f"differences over {_covered(setting)}."
     )
 

@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from medalign_jax.data.questions import Question
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import answers
+from medalign_jax.evaluate.intervals import paired_interval
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import (
     Statistic,
     StatisticsError,
     class_mean_statistic,
     mean_statistic,
-    paired_bootstrap,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def results(setting: Setting, found: Found) -> list[Result]:
     choice of seeds too, where there are several: both are resampled.
 
     Args:
-      setting: tasks, and the config with seeds, arms and the number of resamples.
+      setting: tasks, and the config with seeds and arms.
       found: stage -> one a seed: task name -> question id -> response.
 
     Returns:
@@ -171,22 +171,21 @@ def _scores(
     seeds = seeds_of(setting.config, stage)
     n_train = 0 if stage == BEFORE else trained_on(setting)
 
-    def measure(said: Any, resamples: int) -> list[Result]:
+    def measure(said: Any) -> list[Result]:
         score = answers.class_results if task.classes else answers.accuracy_results
         return score(
             task.questions, said, dataset=task.dataset, stage=stage, kind=_kind(task),
-            n_train=n_train, resamples=resamples, name=task.name,
+            n_train=n_train, name=task.name,
         )  # fmt: skip
 
-    pooled = measure(runs, setting.config.evaluate.resamples)
-    # One resample: of the single seeds only the values are wanted.
-    each = [[r.value for r in measure(run, 1)] for run in runs] if len(runs) > 1 else []
+    pooled = measure(runs)
+    each = [[r.value for r in measure(run)] for run in runs] if len(runs) > 1 else []
     kept = []
     for n, result in enumerate(pooled):
         if result.task != task.name and result.n_test == len(task.questions):
             continue  # a group of all questions is no group
         values = [column[n] for column in each]
-        note = f"{_by_seed(seeds, values)}; the interval covers test subjects" if values else ""
+        note = f"{_by_seed(seeds, values)}; the interval covers both" if values else ""
         notes = "; ".join(filter(None, [result.notes, note]))
         kept.append(replace(result, seeds=seeds, notes=notes))
     return kept
@@ -247,11 +246,7 @@ def _difference(
     why = "one subject alone: no interval"
     if len(set(subjects)) > 1:
         try:
-            interval = paired_bootstrap(
-                *pair, subjects, resamples=config.evaluate.resamples,
-                resample_draws=len(seeds) > 1,
-            )  # fmt: skip
-            return Result.of(interval, notes=notes, **fields)
+            return Result.of(paired_interval(*pair, subjects), notes=notes, **fields)
         except StatisticsError as error:
             why = f"no interval: {error}"
     return Result(value=float(by_seed.mean()), ci_low=None, ci_high=None, notes=why, **fields)

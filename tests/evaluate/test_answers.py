@@ -90,7 +90,7 @@ def test_mmau_scores(mmau):
             predictions[q.id] = (wrong or ["?"])[0] if n % 3 == 0 else q.answer
     right = np.array([n % 10 != 0 and n % 3 != 0 for n in range(1000)])
     np.testing.assert_array_equal(hits(mmau, predictions), right)
-    results = accuracy_results(mmau, predictions, dataset="MMAU", stage="after", resamples=300)
+    results = accuracy_results(mmau, predictions, dataset="MMAU", stage="after")
     found = {result.task: result for result in results}
     assert len(found) == 1 + 3 + 3 + 27 and results[0].task == "question answering"
     for label, field in (("task", "task"), ("difficulty", "difficulty"),
@@ -111,15 +111,15 @@ def test_mmau_scores(mmau):
 def test_seeds_are_averaged():
     questions = [question(n, subject_id=f"s{n}") for n in range(4)]
     runs = [{"0": "sad", "1": "sad"}, {str(n): "sad" for n in range(4)}]
-    (result,) = accuracy_results(questions, runs, dataset="d", stage="after", resamples=50)
+    (result,) = accuracy_results(questions, runs, dataset="d", stage="after")
     assert (result.value, result.seeds) == (0.75, (0, 1))
     assert "2 of 8 answers are missing" in result.notes
 
 
 def test_results_can_be_written(tmp_path):
     questions = [question(n, task="sound", subject_id=f"s{n % 3}") for n in range(6)]
-    results = accuracy_results(questions, {}, dataset="d", stage="before", resamples=50)
-    results += class_results(questions, {}, dataset="d", stage="before", resamples=50)
+    results = accuracy_results(questions, {}, dataset="d", stage="before")
+    results += class_results(questions, {}, dataset="d", stage="before")
     write_results(tmp_path / "e.json", results, {})
     assert read_results(tmp_path / "e.json")[0] == results
     assert [r.metric for r in results] == [
@@ -135,9 +135,7 @@ def test_unweighted_accuracy_is_the_mean_recall():
     said = np.where(heard, truth, classes[rng.integers(4, size=200)])
     questions = [question(n, t, classes, subject_id=f"s{n % 10}") for n, t in enumerate(truth)]
     predictions = {str(n): f"The speaker is {s}." for n, s in enumerate(said)}
-    unweighted, weighted = class_results(
-        questions, predictions, dataset="emodb", stage="after", resamples=500
-    )
+    unweighted, weighted = class_results(questions, predictions, dataset="emodb", stage="after")
     assert unweighted.value == pytest.approx(balanced_accuracy_score(truth, said), abs=1e-12)
     assert weighted.value == pytest.approx((truth == said).mean(), abs=1e-12)
     assert unweighted.ci_low < unweighted.value < unweighted.ci_high
@@ -155,7 +153,7 @@ def test_too_few_subjects_give_no_interval_and_say_why():
              for q in apart]  # fmt: skip
     unweighted = class_results(apart, {"0": "sad"}, dataset="d", stage="after")[0]
     assert (unweighted.value, unweighted.ci_low) == (pytest.approx(1 / 3), None)
-    assert "resamples hold every class" in unweighted.notes
+    assert "only 1 subject of class 'angry'" in unweighted.notes
 
 
 def test_folds_are_pooled():

@@ -34,7 +34,7 @@ def config_of(path, source=""):
     config.data.update({"questions": str(path), "folds": "session"})
     config.data.update({"max_length": 512, "buckets": (512,)})
     config.train.update({"batch_size": 2, "steps": 1})
-    config.evaluate.update({"answers": "rank", "resamples": 50})
+    config.evaluate.update({"answers": "rank"})
     return config
 
 

@@ -29,7 +29,7 @@ ARMS = {
 def _config(arms=ARMS, seeds=SEEDS) -> ConfigDict:
     config = get_config("demo")
     config.arms = ConfigDict({name: dict(changes) for name, changes in arms.items()})
-    config.seeds, config.evaluate.resamples = seeds, 300
+    config.seeds = seeds
     return config
 
 

@@ -38,7 +38,7 @@ def config():
     for stage in config.stages.values():
         stage.update({"steps": 2, "batch_size": 4})
     config.train.update({"batch_size": 4, "steps": 2, "eval_every": 2})
-    config.evaluate.update({"max_new_tokens": 4, "batch_size": 8, "resamples": 50})
+    config.evaluate.update({"max_new_tokens": 4, "batch_size": 8})
     config.arms = ConfigDict({"layers + acoustic": {}})
     config.seeds = (0,)
     return config
