@@ -15,11 +15,9 @@ standardisation is not repeated inside.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from medalign_jax.evaluate.probes import linear_solver, newton
@@ -108,21 +106,13 @@ def fit_linear(
     grid = np.sort(grid)[::-1]
     found: dict[int, LinearModel] = {}
     axes = None
-    with _device():
-        for (classes, rows, members), designs in stacks(problems, x.shape[1]):
-            stack = _Stack(x, problems, designs, classes, rows, members)
-            share = rows >= x.shape[1] >= SHARED_WIDTH
-            if share and axes is None:
-                axes = linear_solver.axes(stack.z[0].astype(np.float32))
-            found |= stack.fit(grid, axes if share else None)
+    for (classes, rows, members), designs in stacks(problems, x.shape[1]):
+        stack = _Stack(x, problems, designs, classes, rows, members)
+        share = rows >= x.shape[1] >= SHARED_WIDTH
+        if share and axes is None:
+            axes = linear_solver.axes(stack.z[0].astype(np.float32))
+        found |= stack.fit(grid, axes if share else None)
     return [found[number] for number in range(len(problems))]
-
-
-def _device():
-    """Double precision is emulated on a TPU, and slow; the host does it."""
-    if jax.default_backend() == "tpu":
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    return contextlib.nullcontext()
 
 
 class _Stack:
@@ -166,7 +156,7 @@ class _Stack:
             number: self._folds(number) for design in self.designs for number in design.members
         } if len(grid) > 1 else {}  # fmt: skip
         path = self._paths(grid, folds, axes)
-        losses, decrements = np.asarray(path.losses, float), np.asarray(path.decrements)
+        losses, decrements = path.losses, path.decrements
         chosen = np.full(self.weight.shape[::2], len(grid) // 2)
         mean = np.full((*chosen.shape, len(grid)), np.nan)
         for s, p, number in self._members():
@@ -174,15 +164,11 @@ class _Stack:
             if usable:
                 mean[s, p] = losses[s, :, p, :usable].mean(axis=1)
                 chosen[s, p] = np.argmin(mean[s, p])
-        with jax.enable_x64(True):
-            theta = np.take_along_axis(
-                np.asarray(path.theta), chosen[:, None, None, :, None], axis=1
-            )[:, 0]
-            theta, left, products = linear_solver.finish(
-                self.z, self.y, self.weight, grid[chosen], theta, path.basis, kind=self.kind
-            )
-            theta, left = np.asarray(theta), np.asarray(left)
-        self.products = np.asarray(path.products), np.asarray(products)
+        theta = np.take_along_axis(path.theta, chosen[:, None, None, :, None], axis=1)[:, 0]
+        theta, left, products = linear_solver.finish(
+            self.z, self.y, self.weight, grid[chosen], theta, path.basis, kind=self.kind
+        )
+        self.products = path.products, products
         models = {}
         for s, p, number in self._members():
             note = _note(folds.get(number), grid, chosen[s, p], decrements[s, :, p], left[s, p])
@@ -198,10 +184,9 @@ class _Stack:
         """Whether the classes of a problem's training rows are all but certain."""
         if self.classes == 0:
             return False
-        with jax.enable_x64(True):
-            outputs = self.z[s] @ theta[:-1] + theta[-1]
-            loss = newton.row_losses(self.kind, outputs[:, None], self.y[s][:, [p]])[:, 0]
-            return float(np.max(loss * self.weight[s, :, p])) < 1e-6
+        outputs = self.z[s] @ theta[:-1] + theta[-1]
+        loss = newton.row_losses(self.kind, outputs[:, None], self.y[s][:, [p]])[:, 0]
+        return float(np.max(loss * self.weight[s, :, p])) < 1e-6
 
     def _members(self):
         for s, design in enumerate(self.designs):

@@ -1,4 +1,4 @@
-"""The compiled half of the linear probe: paths over penalties, and the exact last fit.
+"""Paths over penalties, and the exact last fit, of the linear probe.
 
 A path is run in float32, in the coordinates of the smaller of the two Gram matrices, where the
 Hessian is nearly diagonal: an L2-penalised solution lies in the span of the rows, so with fewer
@@ -11,11 +11,10 @@ Axes: S stacked designs, n rows, D features, P penalties, p problems, K inner fo
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from medalign_jax.evaluate.probes.newton import Fits, minimise, row_losses
 
@@ -23,80 +22,100 @@ CHOICE = 1e-6  # decrement at which a fit is good enough to choose a penalty by
 EXACT = 1e-18
 STEPS, CHOICE_PRODUCTS, EXACT_PRODUCTS = 30, 100, 1000
 
-_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
 
 class Basis(NamedTuple):
-    """Z^T Z / n = V diag(variance) V^T: directions V (D, r) and variances (r,)."""
+    """Z^T Z / n = V diag(variance) V^T: directions V (S or 1, D, r) and variances (S, r)."""
 
-    directions: jax.Array
-    variance: jax.Array
+    directions: np.ndarray
+    variance: np.ndarray
 
 
 class Paths(NamedTuple):
-    """Held-out losses (P, p, K), decrements (P, p, K + 1), coefficients (P, r + 1, p, c) of the
-    fits on all rows, and the basis that these are in."""
+    """Held-out losses (S, P, p, K), decrements (S, P, p, K + 1), coefficients (S, P, r + 1, p, c)
+    of the fits on all rows, the basis that these are in, and the products of a matrix spent."""
 
-    losses: jax.Array
-    decrements: jax.Array
-    theta: jax.Array
+    losses: np.ndarray
+    decrements: np.ndarray
+    theta: np.ndarray
     basis: Basis
-    products: jax.Array
+    products: int
 
 
-@jax.jit
-def axes(z: jax.Array) -> jax.Array:
+def axes(z: np.ndarray) -> np.ndarray:
     """(D, D) eigenvectors of Z^T Z, for the rows z (n, D)."""
-    return jnp.linalg.eigh(_dot(z.T, z))[1]
+    return np.linalg.eigh(z.T @ z)[1]
 
 
-def _decompose(z: jax.Array, count: jax.Array, shared) -> tuple[jax.Array, Basis]:
-    """The rows in the basis (n, r), and the basis; r = min(n, D)."""
-    n, width = z.shape
+def _decompose(z: np.ndarray, count: np.ndarray, shared) -> tuple[np.ndarray, Basis]:
+    """The rows in the basis (S, n, r), and the basis; r = min(n, D)."""
+    _, n, width = z.shape
+    turned, count = z.transpose(0, 2, 1), count[:, None]
     if shared is not None:
-        matrix = _dot(z, shared)
-        return matrix, Basis(shared, jnp.sum(jnp.square(matrix), axis=0) / count)
+        matrix = z @ shared
+        return matrix, Basis(shared[None], np.sum(np.square(matrix), axis=1) / count)
     if n >= width:
-        variance, directions = jnp.linalg.eigh(_dot(z.T, z) / count)
-        return _dot(z, directions), Basis(directions, jnp.maximum(variance, 0.0))
-    variance, rows = jnp.linalg.eigh(_dot(z, z.T) / count)
-    variance = jnp.maximum(variance, 0.0)
-    length = jnp.sqrt(variance * count)
-    known = variance > 1e-6 * variance[-1]
-    inverse = jnp.where(known, 1 / jnp.where(known, length, 1.0), 0.0)
-    return rows * length, Basis(_dot(z.T, rows) * inverse, variance)
+        variance, directions = np.linalg.eigh(turned @ z / count[:, None])
+        return z @ directions, Basis(directions, np.maximum(variance, 0))
+    variance, rows = np.linalg.eigh(z @ turned / count[:, None])
+    variance = np.maximum(variance, 0)
+    length = np.sqrt(variance * count)
+    known = variance > 1e-6 * variance[:, -1:]
+    inverse = np.where(known, 1 / np.where(known, length, 1), 0)
+    return rows * length[:, None], Basis(turned @ rows * inverse[:, None], variance)
 
 
-def _products(matrix: jax.Array):
-    """Products of (n, r) with (r, F, c), and of its transpose with (n, F, c)."""
-    transposed = jax.lax.optimization_barrier(matrix.T)  # else it is turned in every step
-
-    def times(matrix, columns):
-        return _dot(matrix, columns.reshape(len(columns), -1)).reshape(-1, *columns.shape[1:])
-
-    return functools.partial(times, matrix), functools.partial(times, transposed)
+def _times(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(S, n, r) times (S, r, F, c)."""
+    flat = matrix @ columns.reshape(*columns.shape[:2], -1)
+    return flat.reshape(*flat.shape[:2], *columns.shape[2:])
 
 
-def _outputs(matrix: jax.Array):
-    """The same with an intercept as the last of r + 1 coefficients."""
-    times, back = _products(matrix)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Matrix:
+    """Rows (S, n, r), with an intercept as the last of r + 1 coefficients."""
 
-    def forward(theta):
-        return times(theta[:-1]) + theta[-1:]
+    matrix: np.ndarray
 
-    def backward(z):
-        return jnp.concatenate([back(z), z.sum(axis=0, keepdims=True)])
+    def forward(self, theta):
+        return _times(self.matrix, theta[:, :-1]) + theta[:, -1:]
 
-    return forward, backward
-
-
-def _penalised(ridge: jax.Array, size: int) -> jax.Array:
-    """(size + 1, F, 1) from (F,): all coefficients but the intercept."""
-    rows = jnp.broadcast_to(ridge, (size, *ridge.shape))
-    return jnp.concatenate([rows, jnp.zeros_like(rows[:1])])[..., None]
+    def backward(self, z):
+        back = _times(self.matrix.transpose(0, 2, 1), z)
+        return np.concatenate([back, z.sum(axis=1, keepdims=True)], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Turned(_Matrix):
+    """Rows in their basis: the preconditioner is a diagonal."""
+
+    variance: np.ndarray  # (S, r)
+
+    def precondition(self, gradient, curvature, ridge):
+        bend = self.variance[..., None, None] * curvature[:, None] + ridge[:, None, :, None]
+        inside = gradient[:, :-1] / np.maximum(bend, 1e-20)
+        last = gradient[:, -1:] / np.maximum(curvature[:, None], 1e-20)
+        return np.concatenate([inside, last], axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plain(_Matrix):
+    """Rows as they are: the preconditioner goes into the basis and back."""
+
+    basis: Basis
+
+    def precondition(self, gradient, curvature, ridge):
+        directions, variance = self.basis
+        plain, small = gradient[:, :-1], ridge[:, None, :, None]
+        inside = _times(directions.transpose(0, 2, 1), plain)
+        bend = variance[..., None, None] * curvature[:, None] + small
+        scaled = _times(directions, inside / np.maximum(bend, 1e-20))
+        if directions.shape[1] > directions.shape[2]:  # outside, the Hessian is the penalty alone
+            rest = np.where(small > 0, 1 / np.where(small > 0, small, 1.0), 0.0)
+            scaled += (plain - _times(directions, inside)) * rest
+        last = gradient[:, -1:] / np.maximum(curvature[:, None], 1e-20)
+        return np.concatenate([scaled, last], axis=1)
+
+
 def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
     """Fits on all rows and on the rows outside each inner fold, for all penalties.
 
@@ -109,41 +128,29 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
       penalties: (P,) on half the squared coefficients, beside the sum of losses; falling.
       shared: (D, D) orthonormal axes near those of every design, which save a decomposition
         each; they change how many steps are taken, not where these lead. Or None.
+      kind: As `newton.Fits` has it.
     """
-
-    def one(z, count, y, weight, held):
-        matrix, basis = _decompose(z, count, shared)
-        forward, backward = _outputs(matrix)
-        rows, fits = weight.sum(axis=0).reshape(-1), weight.shape[1:]
-        weight = weight.reshape(len(z), -1) / jnp.maximum(rows, 1.0)
-        held = held / jnp.maximum(held.sum(axis=0), 1.0)
-        y = jnp.broadcast_to(y[:, :, None], (*y.shape[:2], fits[1], y.shape[2]))
-        y = y.reshape(len(z), -1, y.shape[-1])
-        variance = jnp.append(basis.variance, 1.0)[:, None, None]
-
-        def at(theta, penalty):
-            ridge = _penalised(penalty / jnp.maximum(rows, 1.0), matrix.shape[1])
-
-            def precondition(gradient, curvature):
-                bend = variance * curvature + ridge
-                return gradient / jnp.maximum(bend, 1e-20)
-
-            problem = Fits(kind, forward, backward, precondition, y, weight, ridge)
-            found = minimise(problem, theta, CHOICE, STEPS, CHOICE_PRODUCTS)
-            losses = row_losses(kind, forward(found.theta), y).reshape(len(z), *fits)[..., :-1]
-            shaped = found.theta.reshape(-1, *fits, y.shape[-1])
-            out = (jnp.sum(held * losses, axis=0), found.decrement.reshape(fits),
-                   shaped[:, :, -1], found.products)  # fmt: skip
-            return found.theta, out
-
-        zero = jnp.zeros((matrix.shape[1] + 1, *y.shape[1:]), z.dtype)
-        _, (losses, decrements, theta, products) = jax.lax.scan(at, zero, penalties)
-        return Paths(losses, decrements, theta, basis, products)
-
-    return jax.vmap(one)(z, count, y, weight, held)
+    matrix, basis = _decompose(z, count, shared)
+    shape = weight.shape[:2]
+    rows, fits = np.maximum(weight.sum(axis=1), 1), weight.shape[2:]
+    weight = (weight / rows[:, None]).reshape(*shape, -1)
+    held = held / np.maximum(held.sum(axis=1, keepdims=True), 1)
+    y = np.repeat(y, fits[1], axis=2)
+    turned = _Turned(matrix, basis.variance)
+    theta = np.zeros((len(z), matrix.shape[2] + 1, *y.shape[2:]), z.dtype)
+    losses, decrements, kept, products = [], [], [], 0
+    for penalty in penalties:
+        ridge = (penalty / rows).reshape(len(z), -1)
+        found = minimise(Fits(kind, turned, y, weight, ridge), theta, CHOICE, STEPS,
+                         CHOICE_PRODUCTS)  # fmt: skip
+        theta, products = found.theta, products + found.products
+        by_row = row_losses(kind, turned.forward(theta), y).reshape(*shape, *fits)
+        losses.append(np.sum(held * by_row[..., :-1], axis=1, dtype=np.float64))
+        decrements.append(found.decrement.reshape(len(z), *fits))
+        kept.append(theta.reshape(*theta.shape[:2], *fits, -1)[:, :, :, -1])
+    return Paths(*(np.stack(a, axis=1) for a in (losses, decrements, kept)), basis, products)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
 def finish(z, y, weight, penalty, theta, basis: Basis, *, kind: str):
     """The fits on all rows, each at its penalty, in the precision of z.
 
@@ -153,33 +160,16 @@ def finish(z, y, weight, penalty, theta, basis: Basis, *, kind: str):
       weight: (S, n, p) 1 for the rows of the fit.
       penalty: (S, p).
       theta: (S, r + 1, p, c) to start from, in the basis.
+      basis: Of the path.
+      kind: As `newton.Fits` has it.
 
     Returns:
-      Coefficients (S, D + 1, p, c), the intercept last, and decrements (S, p).
+      Coefficients (S, D + 1, p, c), the intercept last, decrements (S, p) and products spent.
     """
-
-    def one(z, y, weight, penalty, theta, basis):
-        directions, variance = (a.astype(z.dtype) for a in basis)
-        forward, backward = _outputs(z)
-        into, out_of = _products(directions)  # (r, p, c) to (D, p, c), and back
-        rows = jnp.maximum(weight.sum(axis=0), 1.0)
-        ridge = _penalised(penalty / rows, z.shape[1])
-        small = ridge[0]  # (p, 1)
-        rest = jnp.where(small > 0, 1 / jnp.where(small > 0, small, 1.0), 0.0)
-        square = directions.shape[0] == directions.shape[1]
-
-        def precondition(gradient, curvature):
-            inside = out_of(gradient[:-1])
-            bend = variance[:, None, None] * curvature + small
-            scaled = into(inside / jnp.maximum(bend, 1e-20))
-            if not square:  # outside the directions the Hessian is the penalty alone
-                scaled += (gradient[:-1] - into(inside)) * rest
-            return jnp.concatenate([scaled, gradient[-1:] / jnp.maximum(curvature, 1e-20)])
-
-        problem = Fits(kind, forward, backward, precondition, y, weight / rows, ridge)
-        theta = theta.astype(z.dtype)
-        start = jnp.concatenate([into(theta[:-1]), theta[-1:]])
-        found = minimise(problem, start, EXACT, STEPS, EXACT_PRODUCTS)
-        return found.theta, found.decrement, found.products
-
-    return jax.vmap(one)(z, y, weight, penalty, theta, basis)
+    basis = Basis(*(a.astype(z.dtype) for a in basis))
+    theta = theta.astype(z.dtype)
+    rows = np.maximum(weight.sum(axis=1), 1.0)
+    problem = Fits(kind, _Plain(z, basis), y, weight / rows[:, None], penalty / rows)
+    start = np.concatenate([_times(basis.directions, theta[:, :-1]), theta[:, -1:]], axis=1)
+    found = minimise(problem, start, EXACT, STEPS, EXACT_PRODUCTS)
+    return found.theta, found.decrement, found.products
