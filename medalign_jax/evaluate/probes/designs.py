@@ -1,7 +1,6 @@
 """Problems that are fitted on the same rows share one standardised matrix.
 
-Matrices of about the same size are stacked, so that few programs are compiled and small ones do
-not cost a call each.
+Small matrices of about the same size are stacked, so that they do not cost a call each.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import numpy as np
 
 from medalign_jax.evaluate.probes.problem import Problem
 
-MEMBERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-STACK = 2**22  # numbers in a stack of matrices, unless one alone has more
+MEMBERS = 16
+STACK = 2**19  # numbers in a stack of matrices, unless one alone has more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +65,7 @@ def stacks(
     """Designs to be fitted together.
 
     Yields:
-      (classes, padded rows, padded members) and designs that all fit these; their number is a
-      power of two.
+      (classes, padded rows, members) and designs that have these.
     """
     rows: dict[tuple, list[int]] = collections.defaultdict(list)
     for number, problem in enumerate(problems):
@@ -75,14 +73,11 @@ def stacks(
         rows[key].append(number)
     alike: dict[tuple[int, int, int], list[Design]] = collections.defaultdict(list)
     for (classes, _), numbers in rows.items():
-        for first in range(0, len(numbers), MEMBERS[-1]):
-            members = tuple(numbers[first : first + MEMBERS[-1]])
+        for first in range(0, len(numbers), MEMBERS):
+            members = tuple(numbers[first : first + MEMBERS])
             train = np.asarray(problems[members[0]].train)
-            size = next(m for m in MEMBERS if m >= len(members))
-            alike[classes, padded(len(train)), size].append(Design(train, members))
+            alike[classes, padded(len(train)), len(members)].append(Design(train, members))
     for key, designs in alike.items():
         limit = max(1, STACK // (key[1] * width))
-        while designs:
-            take = 1 << (min(limit, len(designs)).bit_length() - 1)
-            yield key, designs[:take]
-            designs = designs[take:]
+        for first in range(0, len(designs), limit):
+            yield key, designs[first : first + limit]

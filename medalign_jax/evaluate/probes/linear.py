@@ -16,9 +16,13 @@ standardisation is not repeated inside.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import threadpoolctl
 
 from medalign_jax.evaluate.probes import linear_solver, newton
 from medalign_jax.evaluate.probes.designs import Design, Scaling, stacks
@@ -104,27 +108,50 @@ def fit_linear(
     if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
         raise ProbeError(f"penalties are finite numbers from 0 upwards; got {penalties!r}")
     grid = np.sort(grid)[::-1]
+    parts = list(stacks(problems, x.shape[1]))
+
+    def fit(part, shared) -> dict[int, LinearModel]:
+        (classes, rows, _), designs = part
+        axes = shared if _can_share(rows, x.shape[1]) else None
+        return _Stack(x, problems, designs, classes, rows).fit(grid, axes)
+
     found: dict[int, LinearModel] = {}
-    axes = None
-    for (classes, rows, members), designs in stacks(problems, x.shape[1]):
-        stack = _Stack(x, problems, designs, classes, rows, members)
-        share = rows >= x.shape[1] >= SHARED_WIDTH
-        if share and axes is None:
-            axes = linear_solver.axes(stack.z[0].astype(np.float32))
-        found |= stack.fit(grid, axes if share else None)
+    # One thread a stack: BLAS's own threads wait for each other in products as small as these.
+    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        shared = _shared_axes(x, parts)
+        for models in pool.map(lambda part: fit(part, shared), parts):
+            found |= models
     return [found[number] for number in range(len(problems))]
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
+
+
+def _can_share(rows: int, width: int) -> bool:
+    return rows >= width >= SHARED_WIDTH
+
+
+def _shared_axes(x: np.ndarray, parts) -> np.ndarray | None:
+    """Axes of the first of the designs that share them; None where none does."""
+    for (_, rows, _), designs in parts:
+        if _can_share(rows, x.shape[1]):
+            features = x[designs[0].train]
+            return linear_solver.axes(Scaling.of(features)(features).astype(np.float32))
+    return None
 
 
 class _Stack:
     """Designs of about the same size, filled up to the same shapes."""
 
-    def __init__(self, x, problems, designs: list[Design], classes: int, rows: int, members: int):
+    def __init__(self, x, problems, designs: list[Design], classes: int, rows: int):
         self.problems, self.designs, self.classes = problems, designs, classes
         self.kind = (
             newton.NUMBERS if classes == 0
             else newton.BINARY if classes == 2 else newton.MULTICLASS
         )  # fmt: skip
-        outputs = classes if classes > 2 else 1
+        outputs, members = classes if classes > 2 else 1, len(designs[0].members)
         self.z = np.zeros((len(designs), rows, x.shape[1]))
         self.y = np.zeros((len(designs), rows, members, outputs))
         self.weight = np.zeros((len(designs), rows, members))
