@@ -76,7 +76,9 @@ def stacks(
         for first in range(0, len(numbers), MEMBERS):
             members = tuple(numbers[first : first + MEMBERS])
             train = np.asarray(problems[members[0]].train)
-            alike[classes, padded(len(train)), len(members)].append(Design(train, members))
+            fill = padded(len(train))
+            size = fill if fill * width <= STACK else len(train)  # else it is alone
+            alike[classes, size, len(members)].append(Design(train, members))
     for key, designs in alike.items():
         limit = max(1, STACK // (key[1] * width))
         for first in range(0, len(designs), limit):

@@ -144,7 +144,7 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
         found = minimise(Fits(kind, turned, y, weight, ridge), theta, CHOICE, STEPS,
                          CHOICE_PRODUCTS)  # fmt: skip
         theta, products = found.theta, products + found.products
-        by_row = row_losses(kind, turned.forward(theta), y).reshape(*shape, *fits)
+        by_row = row_losses(kind, found.z, y).reshape(*shape, *fits)
         losses.append(np.sum(held * by_row[..., :-1], axis=1, dtype=np.float64))
         decrements.append(found.decrement.reshape(len(z), *fits))
         kept.append(theta.reshape(*theta.shape[:2], *fits, -1)[:, :, :, -1])

@@ -109,10 +109,12 @@ class Fits:
 
 
 class Solution(NamedTuple):
-    """Coefficients (S, r, F, c), and (S, F) Newton decrements: twice the objective's distance from
-    its minimum before the last step. `steps` and `products` count what was spent."""
+    """Coefficients (S, r, F, c), their outputs (S, n, F, c), and (S, F) Newton decrements: twice
+    the objective's distance from its minimum before the last step. `steps` and `products` count
+    what was spent."""
 
     theta: np.ndarray
+    z: np.ndarray
     decrement: np.ndarray
     steps: int
     products: int
@@ -132,32 +134,35 @@ def minimise(
     keeps its larger decrement.
     """
     theta = theta.copy()
+    z = fits.rows.forward(theta)
     decrement = np.full(fits.ridge.shape, np.inf)
     active = np.ones(decrement.shape, bool)
     steps = products = 0
     while active.any() and steps < max_steps:
         columns = np.flatnonzero(active.any(axis=0))
         among = active[:, columns]
-        moved, now, length, spent = _step(
-            fits.take(columns), theta[:, :, columns], among, tolerance, max_products
-        )
-        theta[:, :, columns] = moved
+        now, length, direction, change, spent = _step(
+            fits.take(columns), theta[:, :, columns], z[:, :, columns], among, tolerance,
+            max_products,
+        )  # fmt: skip
+        move = length.astype(theta.dtype)[:, None, :, None]
+        theta[:, :, columns] += move * direction
+        z[:, :, columns] += move * change
         decrement[:, columns] = np.where(among, now, decrement[:, columns])
         active[:, columns] = among & (now > tolerance) & (length > 0)
         steps, products = steps + 1, products + spent
-    return Solution(theta, decrement, steps, products)
+    return Solution(theta, z, decrement, steps, products)
 
 
-def _step(fits: Fits, theta, active, tolerance: float, max_products: int):
-    """One step of the active fits: coefficients, decrements, lengths and products spent."""
-    z = fits.rows.forward(theta)
+def _step(fits: Fits, theta, z, active, tolerance: float, max_products: int):
+    """What a step of the active fits is: decrements, lengths, directions of coefficients and of
+    outputs, and products spent."""
     mean = response(fits.kind, z)
     gradient = fits.rows.backward(fits.weight[..., None] * (mean - fits.y)) + fits.shrinkage(theta)
     direction, change, products = _direction(fits, mean, gradient, active, tolerance, max_products)
     slope = np.minimum(_dot(gradient, direction), 0.0)
     length = np.where(active, _step_length(fits, theta, z, direction, change, slope), 0.0)
-    moved = theta + length.astype(theta.dtype)[:, None, :, None] * direction
-    return moved, -slope, length, products
+    return -slope, length, direction, change, products
 
 
 def _direction(fits: Fits, mean, gradient, active, tolerance: float, max_products: int):
