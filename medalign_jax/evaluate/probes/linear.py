@@ -10,7 +10,8 @@ of weights, more have one each. In scikit-learn's terms C = 1 / l2, and alpha = 
 
 The penalty comes from a grid by inner folds of the training rows (`inner_folds.py`): least mean
 over folds of the mean loss of the rows held out, the stronger of two that are equal. The
-standardisation is not repeated inside.
+standardisation is not repeated inside. These losses are known to a thousandth: penalties nearer to
+each other than that may change places.
 """
 
 from __future__ import annotations

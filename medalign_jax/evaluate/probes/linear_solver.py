@@ -19,6 +19,7 @@ import numpy as np
 from medalign_jax.evaluate.probes.newton import Fits, minimise, row_losses
 
 CHOICE = 1e-6  # decrement at which a fit is good enough to choose a penalty by
+RESOLUTION = 1e-3  # so near, relatively, a path's held-out losses are to the exact ones
 EXACT = 1e-18
 STEPS, CHOICE_PRODUCTS, EXACT_PRODUCTS = 30, 100, 1000
 
