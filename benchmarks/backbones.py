@@ -101,7 +101,7 @@ def run(line: Line, folder: Path, arguments: argparse.Namespace) -> None:
     config.train.steps = arguments.align_steps
     steps = arguments.pretrain_steps
     config.pretrain.changes.train.update({"steps": steps, "eval_every": steps})
-    config.ceiling.enabled = False
+    config.supervised.enabled = False
     experiment.run(config, folder)
 
 
@@ -112,15 +112,15 @@ def row(line: Line, folder: Path) -> str:
     def number(kind: str, stage: str) -> dict[str, Any]:
         return next(r for r in results if r["kind"] == kind and r["stage"] == stage)
 
-    few = "probe_10_labels"
+    few = "linear_10_labels"
     before, after = number(few, "before"), number(few, "after")
-    gain, zero = number(few, "after minus before"), number("zero_shot", "after")
+    gain, near = number(few, "after minus before"), number("nearest_sentence", "after")
     cells = (
         line.label,
         f"{before['value']:.3f}",
         f"{after['value']:.3f}",
         f"{gain['value']:+.3f} ({gain['ci_low']:+.3f} to {gain['ci_high']:+.3f})",
-        f"{zero['value']:.3f}",
+        f"{near['value']:.3f}",
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -149,7 +149,7 @@ def main() -> None:
         rows.append(row(line, folder))
         print(rows[-1], flush=True)
     print(
-        "\n| encoder | pre-trained | aligned | difference (paired 95 %) | zero-shot |\n"
+        "\n| encoder | pre-trained | aligned | difference (paired 95 %) | nearest sentence |\n"
         "|---|---|---|---|---|"
     )
     print("\n".join(rows))

@@ -1,31 +1,63 @@
 """AcuLa: align an audio encoder with a frozen language model's view of the reports.
 
-Variants:
-  (none)    the paper's recipe: OPERA-GT, MedGemma-4B, unbiased CKA
-  :paper    the same with the biased CKA of the paper
-  :release  the same with what the published code computes instead of CKA
-  :small    a small encoder pre-trained here, MiniLM teacher, for a few hundred recordings
-  :demo     :small on simulated auscultation, offline, minutes on a laptop
+Variants, joined by "+" where several apply:
+  (none)      the paper's recipe: OPERA-GT, MedGemma-4B, unbiased CKA
+  :paper      the same with the biased CKA of the paper
+  :release    the same with what the published code computes instead of CKA
+  :small      a small encoder pre-trained here, MiniLM teacher, for a few hundred recordings
+  :demo       :small on simulated auscultation, offline, minutes on a laptop
+  :controls   :small beside alignments that must not gain (:demo+controls on simulated sounds)
+  :ablations  :small beside other losses, weights, layers, heads and teachers
 """
 
 from ml_collections import ConfigDict
 
 from configs.common import base
 
-VARIANTS = ("", "paper", "release", "small", "demo")
+VARIANTS = ("", "paper", "release", "small", "demo", "controls", "ablations")
+
+# name -> changes; from the same pre-trained encoder, with the same cached vectors.
+CONTROLS = {
+    "shuffled reports": {"reports": {"pairing": "shuffled"}},
+    "one vector a class": {"reports": {"pairing": "classes"}},
+    "a random vector a report": {"reports": {"pairing": "random"}},
+    "self-supervision alone": {"loss": {"align_weight": 0.0}},
+    "from scratch": {"encoder": {"random": True}},
+}
+_HEADS = {"audio_head": "mlp", "text_head": "mlp"}  # these losses need equal widths
+ABLATIONS = {
+    "CKA, biased": {"loss": {"estimator": "biased"}},
+    "CKA, released code": {"loss": {"estimator": "released"}},
+    "InfoNCE": {"loss": {"align": "info_nce", **_HEADS}},
+    "L2": {"loss": {"align": "l2", **_HEADS}},
+    "cosine": {"loss": {"align": "cosine", **_HEADS}},
+    "no self-supervised term": {"loss": {"ssm_weight": 0.0}},
+    "self-supervised term 0.1": {"loss": {"ssm_weight": 0.1}},
+    "self-supervised term 0.3": {"loss": {"ssm_weight": 0.3}},
+    "self-supervised term 3": {"loss": {"ssm_weight": 3.0}},
+    "a middle layer": {"loss": {"layers": (1,)}},
+    "several layers": {"loss": {"layers": (1, 3, -1)}},
+    "with heads": {"loss": _HEADS},
+    "not whitened": {"teacher": {"whiten": 0.0}},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/acula.py has no variant {variant!r}; there are {VARIANTS}")
+    names = variant.split("+")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise ValueError(f"configs/acula.py has no variant {unknown[0]!r}; there are {VARIANTS}")
     config = _paper()
-    if variant in ("paper", "release"):
-        config.loss.estimator = {"paper": "biased", "release": "released"}[variant]
-    if variant in ("small", "demo"):
+    for name, estimator in (("paper", "biased"), ("release", "released")):
+        if name in names:
+            config.loss.estimator = estimator
+    if {"small", "demo", "controls", "ablations"} & set(names):
         _small(config)
-    if variant == "demo":
+    if "demo" in names:
         _demo(config)
+    for name, arms in (("controls", CONTROLS), ("ablations", ABLATIONS)):
+        if name in names:
+            config.arms.update(arms)
     return config
 
 
@@ -46,7 +78,13 @@ def _paper() -> ConfigDict:
             "cache": "",  # folder; "" is WORKDIR/teacher_cache
         }
     )
-    config.reports = ConfigDict({"wordings": 8, "use": "fresh"})  # fresh, mean, first
+    config.reports = ConfigDict(
+        {
+            "wordings": 8,
+            "use": "fresh",  # fresh, mean, first
+            "pairing": "own",  # controls: shuffled, classes, random (experiments/texts.py)
+        }
+    )
     config.loss.update(
         {
             "align": "cka",
@@ -68,16 +106,22 @@ def _paper() -> ConfigDict:
     )
     config.encoder.source = "evelyn0414/OPERA:encoder-operaGT.ckpt"
     config.pretrain = ConfigDict({"enabled": False, "changes": ConfigDict(convert_dict=True)})
-    config.ceiling = ConfigDict({"enabled": False, "changes": ConfigDict(convert_dict=True)})
+    config.supervised = ConfigDict({"enabled": False, "changes": ConfigDict(convert_dict=True)})
+    # name -> changes of the blocks of experiments/arms.py; each is an alignment of its own
+    config.arms = ConfigDict(convert_dict=True)
     config.evaluate.update(
         {
-            "tasks": ("label",),
+            "tasks": ("label",),  # columns, see evaluate/tasks.py
+            "folds": 0,  # folds by subject, a model each; 0 takes the manifest's splits
+            "aggregate": "recording",  # or subject: the mean over a subject's recordings
+            "probes": ("linear", "opera"),  # the first is the headline; also mlp, knn
             "per_class": 10,
             "draws": 20,
             "seeds": 5,
-            "resamples": 2000,
-            "zero_shot": True,
-            "map": "procrustes",  # CKA leaves a rotation between the two sides open,
+            "baselines": ("majority", "metadata", "spectral", "nearest", "random"),
+            "metadata": (),  # columns for the baseline beside those that it knows
+            "sentences": True,  # nearest class sentence, retrieval
+            "map": "procrustes",  # CKA leaves a rotation between the two sides open
         }
     )
     return config
@@ -137,18 +181,41 @@ def _small(config: ConfigDict) -> None:
             "augment": {"noise": 0.0, "time_shift": 0.0, "frame_mask": 0.0, "band_mask": 0.0},
         }
     )
-    config.ceiling.enabled = True
-    config.ceiling.changes = ConfigDict(
+    config.supervised.enabled = True
+    config.supervised.changes = ConfigDict(
         {"train": {"steps": 200, "eval_every": 20}, "optimizer": {"learning_rate": 3e-4}}
     )
 
 
 def _demo(config: ConfigDict) -> None:
-    """Simulated sounds and fewer steps: minutes instead of half an hour."""
-    config.data.update({"simulated": 800, "simulated_seconds": 4.0, "simulated_kinds": ("heart",)})
-    # The reports name site and heart rate too: keep what most of them differ in.
-    config.teacher.whiten = 0.6
-    config.reports.wordings = 4
-    config.pretrain.changes.train.update({"steps": 300, "eval_every": 150})
-    config.train.steps = 140
-    config.ceiling.changes.train.steps = 140
+    """Simulated valve disease and fewer steps: minutes instead of half an hour."""
+    config.data.update({"simulated": 600, "simulated_seconds": 4.0, "simulated_kinds": ("valves",)})
+    # Tokens of 64 ms by all bands: 32 of them in place of 128.
+    config.encoder.overrides.update(
+        {
+            "patch": (2, 64),
+            "width": 96,
+            "decoder_width": 64,
+            "decoder_heads": 2,
+            "mask_ratio": 0.6,
+        }
+    )
+    config.encoder.front_end = ConfigDict({"f_min": 25.0, "f_max": 1500.0, "top_db": 60.0})
+    # The reports name sites and heart rate too: keep what most of them differ in.
+    config.teacher.whiten = 0.7
+    config.reports.wordings = 2
+    # Rooms and stethoscopes differ enough; random crops shift the beats.
+    config.augment.update(
+        {
+            "noise": 0.0,
+            "time_shift": 0.0,
+            "frame_mask_width": 4,
+            "band_mask_width": 8,
+        }
+    )
+    config.pretrain.changes.train.update({"steps": 250, "eval_every": 125})
+    config.train.update({"steps": 240, "eval_every": 60})
+    # Alignment begins with the one direction that is loudest; the others need large steps.
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"})
+    config.supervised.changes.train.update({"steps": 120, "eval_every": 40})
+    config.supervised.changes.optimizer.learning_rate = 1e-3

@@ -1,6 +1,7 @@
 """Blocks that the configs share. Every value can be changed with ``--config.block.key=value``."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
@@ -29,6 +30,9 @@ def base() -> ConfigDict:
             "source": "",  # Hub id, folder, file, workdir; "" starts from pre-training or random
             "overrides": ConfigDict(convert_dict=True),
             "front_end": ConfigDict(convert_dict=True),
+            "random": False,  # start from random weights, whatever there is to start from
+            "pooling": "mean",  # mean_std, mean_max, bands, bands_mean_std: models/pooling.py
+            "layer": placeholder(int),  # block whose tokens are pooled; none: the published feature
         }
     )
     config.augment = ConfigDict({})

@@ -98,6 +98,12 @@ class AudioDataset:
             [self.rows[i] for i in indices], [self._clips[i] for i in indices], self.problems
         )
 
+    def with_splits(self, splits: Sequence[str]) -> "AudioDataset":
+        """The same recordings in other splits, one name each; "" is in none."""
+        pairs = zip(self.rows, splits, strict=True)
+        rows = [dataclasses.replace(row, split=split) for row, split in pairs]
+        return AudioDataset(rows, self._clips, self.problems)
+
     def splits(self) -> dict[str, int]:
         """Number of recordings by split."""
         return dict(Counter(row.split for row in self.rows))

@@ -58,7 +58,6 @@ def folds_by_subject(
     tasks: Sequence[Task],
     count: int,
     seed: int = 0,
-    validation: bool = False,
 ) -> tuple[Fold, ...]:
     """Folds that each test other subjects, with like shares of every class in each.
 
@@ -70,27 +69,22 @@ def folds_by_subject(
       tasks: What to stratify by; regressions do not count.
       count: Number of folds, at least 2.
       seed: Same seed, same folds.
-      validation: Whether the next fold's test subjects are kept from training for choices.
 
     Raises:
-      TaskError: fewer subjects than folds, or, with validation, fewer than three folds.
+      TaskError: fewer than two folds, or fewer subjects than folds.
     """
     names = list(dict.fromkeys(subjects))
-    least = 3 if validation else 2
-    if count < least or len(names) < count:
+    if not 2 <= count <= len(names):
         raise TaskError(
-            f"{count} folds of {len(names)} subjects cannot be made; ask for {least} to "
-            f"{max(least, len(names))}"
+            f"{count} folds of {len(names)} subjects cannot be made; ask for 2 to {len(names)}"
         )
     number = {name: i for i, name in enumerate(names)}
     of_recording = np.array([number[subject] for subject in subjects])
     dealt = deal_folds(_traits(of_recording, tasks), count, seed)[of_recording]
-    folds = []
-    for k in range(count):
-        valid = dealt == (k + 1) % count if validation else np.zeros(len(dealt), bool)
-        parts = (~valid & (dealt != k), valid, dealt == k)
-        folds.append(Fold(f"fold {k}", *map(np.flatnonzero, parts)))
-    return tuple(folds)
+    return tuple(
+        Fold(f"fold {k}", np.flatnonzero(dealt != k), np.zeros(0, int), np.flatnonzero(dealt == k))
+        for k in range(count)
+    )
 
 
 def _traits(of_recording: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:

@@ -41,7 +41,7 @@ class ReportData:
         is a paragraph.
       summary: A few sentences about what was done; each line is a paragraph.
       facts: Name and value: method, encoder, teacher, data, device, git commit, ...
-      bars: Comparisons before, after and ceiling.
+      bars: Comparisons of stages and baselines.
       tables: Scores side by side, below the bars.
       curves: Training curves.
       maps: Embedding maps before and after.
@@ -120,7 +120,7 @@ def comparison_sentence(
     before: Interval,
     after: Interval,
     difference: Interval,
-    ceiling: Interval | None = None,
+    reference: Interval | None = None,
     *,
     higher_is_better: bool = True,
 ) -> str:
@@ -129,11 +129,12 @@ def comparison_sentence(
     A change is called one only where its paired interval leaves out zero.
 
     Args:
-      what: The score, for example "AUROC of the 10-labels-a-class probe on heart_sounds".
+      what: The score, for example "AUROC of the linear probe on heart_sounds".
       before: Score before.
       after: Score after.
       difference: Paired interval of after minus before.
-      ceiling: Score of the reference at the upper end, if there is one.
+      reference: Score of the same encoder fine-tuned with the labels, if there is one. It is no
+        bound: reports may say more than labels do.
       higher_is_better: False for errors.
     """
     sign = 1 if higher_is_better else -1
@@ -150,16 +151,9 @@ def comparison_sentence(
         f"{number(after.value)}, a difference of {difference.value:+.3f} (paired {level} "
         f"interval {difference.low:+.3f} to {difference.high:+.3f})."
     )
-    if ceiling is None:
+    if reference is None:
         return text
-    text += f" The ceiling is {number(ceiling.value)}"
-    room = sign * (ceiling.value - before.value)
-    if room <= 0:
-        return f"{text}, which the starting point already reaches."
-    gained = sign * difference.value / room
-    if gained <= 0:
-        return f"{text}; none of the way to it was gained."
-    return f"{text}; {100 * gained:.0f} % of the way to it was gained."
+    return f"{text} Fine-tuned with the labels it is {number(reference.value)}."
 
 
 # ------------------------------------------------------------------------------- sections
@@ -178,8 +172,8 @@ def _grid(parts: Sequence[str], note: str = "") -> str:
 def _bars(data: ReportData) -> str:
     return _grid(
         [figures.interval_bars(chart) for chart in data.bars],
-        "Whiskers and brackets are 95 % bootstrap intervals over subjects; recordings without a "
-        "subject count as one each.",
+        "Whiskers and brackets are 95 % intervals over subjects; recordings without a subject "
+        "count as one each.",
     )
 
 
@@ -204,7 +198,7 @@ def _recordings(data: ReportData) -> str:
     return _grid(
         [recording_card(recording) for recording in data.recordings],
         "Played with the loudest sample at 0.9 of full scale. Low-pitched sounds need headphones. "
-        "Numbers beside the reports are cosine similarities.",
+        "Numbers beside the reports are cosines of differences from the training means.",
     )
 
 

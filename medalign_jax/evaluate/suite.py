@@ -86,8 +86,7 @@ class Suite:
           rows: Of the manifest, with the tasks' columns as targets.
           options: What is asked.
           dataset: Name of the data.
-          validation: Whether folds keep subjects from training for choices, as they have to
-            where a model is trained on each.
+          validation: Whether a model is trained on each fold, which takes three of them.
 
         Raises:
           TaskError: anything that would stop the evaluation later.
@@ -97,9 +96,11 @@ class Suite:
         members = _members(subjects, options.aggregate)
         tasks = tuple(_gathered(task, members, rows) for task in tasks)
         of_row = tuple(subjects[group[0]] for group in members)
+        if validation and options.folds == 2:
+            raise TaskError("a model a fold takes 3 folds or more: one tests, one is for choices")
         if options.folds:
             plans = tuple(
-                folds_by_subject(of_row, tasks, options.folds, options.seed + r, validation)
+                folds_by_subject(of_row, tasks, options.folds, options.seed + r)
                 for r in range(options.repeats)
             )
         else:
@@ -123,14 +124,26 @@ class Suite:
             return Stage(name, self.gather(features), **fields)
         return Stage(name, tuple(self.gather(x) for x in features), **fields)
 
-    def recordings(self, fold: Fold) -> Fold:
-        """The same fold over recordings."""
+    def training_folds(self) -> tuple[Fold, ...]:
+        """The first plan over recordings, for training a model on each fold.
 
-        def spread(rows: np.ndarray) -> np.ndarray:
-            found = [self.members[i] for i in rows]
-            return np.sort(np.concatenate(found)) if found else np.zeros(0, int)
+        Where folds were dealt, those that the next fold tests are kept from training for choices
+        of the model. Probes are fitted on all but the test recordings.
+        """
+        plan = self.plans[0]
+        if not self.options.folds:
+            return (self._spread("", plan[0].train, plan[0].valid, plan[0].test),)
+        folds = []
+        for k, fold in enumerate(plan):
+            valid = plan[(k + 1) % len(plan)].test
+            folds.append(self._spread(fold.name, np.setdiff1d(fold.train, valid), valid, fold.test))
+        return tuple(folds)
 
-        return Fold(fold.name, spread(fold.train), spread(fold.valid), spread(fold.test))
+    def _spread(self, name: str, *parts: np.ndarray) -> Fold:
+        """Rows -> recordings."""
+        empty = np.zeros(0, int)
+        found = [np.concatenate([empty, *(self.members[i] for i in rows)]) for rows in parts]
+        return Fold(name, *map(np.sort, found))
 
 
 def _members(subjects: Sequence[str], aggregate: str) -> tuple[np.ndarray, ...]:

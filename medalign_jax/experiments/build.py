@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from ml_collections import ConfigDict
 
 from medalign_jax.audio.augment import Augment
 from medalign_jax.data.dataset import AudioDataset, concatenate, open_dataset
-from medalign_jax.data.manifest import write_problems
+from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
+from medalign_jax.data.tables import read_table
 from medalign_jax.encoder import Architecture, Encoder, architecture, open_encoder
 from medalign_jax.errors import UserError
+from medalign_jax.evaluate.context import context_columns
+from medalign_jax.evaluate.tasks import columns_of
 from medalign_jax.experiments.export import host_params
 from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.teachers import EmbeddingCache, Teacher, load_teacher
 from medalign_jax.train.loop import Data, LoopConfig
-from medalign_jax.train.mesh import local_rows, make_mesh
+from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
 from medalign_jax.weights.load import load
@@ -98,13 +101,24 @@ def acula_config(config: ConfigDict) -> AculaConfig:
 def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
     """The same encoder for embedding recordings of any length.
 
-    Where there are several processes each has it whole on a device of its own: only the first one
-    measures. All of them have to call this.
+    Where there are several processes each has it whole on a device of its own, for its share of
+    the recordings. All of them have to call this.
     """
     evaluate = config.evaluate
     if jax.process_count() > 1:
-        params, mesh = host_params(params), None
-    return Encoder(made, params, samples_of(config, made), evaluate.pad, evaluate.trim, mesh)
+        mesh = None
+    return Encoder(
+        made, evaluation_params(made, params, mesh), samples_of(config, made), evaluate.pad,
+        evaluate.trim, mesh, pooling=config.encoder.pooling, layer=config.encoder.layer,
+    )  # fmt: skip
+
+
+def evaluation_params(made: Architecture, params: Any, mesh: Mesh | None) -> Any:
+    """Parameters where embedding finds them: laid out on the mesh, or whole on this process's
+    device. All processes have to call this."""
+    if mesh is None or jax.process_count() > 1:
+        return jax.device_put(host_params(params))
+    return jax.device_put(params, shardings(params, made.sharding, mesh))
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
@@ -113,22 +127,38 @@ def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tupl
     return load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32), source.identity
 
 
-def open_data(config: ConfigDict, workdir: Path, made: Architecture) -> AudioDataset:
+def open_data(
+    config: ConfigDict,
+    workdir: Path,
+    made: Architecture,
+    check: Callable[[Sequence[Row]], object] | None = None,
+) -> AudioDataset:
     """All recordings of the manifest (or, without one, simulated ones); problems are listed.
 
     Rows that cannot be used are written to ``unusable_rows.jsonl`` in the workdir and counted on
     the screen.
+
+    Args:
+      config: Of the run.
+      workdir: Its folder.
+      made: The encoder, for its sample rate.
+      check: Called with the rows of a manifest before any recording is opened; raises where a
+        task cannot be answered.
     """
     data = config.data
-    path = data.manifest or simulated_manifest(config, workdir, data.simulated, "simulated")
+    path = Path(data.manifest or simulated_manifest(config, workdir, data.simulated, "simulated"))
+    targets = _targets(config, path)
+    reports_required = config.method == "acula"
+    if check is not None and path.is_file():
+        check(read_manifest(path, targets, reports_required=reports_required)[0])
     progress = Progress(None, f"checking {path}", "file")
     dataset = open_dataset(
         path,
-        targets=tuple(data.targets),
+        targets=targets,
         sample_rate=made.front_end.sample_rate,
         max_seconds=data.max_seconds,
         max_bad_fraction=data.max_bad_fraction,
-        reports_required=config.method == "acula",
+        reports_required=reports_required,
         progress=lambda done, total: progress.advance(),
     )
     progress.close()
@@ -139,6 +169,24 @@ def open_data(config: ConfigDict, workdir: Path, made: Architecture) -> AudioDat
     if bad:
         print(f"{bad} unusable rows are listed in {workdir / 'unusable_rows.jsonl'}", flush=True)
     return dataset
+
+
+def _targets(config: ConfigDict, path: Path) -> tuple[str, ...]:
+    """Columns to keep: those named, the tasks', and, of a file, those that tell circumstances."""
+    evaluate = config.evaluate
+    tasks = tuple(evaluate.get("tasks", ()))
+    named = [*config.data.targets, *columns_of(tasks), *evaluate.get("metadata", ())]
+    if path.is_file() and "metadata" in evaluate.get("baselines", ()):
+        named += context_columns(read_table(path, "audio_path").columns, tasks)
+    return tuple(dict.fromkeys(named))
+
+
+def data_name(config: ConfigDict) -> str:
+    """A name for the data: the folder of the manifest."""
+    if not config.data.manifest:
+        return "simulated auscultation"
+    path = Path(config.data.manifest).resolve()
+    return path.name if path.is_dir() else path.parent.name
 
 
 def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str) -> Path:

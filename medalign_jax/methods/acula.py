@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from medalign_jax import losses
 from medalign_jax.errors import UserError
+from medalign_jax.losses.contrastive import same_rows
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
@@ -90,6 +91,8 @@ class Acula(Method):
     ):
         _check_layers(config.layers, student.module.config.depth)
         self.student, self.config, self.text_width = student, config, text_width
+        if not config.align_weight:
+            self.select = ("valid/loss", "min")  # reports have no say in what they do not train
         # First match wins: an encoder's rules must not catch the kernels of ours.
         self.sharding_rules = ((r"(^|/)heads/", ()), *TERM_SHARDING, *sharding_rules)
         self.frozen, self.frozen_rules = ({} if frozen is None else frozen), frozen_rules
@@ -131,6 +134,8 @@ class Acula(Method):
                 params, _audio(layer), x, audio_keys, train
             )
         text = self._text(frozen, batch)
+        if self.config.align == "info_nce":
+            coupled["report"] = text  # as the teacher gives it: equal reports have equal vectors
         coupled["text"] = self._project(params, "text", text, text_keys, train)
         if not self.config.ssm_weight:
             return Encoded(coupled, jnp.zeros(pooled.shape[0]), {})
@@ -154,7 +159,8 @@ class Acula(Method):
         """Alignment over the whole batch, mean over the aligned layers; CKA is always reported."""
         sides = list(coupled["audio"].values())
         text = coupled["text"]
-        align = sum(self._align(audio, text, mask) for audio in sides) / len(sides)
+        report = coupled.get("report")
+        align = sum(self._align(audio, text, mask, report) for audio in sides) / len(sides)
         score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
         metrics = {"align": align, "cka": jax.lax.stop_gradient(score)}
         metrics |= embedding_health(coupled["pooled"], mask)
@@ -164,12 +170,15 @@ class Acula(Method):
             loss += self.config.ssm_weight * metrics["contrast"]
         return loss, metrics
 
-    def _align(self, audio: jax.Array, text: jax.Array, mask) -> jax.Array:
+    def _align(self, audio: jax.Array, text: jax.Array, mask, report) -> jax.Array:
         config = self.config
         if config.align == "cka":
             return losses.cka_loss(audio, text, estimator=config.estimator, mask=mask)
         if config.align == "info_nce":
-            return losses.info_nce_loss(audio, text, temperature=config.temperature, mask=mask)
+            same = same_rows(jax.lax.stop_gradient(report))
+            return losses.info_nce_loss(
+                audio, text, temperature=config.temperature, mask=mask, same=same
+            )
         return {"cosine": losses.cosine_loss, "l2": losses.l2_loss}[config.align](
             audio, text, mask=mask
         )

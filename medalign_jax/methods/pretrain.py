@@ -44,7 +44,7 @@ class Pretrain(Method):
 
 
 class Supervised(Method):
-    """Fine-tunes the encoder with class labels: the ceiling that alignment is measured against.
+    """Fine-tunes the encoder with class labels, as a reference for what alignment reaches.
 
     `batch` holds "waveform" (B, S) and "label" (B,) int32. Parameters: {"encoder", "classifier"}.
     """

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medalign_jax.models import convolution
 from medalign_jax.models.attention import attention
 from medalign_jax.models.layer_stack import scan_layers, stacked_init, use_weights
 from medalign_jax.models.upstream_config import ConfigReader
@@ -192,7 +193,10 @@ class Stem(nn.Module):
           valid: (B, T) boolean; frames outside count as zeros to both convolutions, as those
             beyond the ends of a clip do. None: all are read.
         """
-        convolve = functools.partial(nn.Conv, self.width, (3,), padding=1, dtype=self.dtype)
+        convolve = functools.partial(
+            nn.Conv, self.width, (3,), padding=1, dtype=self.dtype,
+            conv_general_dilated=convolution.convolve,  # fast in accumulated batches too
+        )  # fmt: skip
         x = _only(features.astype(self.dtype), valid)
         x = _only(gelu(convolve(name="conv1")(x)), valid)
         return gelu(convolve(strides=2, name="conv2")(x))

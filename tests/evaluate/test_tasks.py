@@ -94,14 +94,18 @@ def test_folds_keep_subjects_apart_and_classes_even():
         assert abs(tasks[0].answers[fold.test].sum() / 2 - 12) <= 1
 
 
-def test_folds_with_validation_test_and_choose_on_others():
-    found = rows(60)
-    folds = folds_by_subject(
-        [r.subject_id for r in found], tasks_of(found, ["label"], "t"), 5, 0, True
-    )
+def test_a_model_a_fold_chooses_on_what_the_next_fold_tests():
+    found = rows(120)
+    settings = Settings(per_class=2)
+    options = Options(("label",), folds=5, aggregate="subject", settings=settings)
+    suite = Suite.of(found, options, "toy", validation=True)
+    folds = suite.training_folds()
     for fold, following in zip(folds, [*folds[1:], folds[0]], strict=True):
         assert fold.valid.tolist() == following.test.tolist()
-        assert len({*fold.train, *fold.valid, *fold.test}) == 60
+        assert sorted([*fold.train, *fold.valid, *fold.test]) == list(range(120))
+    assert len(suite.plans[0][0].train) == 48 and not len(suite.plans[0][0].valid)
+    with pytest.raises(TaskError, match="3 folds or more"):
+        Suite.of(found, Options(("label",), folds=2, settings=settings), "toy", validation=True)
 
 
 def test_folds_are_the_same_for_the_same_seed():
@@ -153,7 +157,7 @@ def test_a_subject_becomes_one_row():
     assert suite.tasks[1].answers[:3].tolist() == [40, 41, 42]
     features = np.arange(240.0).reshape(120, 2)
     assert suite.gather(features)[1].tolist() == [5.0, 6.0]
-    over = suite.recordings(suite.plans[0][0])
+    (over,) = suite.training_folds()
     assert over.test.tolist() == [i for i, r in enumerate(found) if r.split == "test"]
 
 

@@ -20,5 +20,5 @@ if __name__ == "__main__":
     config = tiny()
     config.data.manifest = manifest
     config.mesh.fsdp = 2
-    config.ceiling.enabled = False
+    config.supervised.enabled = False
     acula.run(config, Path(workdir))

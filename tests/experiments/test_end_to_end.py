@@ -26,9 +26,9 @@ def tiny():
     config.reports.wordings = 2
     config.loss.update({"audio_head": "mlp", "text_head": "mlp", "hidden": 32, "out": 16})
     config.train.update({"batch_size": 8, "steps": 4, "eval_every": 2, "log_every": 1})
-    for stage in (config.pretrain, config.ceiling):
+    for stage in (config.pretrain, config.supervised):
         stage.changes.train.update({"batch_size": 8, "steps": 4, "eval_every": 2})
-    config.evaluate.update({"per_class": 2, "draws": 3, "seeds": 2, "resamples": 100})
+    config.evaluate.update({"per_class": 2, "draws": 3, "seeds": 2})
     return config
 
 
@@ -60,13 +60,24 @@ def test_metrics_have_the_named_columns(finished):
     assert any("valid/cka" in line for line in lines)
 
 
-def test_evaluation_has_three_stages_with_intervals(finished):
+def test_evaluation_has_stages_and_baselines_with_intervals(finished):
     content = json.loads((finished / "evaluation.json").read_text())
     assert content["provenance"]["teacher_weights"]
-    probes = [r for r in content["results"] if r["kind"] == "probe_2_labels"]
-    assert {"before", "after", "ceiling"} <= {r["stage"] for r in probes}
-    assert all(r["ci_low"] <= r["value"] <= r["ci_high"] for r in probes)
-    assert {"zero_shot", "retrieval"} <= {r["kind"] for r in content["results"]}
+    stages = {r["stage"]: r for r in content["results"] if r["kind"] == "linear"}
+    assert {
+        "before", "after", "supervised", "after minus before", "random weights",
+        "majority or mean", "spectral statistics", "nearest training waveform",
+        "after minus spectral statistics",
+    } <= stages.keys()  # fmt: skip
+    assert all(r["ci_low"] <= r["value"] <= r["ci_high"] for r in stages.values() if r["ci_low"])
+    kinds = {r["kind"] for r in content["results"]}
+    assert {"linear_2_labels", "opera", "opera_2_labels", "retrieval"} <= kinds
+    (sentence,) = [
+        r for r in content["results"]
+        if (r["kind"], r["stage"], r["metric"]) == ("nearest_sentence", "after", "accuracy")
+    ]  # fmt: skip
+    assert sentence["n_train"] == 42 and "the most frequent class alone" in sentence["notes"]
+    assert (finished / "evaluation.csv").read_text().count("\n") == len(content["results"]) + 1
 
 
 def test_page_is_whole_and_self_contained(finished):
@@ -109,8 +120,8 @@ def test_online_teacher_with_simulated_recordings_mixed_in(finished, tmp_path):
     config.reports.use = "fresh"
     config.data.update({"manifest": str(finished / "simulated" / "metadata.csv"), "mix": 20})
     config.encoder.source = str(finished / "pretrain")
-    config.ceiling.enabled = False
-    config.evaluate.zero_shot = False
+    config.supervised.enabled = False
+    config.evaluate.sentences = False
     experiment.run(config, tmp_path / "online")
     lines = read_metrics(tmp_path / "online" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -35,3 +35,14 @@ def test_equal_reports_and_bad_shares_are_named():
         fit_whitening(np.ones((9, 4), np.float32), 0.9)
     with pytest.raises(UserError, match=r"teacher\.whiten .* got 1\.5"):
         fit_whitening(VECTORS, 1.5)
+
+
+def test_what_is_kept_is_told():
+    kept = fit_whitening(VECTORS, 0.95)
+    assert kept.describe() == "whitening keeps 2 directions of 6, 99 % of the reports' variance"
+
+
+def test_fewer_directions_than_classes_need_are_refused():
+    assert fit_whitening(VECTORS, 0.95, classes=3).width == 2
+    with pytest.raises(UserError, match=r"keeps 1 of 6 .*3 classes .* fewer than 2: raise"):
+        fit_whitening(VECTORS, 0.5, classes=3)

@@ -1,0 +1,8 @@
+"""``python -m medalign_jax.evaluate``."""
+
+import sys
+
+from medalign_jax.evaluate.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

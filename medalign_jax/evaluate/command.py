@@ -1,0 +1,276 @@
+"""``python -m medalign_jax.evaluate``: measures encoders on labelled recordings, without training.
+
+    python -m medalign_jax.evaluate --encoder workdirs/mine --encoder whisper=openai/whisper-base \\
+        --manifest my/metadata.csv --tasks label age --folds 5 --aggregate subject --out results
+
+Tasks, labels, splits and folds are checked before a recording is opened. Recordings are decoded
+once for all encoders; embeddings are kept under OUT/embeddings, so a run that was stopped goes on,
+and another one with more tasks or encoders embeds only what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
+from medalign_jax.data.manifest import Row, read_manifest, write_problems
+from medalign_jax.data.tables import read_table as read_manifest_table
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate import report, sources
+from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
+from medalign_jax.evaluate.baselines import random_encoder
+from medalign_jax.evaluate.context import context_columns
+from medalign_jax.evaluate.embedding_table import read_table
+from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.measure import measure
+from medalign_jax.evaluate.measured import Measured
+from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
+from medalign_jax.evaluate.probes import PROBES
+from medalign_jax.evaluate.results import write_atomically, write_results
+from medalign_jax.evaluate.stages import Settings, Stage
+from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
+from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
+from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.provenance import provenance
+from medalign_jax.train.mesh import make_mesh
+from medalign_jax.train.progress import Progress
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    if arguments.distributed:
+        jax.distributed.initialize()
+        if jax.process_index():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> Measured:
+    """Everything from the arguments to the page.
+
+    Raises:
+      UserError: whatever is wrong with them.
+    """
+    options, given = _options(arguments), sources.sources_of(arguments.encoder)
+    if not given and not arguments.embeddings:
+        raise UserError("name something to measure: --encoder, or --embeddings with a table")
+    if arguments.embeddings:
+        opened = _opened_table(arguments, options)
+    else:
+        opened = _opened_manifest(arguments, options, given)
+    store = EmbeddingStore(Path(arguments.cache or Path(arguments.out) / "embeddings"))
+    stages = _stages(arguments, opened, given, store)
+    plain, guesses = baseline_stages(
+        opened.suite, opened.rows, arguments.baselines, arguments.metadata, opened.data, store
+    )
+    found = Measured()
+    if jax.process_index() == 0:
+        suite = opened.suite
+        found = measure(
+            suite.tasks, suite.plans, suite.subjects, [*stages, *plain], options.settings, guesses
+        )
+        _write(Path(arguments.out), arguments, opened, stages, found)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What there is to be measured on; `data` is None where there are only embeddings."""
+
+    suite: Suite
+    rows: Sequence[Row]
+    data: AudioDataset | None
+    tables: Mapping[str, np.ndarray]
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    check_baselines(arguments.baselines)
+    settings = Settings(
+        tuple(arguments.probes), arguments.per_class, arguments.draws, arguments.seeds
+    )
+    return Options(
+        tuple(arguments.tasks), arguments.folds, arguments.repeats, arguments.seed,
+        arguments.aggregate, settings,
+    )  # fmt: skip
+
+
+def _opened_table(arguments: argparse.Namespace, options: Options) -> _Opened:
+    """--embeddings without a manifest: labels and splits are columns of the table."""
+    if arguments.manifest or arguments.encoder:
+        raise UserError(
+            "--embeddings brings its own columns; beside a manifest give the table as "
+            "--encoder x.parquet"
+        )
+    table, name = read_table(arguments.embeddings), Path(arguments.embeddings).stem
+    rows = sources.rows_of(table, sorted(table.columns))
+    suite = Suite.of(rows, options, arguments.dataset or name)
+    return _Opened(suite, rows, None, {name: table.embeddings})
+
+
+def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> _Opened:
+    if not arguments.manifest:
+        raise UserError("name the recordings: --manifest, or --embeddings with a table")
+    path = Path(arguments.manifest)
+    name = arguments.dataset or (path.name if path.is_dir() else path.resolve().parent.name)
+    targets = [*columns_of(options.tasks), *arguments.metadata]
+    if path.is_file():
+        columns = read_manifest_table(path, "audio_path").columns
+        targets += context_columns(columns, options.tasks)
+        rows, _ = read_manifest(path, tuple(dict.fromkeys(targets)), reports_required=False)
+        Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
+    progress = Progress(None, f"checking {path}", "file")
+    data = open_dataset(
+        path,
+        targets=tuple(dict.fromkeys(targets)),
+        max_seconds=arguments.max_seconds,
+        max_bad_fraction=arguments.max_bad_fraction,
+        reports_required=False,
+        progress=lambda done, total: progress.advance(),
+    )
+    progress.close()
+    if jax.process_index() == 0:
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)
+        write_problems(data.problems, Path(arguments.out) / "unusable_rows.jsonl")
+    print(f"{path}: {len(data)} recordings", flush=True)
+    tables = {s.name: sources.joined(s.path, data.rows) for s in given if s.is_table}
+    return _Opened(Suite.of(data.rows, options, name), data.rows, data, tables)
+
+
+def _stages(arguments: argparse.Namespace, opened: _Opened, given, store) -> list[Stage]:
+    """Encoders in the order that they were given, then the first one with random weights."""
+    mesh = make_mesh() if jax.process_count() == 1 else None
+    encoders = {s.name: s.load(mesh) for s in given if not s.is_table}
+    random = {}
+    if encoders and "random" in arguments.baselines:
+        random = {
+            f"{name}, random weights": random_encoder(encoder, arguments.seed)
+            for name, encoder in list(encoders.items())[:1]
+        }
+    embedded = dict(opened.tables)
+    if encoders:
+        embedded |= store.embed(encoders | random, opened.data)
+    order = [s.name for s in given] or list(opened.tables)
+    stages = [opened.suite.stage(name, embedded[name]) for name in order]
+    return stages + [opened.suite.stage(name, embedded[name], role="baseline") for name in random]
+
+
+# ------------------------------------------------------------------------------- output
+
+
+def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    facts = _provenance(arguments, opened)
+    write_results(out / "evaluation.json", found.results, facts)
+    write_atomically(out / "evaluation.csv", csv_of(found.results))
+    tables = tables_of(found.results)
+    print("\n" + text_of(tables) + "\n", flush=True)
+    names = [stage.name for stage in stages if stage.role == "encoder"]
+    headline = f"{', '.join(names)} on {opened.suite.dataset}."
+    if len(names) > 1:
+        headline = headline_of(found, opened.suite, names[0], names[-1])
+    problems = () if opened.data is None else opened.data.problems
+    data = report.ReportData(
+        title=f"Encoders measured on {opened.suite.dataset}",
+        headline=headline,
+        summary=_summary(opened),
+        facts=[(name, str(value)) for name, value in facts.items() if name != "arguments"],
+        bars=bars_of(found, opened.suite),
+        tables=tables,
+        maps=map_of(opened.suite, stages),
+        map_note="Principal components of the training rows, test rows shown.",
+        results=found.results,
+        unusable=[report.UnusableRow(p.row, p.audio_path, p.reason) for p in problems if p.fatal],
+        limits=limits_of(opened.suite, [row.subject_id for row in opened.rows]),
+    )
+    report.write_report(out / "report.html", data)
+    print(f"{headline}\npage: {out / 'report.html'}", flush=True)
+
+
+def _summary(opened: _Opened) -> str:
+    suite, options = opened.suite, opened.suite.options
+    what = f"{suite.count} recordings of {len(set(suite.subjects))} subjects"
+    how = "the manifest's splits"
+    if options.folds:
+        how = f"{options.folds} folds by subject, predictions pooled"
+        how += f", dealt {options.repeats} times" if options.repeats > 1 else ""
+    rows = "a row is a subject's mean" if options.aggregate == "subject" else "a row is a recording"
+    return (
+        f"{what}; {how}; {rows}. Encoders are frozen; intervals are 95 % intervals over subjects."
+    )
+
+
+def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
+    told = {key: value for key, value in vars(arguments).items() if key != "distributed"}
+    return provenance() | {
+        "recordings": opened.suite.count,
+        "subjects": len(set(opened.suite.subjects)),
+        "arguments": json.loads(json.dumps(told)),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m medalign_jax.evaluate",
+        description="Measures encoders on labelled recordings: probes, baselines, intervals.",
+        epilog=sources.__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="workdir, export, NAME=weights, or a table of embeddings; may be repeated",
+    )
+    add("--manifest", help="CSV, JSONL or Parquet file, or a prepared folder")
+    add("--embeddings", help="table of embeddings with its own labels, in place of a manifest")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["label"],
+        help="label columns; NAME:regression, NAME:classification, NAME:labels (several a cell)",
+    )
+    add("--out", required=True, help="folder for evaluation.json, evaluation.csv, report.html")
+    add("--folds", type=int, default=0, help="folds by subject; 0: the manifest's splits")
+    add("--repeats", type=int, default=1, help="how often the folds are dealt anew")
+    add(
+        "--aggregate",
+        default="recording",
+        choices=AGGREGATES,
+        help="subject: the mean over a subject's recordings",
+    )
+    add(
+        "--probes",
+        nargs="+",
+        default=["linear"],
+        choices=sorted(PROBES),
+        help="the first is the headline (default: linear)",
+    )
+    add("--per_class", type=int, default=0, help="also with so many labels of each class")
+    add("--draws", type=int, default=20, help="draws of few labels")
+    add("--seeds", type=int, default=5, help="seeds of probes that start at random")
+    add("--seed", type=int, default=0, help="of the folds")
+    add("--baselines", nargs="*", default=list(BASELINES), help=", ".join(BASELINES))
+    add("--metadata", nargs="*", default=[], help="more columns for the metadata baseline")
+    add("--cache", help="folder of embeddings (default: OUT/embeddings)")
+    add("--dataset", help="name of the data (default: the manifest's folder)")
+    add("--max_seconds", type=float, default=MAX_SECONDS, help="read no more of a recording")
+    add("--max_bad_fraction", type=float, default=0.01, help="unusable rows that are tolerated")
+    add("--distributed", action="store_true", help="one of several processes")
+    return parser  # fmt: skip

@@ -1,0 +1,77 @@
+"""The alignments of one run: the one that its config says, or several named changes of it.
+
+`config.arms` maps a name to changes of the config. All start from the same encoder and read the
+same caches; two arms whose configs come out equal are trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from medalign_jax.errors import UserError
+
+BLOCKS = ("teacher", "reports", "loss", "augment", "train", "optimizer", "encoder")
+MAIN = "after"  # stage of the config's own alignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One alignment.
+
+    Attributes:
+      name: Of its stage.
+      config: The whole config with the arm's changes.
+      role: "encoder" for what is claimed, "control" for what must not gain.
+      identity: Equal for arms that would train the same.
+    """
+
+    name: str
+    config: ConfigDict
+    role: str
+    identity: str
+
+    @property
+    def folder(self) -> str:
+        """Below the workdir; "" for the run's own alignment."""
+        if self.name == MAIN:
+            return ""
+        return "arms/" + re.sub(r"[^A-Za-z0-9.]+", "_", self.name).strip("_")
+
+
+def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
+    """The run's own alignment first, then the arms in the config's order.
+
+    Raises:
+      UserError: changes of a key that is not there or may not differ between arms.
+    """
+    arms = [_arm(MAIN, config, {}, "encoder")]
+    for name, changes in config.arms.items():
+        changes = dict(changes)
+        role = changes.pop("role", "control")
+        arms.append(_arm(name, config, changes, role))
+    folders = [arm.folder for arm in arms]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"config.arms: names {list(config.arms)} are too much alike for folders")
+    return tuple(arms)
+
+
+def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:
+    block = config.copy_and_resolve_references()
+    if role not in ("encoder", "control"):
+        raise UserError(f"config.arms.{name}.role is {role!r}; it is encoder or control")
+    for key, values in changes.items():
+        if key not in BLOCKS:
+            raise UserError(
+                f"config.arms.{name} changes {key!r}; arms may differ in {', '.join(BLOCKS)}"
+            )
+        unknown = sorted(set(values) - set(block[key]))
+        if unknown:
+            raise UserError(f"config.arms.{name}.{key} changes {unknown}, which is not there")
+        block[key].update(values)
+    told = {key: json.loads(block[key].to_json_best_effort()) for key in BLOCKS}
+    return Arm(name, block, role, json.dumps(told, sort_keys=True))

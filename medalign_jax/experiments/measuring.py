@@ -1,0 +1,155 @@
+"""From the embeddings of a finished AcuLa run to its results and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.data.reports import prompts
+from medalign_jax.evaluate.baseline_stages import baseline_stages
+from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.measure import measure
+from medalign_jax.evaluate.measured import Measured
+from medalign_jax.evaluate.results import write_atomically, write_results
+from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
+from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
+from medalign_jax.evaluate.tasks import Task
+from medalign_jax.experiments import page
+from medalign_jax.experiments.alignment import Aligned, Run
+from medalign_jax.experiments.arms import Arm
+from medalign_jax.experiments.workdir import note_provenance
+from medalign_jax.models.heads import ProjectionHead
+
+_SENTENCES = 32  # reports that stand for a class without a name
+_ROLES = {"before": "encoder", "supervised": "reference", "random weights": "baseline"}
+
+
+def measure_run(
+    run: Run,
+    arms: Sequence[Arm],
+    embedded: Mapping[str, Sequence[np.ndarray]],
+    aligned: Sequence[Aligned],
+) -> None:
+    """evaluation.json, evaluation.csv, the tables on the screen, and report.html.
+
+    Args:
+      run: What was run.
+      arms: Its alignments.
+      embedded: stage -> (N, D) of each fold, or one for all folds.
+      aligned: The run's own alignment, one a fold.
+    """
+    config, suite = run.config, run.suite
+    words, vectors = _words(run), _class_vectors(run)  # by all processes
+    roles = _ROLES | {arm.name: arm.role for arm in arms}
+    stages = [
+        suite.stage(name, _features(list(found)), role=roles[name])
+        for name, found in embedded.items()
+    ]
+    stages.sort(key=lambda stage: stage.role == "baseline")
+    plain, guesses = baseline_stages(
+        suite, run.data.rows, tuple(config.evaluate.baselines), tuple(config.evaluate.metadata),
+        run.data, EmbeddingStore(run.workdir / "embeddings"),
+    )  # fmt: skip
+    if jax.process_index():
+        return
+    found = measure(
+        suite.tasks, suite.plans, suite.subjects, [*stages, *plain], suite.options.settings, guesses
+    )
+    shown = {}
+    if words is not None:
+        for stage, spaces in _spaces(run, embedded, aligned, vectors).items():
+            shown[stage] = _sentences(run, stage, spaces, words, found)
+    facts = note_provenance(run.workdir, recordings=len(run.data))
+    write_results(run.workdir / "evaluation.json", found.results, facts)
+    write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
+    print("\n" + text_of(tables_of(found.results)), flush=True)
+    page.write(run, stages, found, shown, facts)
+
+
+def _features(found: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """One matrix where all folds have the same, as of published weights."""
+    same = all(np.array_equal(found[0], other) for other in found[1:])
+    return found[0] if same else found
+
+
+# ------------------------------------------------------------------------------- words
+
+
+def _task(run: Run) -> Task | None:
+    """The task "label" over recordings, if sentences are asked for and it is a classification."""
+    if not run.config.evaluate.sentences or run.suite.options.aggregate != "recording":
+        return None
+    labels = [task for task in run.suite.tasks if task.name == "label"]
+    return labels[0] if labels else None
+
+
+def _words(run: Run) -> Words | None:
+    task = _task(run)
+    if task is None:
+        return None
+    train = run.parts[0].fold.train
+    classes = [_class_sentences(run.data, task, train, c) for c in range(len(task.classes))]
+    least = min(map(len, classes))
+    reports = tuple(texts[0] for texts in run.reports.texts)
+    return Words(reports, tuple(texts[:least] for texts in classes))
+
+
+def _class_sentences(data: AudioDataset, task: Task, train: np.ndarray, c: int) -> tuple[str, ...]:
+    """The sentences that stand for a class: prompts of its diagnosis, else its training reports.
+
+    Only training rows are read, so that no test report becomes a prompt.
+    """
+    rows = [i for i in train if task.answers[i] == c]
+    diagnoses = {data.rows[i].metadata.get("diagnosis", "") for i in rows}
+    if len(diagnoses) == 1 and (diagnosis := diagnoses.pop()):
+        return prompts(diagnosis, data.rows[rows[0]].metadata.get("organ", ""))
+    texts = dict.fromkeys(data.reports(i, 1, 0)[0] for i in rows)
+    return tuple(texts)[:_SENTENCES]
+
+
+def _class_vectors(run: Run) -> np.ndarray | None:
+    """(C, K, H) as the teacher gives them."""
+    words = _words(run)
+    if words is None:
+        return None
+    teacher = run.texts(run.config).teacher
+    return np.stack([teacher.embed(list(texts)) for texts in words.class_sentences])
+
+
+def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str, list[Space]]:
+    """Where audio and text meet before and after, one a fold."""
+    config, kind = run.config, run.config.evaluate.map
+    means = run.texts(config).means(run.reports)
+    spaces: dict[str, list[Space]] = {"before": []}
+    if -1 in tuple(config.loss.layers):
+        spaces["after"] = []
+    for k, outcome in enumerate(aligned):
+        text, classes = means, vectors
+        if outcome.whitening is not None:
+            text, classes = outcome.whitening(text), outcome.whitening(classes)
+        before = embedded["before"][k]
+        # Nothing was trained to bring these two together: without a map they cannot be compared.
+        start = "procrustes" if kind == "none" else kind
+        spaces["before"].append(Space(before, text, classes, start))
+        if "after" in spaces:
+            audio = _project(config, outcome.heads, "audio_last", embedded["after"][k])
+            text, classes = (_project(config, outcome.heads, "text", x) for x in (text, classes))
+            spaces["after"].append(Space(audio, text, classes, kind))
+    return spaces
+
+
+def _project(config, heads, side: str, x: np.ndarray) -> np.ndarray:
+    if side not in heads:
+        return x
+    head = ProjectionHead(config.loss.hidden, config.loss.out, 0.0)
+    flat = head.apply({"params": heads[side]}, x.reshape(-1, x.shape[-1]))
+    return np.asarray(flat).reshape(*x.shape[:-1], -1)
+
+
+def _sentences(run: Run, stage: str, spaces, words: Words, found: Measured) -> Shown:
+    folds = [part.fold for part in run.parts]
+    subjects = run.suite.subjects
+    return measure_sentences(_task(run), folds, subjects, words, stage, spaces, found)

@@ -1,0 +1,149 @@
+"""What a recording is aligned with: its report's vectors, or a control in their place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.errors import UserError
+from medalign_jax.experiments import build
+from medalign_jax.teachers import Teacher
+from medalign_jax.teachers.whitening import Whitening, fit_whitening
+
+PAIRINGS = ("own", "shuffled", "classes", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A teacher and its vectors of every text of a run.
+
+    Attributes:
+      teacher: The frozen language model.
+      vectors: (U, H) embeddings of all distinct texts, as the teacher gives them.
+      row: text -> row of `vectors`.
+    """
+
+    teacher: Teacher
+    vectors: np.ndarray
+    row: dict[str, int]
+
+    @classmethod
+    def of(cls, config: ConfigDict, workdir: Path, mesh: Mesh, reports: Sequence[build.Reports]):
+        """Read from the cache, or computed once."""
+        teacher = build.teacher_of(config, mesh)
+        folder = Path(config.teacher.cache or workdir / "teacher_cache")
+        return cls(teacher, *build.cached_texts(teacher, reports, folder))
+
+    def rows(self, reports: build.Reports) -> tuple[np.ndarray, ...]:
+        """For each recording the rows of its wordings."""
+        return build.rows_of(reports, self.row)
+
+    def means(self, reports: build.Reports) -> np.ndarray:
+        """(N, H): for each recording the mean over its wordings."""
+        return np.stack([self.vectors[rows].mean(axis=0) for rows in self.rows(reports)])
+
+    def whitening(self, config: ConfigDict, train: build.Reports, classes: int) -> Whitening | None:
+        """Fitted on the reports of a training split; None where the config asks for none."""
+        share = config.teacher.whiten
+        if not share or config.reports.pairing in ("classes", "random"):
+            return None
+        return fit_whitening(self.means(train), share, classes=classes or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Vectors of the recordings of a fold's parts, row by row.
+
+    Attributes:
+      arrays: name -> (K, ...): "text", or with a teacher in the step "text_ids" and "text_mask".
+      train, valid: for each recording the rows that stand for it.
+    """
+
+    arrays: dict[str, np.ndarray]
+    train: tuple[np.ndarray, ...]
+    valid: tuple[np.ndarray, ...]
+
+    @property
+    def width(self) -> int:
+        """H of "text"."""
+        return self.arrays["text"].shape[1]
+
+
+def targets_of(
+    config: ConfigDict,
+    texts: Texts,
+    whitening: Whitening | None,
+    parts: tuple[AudioDataset, AudioDataset | None],
+    tasks: Sequence[str],
+) -> Targets:
+    """What the two parts of a fold are aligned with.
+
+    `config.reports.pairing` is "own", or a control: "shuffled" (each part's reports dealt out
+    anew among its recordings), "classes" (one vector for each answer to the tasks, all at right
+    angles), "random" (one random vector for each distinct report).
+
+    Args:
+      config: Of the run or of an arm.
+      texts: Vectors of all texts.
+      whitening: Applied to them.
+      parts: Training and validation recordings; the second may be None.
+      tasks: Columns that "classes" reads.
+
+    Raises:
+      UserError: an unknown pairing, or a control with a teacher in the step.
+    """
+    how, count = config.reports.pairing, config.reports.wordings
+    if how not in PAIRINGS:
+        raise UserError(f"reports.pairing is {how!r}; it is one of {', '.join(PAIRINGS)}")
+    if how != "own" and config.teacher.mode == "online":
+        raise UserError(f"reports.pairing={how} needs cached vectors: set teacher.mode=cached")
+    reports = [
+        build.Reports(()) if part is None else build.Reports.of(part, count, config.seed)
+        for part in parts
+    ]
+    rng = np.random.default_rng((config.seed, 13))
+    if how == "classes":
+        names = [
+            () if part is None else tuple(_answers(row, tasks) for row in part.rows)
+            for part in parts
+        ]
+        return _one_a_name(names, lambda n: np.eye(n, dtype=np.float32))
+    if how == "random":
+        width = texts.vectors.shape[1]
+        made = [part.texts for part in reports]
+        return _one_a_name(made, lambda n: rng.standard_normal((n, width)).astype(np.float32))
+    rows = [texts.rows(part) for part in reports]
+    if how == "shuffled":
+        rows = [tuple(part[i] for i in rng.permutation(len(part))) for part in rows]
+    return Targets(_arrays(config, texts, whitening), *rows)
+
+
+def _answers(row, tasks: Sequence[str]) -> tuple[str, ...]:
+    columns = [task.partition(":")[0] for task in tasks]
+    return tuple((row.label if c == "label" else row.targets.get(c)) or "" for c in columns)
+
+
+def _one_a_name(names: Sequence[Sequence], vectors) -> Targets:
+    """One row for each distinct name, the training part's first."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(n for part in names for n in part))}
+    rows = [tuple(np.array([number[name]]) for name in part) for part in names]
+    return Targets({"text": vectors(len(number))}, *rows)
+
+
+def _arrays(config: ConfigDict, texts: Texts, whitening: Whitening | None):
+    """What stands for a text in a batch: its vector, or its tokens."""
+    if config.teacher.mode != "online":
+        return {"text": texts.vectors if whitening is None else whitening(texts.vectors)}
+    if config.reports.use == "mean":
+        raise UserError(
+            "teacher.mode=online reads one wording a step and cannot average vectors: set "
+            "reports.use=fresh, or teacher.mode=cached"
+        )
+    ids, mask = texts.teacher.tokenize(list(texts.row))
+    return {"text_ids": ids, "text_mask": mask}
