@@ -44,7 +44,7 @@ class Arm:
 
 
 def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
-    """The run's own alignment first, then the arms in the config's order.
+    """The run's own alignment first, then the arms by name.
 
     Raises:
       UserError: changes of a key that is not there or may not differ between arms.

@@ -14,11 +14,13 @@ from medalign_jax.experiments.texts import Texts, targets_of
 
 def test_the_runs_own_alignment_comes_first_and_controls_change_what_they_say():
     arms = arms_of(acula.get_config("controls"))
-    assert [arm.name for arm in arms] == ["after", *acula.CONTROLS]
+    assert [arm.name for arm in arms] == ["after", *sorted(acula.CONTROLS)]
     assert [arm.role for arm in arms] == ["encoder"] + ["control"] * len(acula.CONTROLS)
-    assert arms[0].folder == "" and arms[1].folder == "arms/shuffled_reports"
-    assert arms[1].config.reports.pairing == "shuffled"
-    assert arms[0].config.reports.pairing == "own"
+    named = {arm.name: arm for arm in arms}
+    shuffled = named["shuffled reports"]
+    assert named["after"].folder == "" and shuffled.folder == "arms/shuffled_reports"
+    assert shuffled.config.reports.pairing == "shuffled"
+    assert named["after"].config.reports.pairing == "own"
     assert len({arm.identity for arm in arms}) == len(arms)
 
 

@@ -24,6 +24,7 @@ def tiny():
          "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
     )  # fmt: skip
     config.reports.wordings = 2
+    config.teacher.whiten = 0.95
     config.loss.update({"audio_head": "mlp", "text_head": "mlp", "hidden": 32, "out": 16})
     config.train.update({"batch_size": 8, "steps": 4, "eval_every": 2, "log_every": 1})
     for stage in (config.pretrain, config.supervised):
