@@ -9,7 +9,7 @@ Gemma-3-270M need its weights: --gemma=FILE.gguf (or a folder, or a Hub id).
 
 Where the reports carry nothing but one of four diagnoses, their mean vectors are four points, and
 four points whitened are the same simplex whatever the teacher: two teachers differ there in
-zero-shot, and in alignment only if nothing is whitened.
+the nearest class sentence, and in alignment only if nothing is whitened.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`AudioDataset`: recordings with their rows, from a manifest or a prepared folder."""
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -154,6 +155,37 @@ def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
                 f"'{row.split}' of another; make their subject names distinct"
             )
     return AudioDataset(rows, clips, problems)
+
+
+def check_joined(base: AudioDataset, added: AudioDataset) -> None:
+    """Refuses recordings that must not join a training split.
+
+    Args:
+        base: all recordings of a data set, whatever their split.
+        added: what is to be trained on beside its training split.
+
+    Raises:
+        ManifestError: a subject of another split than "train", or, sample for sample, a recording
+            of any split is among them; names the first.
+    """
+    held = {row.subject_id: row for row in base.rows if row.split != "train"}
+    sounds = {_digest(base, i): row for i, row in enumerate(base.rows)}
+    for i, row in enumerate(added.rows):
+        if (other := held.get(row.subject_id)) is not None:
+            raise ManifestError(
+                f"'{row.audio_path}' cannot be trained on: its subject '{row.subject_id}' is in "
+                f"split '{other.split}' ('{other.audio_path}'); leave it out"
+            )
+        if (other := sounds.get(_digest(added, i))) is not None:
+            raise ManifestError(
+                f"'{row.audio_path}' cannot be added: it is, sample for sample, "
+                f"'{other.audio_path}' of split '{other.split}'; leave it out"
+            )
+
+
+def _digest(data: AudioDataset, index: int) -> bytes:
+    clip = data.clip(index)
+    return hashlib.sha256(clip.samples.tobytes()).digest()
 
 
 def open_dataset(

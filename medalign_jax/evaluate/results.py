@@ -30,14 +30,14 @@ class Result:
     Attributes:
       task: What is asked, for example "diagnosis".
       dataset: Name of the data set.
-      kind: How it is asked: "probe", "probe_10_labels", "zero_shot", "retrieval", ...
+      kind: How it is asked: "linear", "linear_10_labels", "nearest_sentence", "retrieval", ...
       stage: "before", "after", or the name of an ablation or reference.
       metric: "auroc", "mae", "accuracy", "recall@1", ...
       value: The number, finite.
       ci_low: Lower end of its 95 % interval over subjects; None with `ci_high` where
         there is no interval, and `notes` then says why.
       ci_high: Upper end.
-      n_train: Training recordings used (0 for zero-shot).
+      n_train: Training recordings used, those of a fitted map included.
       n_test: Test recordings.
       seeds: Seeds, or numbers of the draws, that the value is averaged over.
       notes: Anything a reader must know.

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.audio.augment import Augment
-from medalign_jax.data.dataset import AudioDataset, concatenate, open_dataset
+from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, open_dataset
 from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
@@ -32,6 +32,8 @@ from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
 from medalign_jax.weights.load import load
+
+_MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
 
 
 def typed(kind: type, block: ConfigDict, name: str) -> Any:
@@ -210,11 +212,16 @@ def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> A
     train = dataset.split("train")
     if not config.data.mix:
         return train
-    manifest = simulated_manifest(config, workdir, config.data.mix, "simulated_mix")
+    block = config.copy_and_resolve_references()
+    with block.unlocked():
+        block.seed += _MIX_SEED
+    manifest = simulated_manifest(block, workdir, config.data.mix, "simulated_mix")
     mixed = open_dataset(
         manifest, max_seconds=config.data.max_seconds, sample_rate=dataset.sample_rate
     )
-    return concatenate([train, mixed.split("train")])
+    added = mixed.split("train")
+    check_joined(dataset, added)
+    return concatenate([train, added])
 
 
 def spec_of(config: ConfigDict, sample_rate: int, batch_size: int, shuffle: bool) -> BatchSpec:

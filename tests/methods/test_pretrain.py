@@ -1,4 +1,4 @@
-"""Masked-reconstruction pre-training and the supervised ceiling on the tiny encoder."""
+"""Masked-reconstruction pre-training and the supervised reference on the tiny encoder."""
 
 from functools import partial
 
@@ -71,13 +71,13 @@ def supervised():
     return train(method, {"waveform": waveform, "label": labels}, 20)
 
 
-def test_the_ceiling_starts_at_chance_and_learns(supervised):
+def test_the_reference_starts_at_chance_and_learns(supervised):
     lines = supervised[2]
     assert float(lines[0]["cross_entropy"]) == pytest.approx(np.log(2), rel=1e-5)
     assert float(lines[-1]["cross_entropy"]) < 0.2 and float(lines[-1]["accuracy"]) == 1.0
 
 
-def test_the_ceiling_reports_collapse_signs_and_no_other_loss(supervised):
+def test_the_reference_reports_collapse_signs_and_no_other_loss(supervised):
     line = supervised[2][0]
     assert line["loss"] == line["cross_entropy"]
     assert {"embedding_variance", "effective_rank"} <= line.keys()
