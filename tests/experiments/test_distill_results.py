@@ -19,6 +19,7 @@ from medalign_jax.experiments.distill_parts import Setting, Task
 from tests.evaluate.test_report import HOSTILE, Page
 
 SEEDS = (3, 5)
+COPIES = 4  # of every pattern of six answers: subjects enough for an interval
 ARMS = {
     "sft": {"text_weight": 0.0, "acoustic_weight": 0.0},
     "layers": {"acoustic_weight": 0.0},
@@ -42,7 +43,8 @@ def _question(folder, n, task="", text="Which one?", **more):
 
 
 def _said(questions, right):
-    """Responses of which those in `right` are right, by place; "?" gives none."""
+    """Responses of which those in `right`, over and over, are right; "?" gives none."""
+    right = right * (len(questions) // len(right))
     other = {"left": "right", "right": "left"}
     return {
         q.id: f"<THINK>\nso\n</THINK>\n<RESPONSE>\n{q.answer if ok == '1' else other[q.answer]}\n"
@@ -53,8 +55,10 @@ def _said(questions, right):
 
 @pytest.fixture
 def setting(tmp_path):
-    asked = tuple(_question(tmp_path, n, "sound" if n < 4 else "music") for n in range(6))
-    heard = tuple(_question(tmp_path, n, "emotion") for n in range(6))
+    asked = tuple(
+        _question(tmp_path, n, "sound" if n % 6 < 4 else "music") for n in range(6 * COPIES)
+    )
+    heard = tuple(_question(tmp_path, n, "emotion") for n in range(6 * COPIES))
     tasks = (
         Task("quiz", "made up", asked, "generate"),
         Task("emotion", "voices", heard, "rank", classes=True),
@@ -97,15 +101,15 @@ def test_scores_and_differences_are_those_counted_by_hand(setting, found):
     assert "by seed 3: +0.500, 5: +0.667" in change.notes
     assert "2 seeds" in change.notes
     assert by_key["quiz", "before", "accuracy"].n_train == 0
-    assert "1 of 12 answers are missing" in by_key["quiz", "sft", "accuracy"].notes
+    assert "4 of 48 answers are missing" in by_key["quiz", "sft", "accuracy"].notes
     assert "by seed 3: 0.667, 5: 0.833" in by_key["quiz", "layers", "accuracy"].notes
 
 
 def test_intervals_hold_what_they_say(setting, found):
-    """Identical stages differ by exactly nothing; seeds widen an interval, subjects pair it."""
+    """Identical stages differ by nothing; seeds widen an interval, subjects pair it."""
     same = found | {"layers": found["sft"]}
     change = _by_key(distill_results.results(setting, same))["quiz", "layers minus sft", "accuracy"]
-    assert (change.value, change.ci_low, change.ci_high) == (0, 0, 0)
+    assert change.value == 0 and change.ci_low < 0 < change.ci_high
     # Two seeds that differ on every question: without resampled seeds the interval is a point.
     apart = found | {
         "layers": [
@@ -172,7 +176,7 @@ def test_sub_categories_have_a_table_of_their_own(setting, found):
     assert "quiz: sub-category fine" in names
     assert "quiz: difficulty hard" not in names, "all questions are no group"
     table = distill_tables.ablation_table(results)
-    assert r"| sub-category fi\|ner | 3 | 0.0" in table
+    assert r"| sub-category fi\|ner | 12 | 0.0" in table
 
 
 def test_answers_that_do_not_fit_are_refused(setting, found):
@@ -210,16 +214,21 @@ def test_one_subject_gives_no_interval_and_no_claim(setting, found):
 
 
 def test_headline_tells_the_arms_that_matter(setting, found):
+    """Of two seeds that agree: two that differ say next to nothing of others."""
+    unclear = distill_results.results(setting, found)
+    told = distill_page.headline(setting, tuple(found), unclear)
+    assert "no clear change in quiz accuracy" in told[0]
+    found = {stage: runs[:1] * len(runs) for stage, runs in found.items()}
     results = distill_results.results(setting, found)
     lines = distill_page.headline(setting, tuple(found), results)
     assert [line.split(":")[0] for line in lines] == [
         "layers | all against before", "layers | all against sft", "layers | all against layers",
         "layers against before", "layers against sft", "sft against before",
     ]  # fmt: skip
-    assert "quiz accuracy rose from 16.7 % to 91.7 % (+" in lines[0]
-    assert "no clear change in emotion unweighted accuracy" in lines[1]
+    assert "quiz accuracy rose from 16.7 % to 83.3 % (+" in lines[0]
+    assert "emotion unweighted accuracy fell from 83.3 % to 66.7 % (-" in lines[1]
     assert "emotion unweighted accuracy rose" in lines[2]
-    assert "emotion unweighted accuracy fell from 100.0 % to 25.0 % (-" in lines[3]
+    assert "emotion unweighted accuracy fell from 100.0 % to 16.7 % (-" in lines[3]
 
 
 def test_one_run_is_before_and_after(setting, found):
