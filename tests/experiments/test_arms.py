@@ -69,6 +69,7 @@ def texts(parts):
 
 def targets(parts, texts, pairing):
     config = acula.get_config("demo")
+    config.seed = 0
     config.reports.update({"wordings": 2, "pairing": pairing})
     return targets_of(config, texts, None, parts, ("label",))
 
