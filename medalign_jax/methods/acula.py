@@ -175,7 +175,7 @@ class Acula(Method):
         if config.align == "cka":
             return losses.cka_loss(audio, text, estimator=config.estimator, mask=mask)
         if config.align == "info_nce":
-            same = same_rows(jax.lax.stop_gradient(report))
+            same = None if report is None else same_rows(jax.lax.stop_gradient(report))
             return losses.info_nce_loss(
                 audio, text, temperature=config.temperature, mask=mask, same=same
             )
