@@ -2,13 +2,16 @@
 
 A recording becomes a signal of 1 kHz with its spectrum partly flattened. Around each of its peaks
 (of either sign, found between samples) two pieces of 0.6 s are cut, one mostly after the peak and
-one mostly before it, so that a part of 1.5 s has some that lie whole inside. Pieces are hashed by
-random hyperplanes (Charikar, STOC 2002): two pieces whose cosine is c agree in one bit with
-probability 1 - arccos(c) / pi. Two recordings that share codes at one and the same time offset
-are candidates. Nothing here decides: see `leaks`.
+one mostly before it, so that a part of 1.5 s has some that lie whole inside. Random hyperplanes
+(Charikar, STOC 2002) make 144 bits of a piece: two pieces whose cosine is c agree in a bit with
+probability 1 - arccos(c) / pi. The bits come in 12 words; pieces that share any two words meet,
+and if they agree in four of five bits their recordings are candidates. Nothing here decides: see
+`leaks`.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import scipy.fft
@@ -22,10 +25,9 @@ _SMOOTH = 20.0  # Hz
 _UP = 4  # peaks are placed to a quarter of a sample
 _NEAR = 30  # samples around a peak without a higher one
 _SHORT, _LONG = 50, 550  # samples of a piece on either side of its peak
-_BITS, _TABLES = 20, 48
-_PARTNERS = 32  # of a piece in one table, where very many share a code
-_SAME_OFFSET = 3.0  # ms
-_VOTES = 2
+_BITS, _WORDS = 12, 12
+_AGREE = 0.8  # of the bits
+_PARTNERS = 32  # of a piece for one pair of words, where very many share it
 
 
 def reduced(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -79,14 +81,14 @@ def _cut(
 
 
 class Fingerprints:
-    """Codes of the recordings added so far; about 3 kB a second of sound."""
+    """Bits of the recordings added so far; about half a kilobyte a second of sound."""
 
     def __init__(self):
         """An empty store; its hyperplanes are always the same."""
         rng = np.random.default_rng(20)
-        shape = (2, _SHORT + _LONG, _TABLES * _BITS)
+        shape = (2, _SHORT + _LONG, _WORDS * _BITS)
         self._planes = rng.standard_normal(shape, dtype=np.float32)
-        self._codes: list[np.ndarray] = []
+        self._words: list[np.ndarray] = []
         self._times: list[np.ndarray] = []
         self._counts: list[int] = []
 
@@ -94,47 +96,58 @@ class Fingerprints:
         """The next recording, `flattened`."""
         counted = 0
         for side, (times, cut) in enumerate(pieces(flat)):
-            bits = (cut @ self._planes[side] > 0).reshape(len(cut), _TABLES, _BITS)
-            codes = bits @ (1 << np.arange(_BITS, dtype=np.int32)) + (side << _BITS)
-            self._codes.append(codes.astype(np.int32))
+            bits = (cut @ self._planes[side] > 0).reshape(len(cut), _WORDS, _BITS)
+            values = (1 << np.arange(_BITS)).astype(np.uint16)
+            # The side goes into every word: pieces after and before a peak never meet.
+            self._words.append((bits @ values) | np.uint16(side << _BITS))
             self._times.append(times)
             counted += len(cut)
         self._counts.append(counted)
 
     def candidates(self) -> np.ndarray:
-        """(P, 2) pairs of recordings i < j that share two codes or more at one offset."""
+        """(P, 3) recordings i < j and the samples at `RATE` by which j seems to begin later."""
         owner = np.repeat(np.arange(len(self._counts)), self._counts)
         if not owner.size:
-            return np.zeros((0, 2), np.int64)
-        codes, times = np.concatenate(self._codes), np.concatenate(self._times)
-        rng = np.random.default_rng(0)
-        found, votes = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        for table in range(_TABLES):
-            keys = _shared(codes[:, table], owner, times, rng)
-            found, where = np.unique(np.concatenate([found, keys]), return_inverse=True)
-            weights = np.concatenate([votes, np.ones(len(keys), np.int64)])
-            votes = np.bincount(where, weights, len(found)).astype(np.int64)
-        pairs = np.unique(found[votes >= _VOTES] >> _OFFSET_BITS)
-        return np.stack([pairs // _MOST, pairs % _MOST], axis=1)
+            return np.zeros((0, 3), np.int64)
+        words, times = np.concatenate(self._words), np.concatenate(self._times)
+        whole = np.ascontiguousarray(words).view(np.uint64)
+        order = np.random.default_rng(0)
+        found = np.zeros(0, np.int64)
+        for one, other in itertools.combinations(range(_WORDS), 2):
+            codes = words[:, one].astype(np.int32) << 16 | words[:, other]
+            a, b = _meeting(codes, owner, order)
+            differ = np.bitwise_count(whole[a] ^ whole[b]).sum(axis=1, dtype=np.int32)
+            alike = differ <= (1 - _AGREE) * _WORDS * _BITS
+            found = np.union1d(found, _keys(owner, times, a[alike], b[alike]))
+        pairs, lag = found >> _LAG_BITS, (found & ((1 << _LAG_BITS) - 1)) - (1 << (_LAG_BITS - 1))
+        return np.stack([pairs // _MOST, pairs % _MOST, lag], axis=1)
 
 
-_OFFSET_BITS = 22  # of the number of an offset in units of 3 ms: an hour
-_MOST = 1 << 20  # recordings
+_LAG_BITS = 24  # hours
+_MOST = 1 << 19  # recordings
 
 
-def _shared(
-    codes: np.ndarray, owner: np.ndarray, times: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Keys (recordings and offset) of the pieces that share a code, each with some others."""
+def _meeting(
+    codes: np.ndarray, owner: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of different recordings with the same code, each with up to `_PARTNERS` others."""
     order = rng.permutation(len(codes))  # where a code is crowded, partners are drawn
     order = order[np.argsort(codes[order], kind="stable")]
-    codes, owner, times = codes[order], owner[order], times[order]
-    keys = []
-    for step in range(1, min(_PARTNERS, len(codes) - 1) + 1):
-        same = np.flatnonzero((codes[step:] == codes[:-step]) & (owner[step:] != owner[:-step]))
-        i, j = owner[same], owner[same + step]
-        offset = (times[same] - times[same + step]) * np.sign(j - i)
-        number = np.rint(offset / _SAME_OFFSET).astype(np.int64) + (1 << (_OFFSET_BITS - 1))
-        pair = np.minimum(i, j).astype(np.int64) * _MOST + np.maximum(i, j)
-        keys.append((pair << _OFFSET_BITS) + number)
-    return np.concatenate(keys) if keys else np.zeros(0, np.int64)
+    codes, owner = codes[order], owner[order]
+    ones, others = [order[:0]], [order[:0]]
+    for step in range(1, _PARTNERS + 1):
+        same = np.flatnonzero(codes[step:] == codes[:-step])
+        if not same.size:
+            break
+        same = same[owner[same] != owner[same + step]]
+        ones.append(order[same])
+        others.append(order[same + step])
+    return np.concatenate(ones), np.concatenate(others)
+
+
+def _keys(owner: np.ndarray, times: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A number for the two recordings of pieces a and b and their offset, each once."""
+    swap = owner[a] > owner[b]
+    a, b = np.where(swap, b, a), np.where(swap, a, b)
+    lag = np.rint((times[a] - times[b]) * (RATE / 1000)).astype(np.int64)
+    return np.unique((owner[a] * _MOST + owner[b] << _LAG_BITS) + lag + (1 << (_LAG_BITS - 1)))
