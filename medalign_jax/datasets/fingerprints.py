@@ -3,9 +3,9 @@
 A recording becomes a signal of 1 kHz with its spectrum partly flattened. Around each of its peaks
 (of either sign, found between samples) two pieces of 0.6 s are cut, one mostly after the peak and
 one mostly before it, so that a part of 1.5 s has some that lie whole inside. Random hyperplanes
-(Charikar, STOC 2002) make 144 bits of a piece: two pieces whose cosine is c agree in a bit with
-probability 1 - arccos(c) / pi. The bits come in 12 words; pieces that share any two words meet,
-and if they agree in four of five bits their recordings are candidates. Nothing here decides: see
+(Charikar, STOC 2002) make 192 bits of a piece: two pieces whose cosine is c agree in a bit with
+probability 1 - arccos(c) / pi. The bits come in 16 words; pieces that share any two words meet,
+and if they agree in most bits their recordings are candidates. Nothing here decides: see
 `leaks`.
 """
 
@@ -25,8 +25,8 @@ _SMOOTH = 20.0  # Hz
 _UP = 4  # peaks are placed to a quarter of a sample
 _NEAR = 30  # samples around a peak without a higher one
 _SHORT, _LONG = 50, 550  # samples of a piece on either side of its peak
-_BITS, _WORDS = 12, 12
-_AGREE = 0.8  # of the bits
+_BITS, _WORDS = 12, 16
+_AGREE = 0.79  # of the bits
 _PARTNERS = 32  # of a piece for one pair of words, where very many share it
 
 
@@ -46,17 +46,32 @@ def reduced(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     return (signal / max(power, 1e-20)).astype(np.float32)
 
 
-def flattened(signal: np.ndarray) -> np.ndarray:
-    """A reduced signal (n,) whose spectrum is divided by its own course, down to a floor."""
-    if not np.any(signal):
+def flattened(signal: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """A reduced signal (n,) whose spectrum is divided by its own course, down to a floor.
+
+    Args:
+        signal: (n,) float32.
+        like: another one whose course is taken in place of the signal's own.
+    """
+    like = signal if like is None else like
+    if not np.any(signal) or not np.any(like):
         return signal
+    course = _course(like)
     size = scipy.fft.next_fast_len(len(signal), real=True)
     spectrum = scipy.fft.rfft(signal, size)
+    if len(course) != len(spectrum):
+        places = np.linspace(0, len(course) - 1, len(spectrum))
+        course = np.interp(places, np.arange(len(course)), course)
+    return scipy.fft.irfft(spectrum / course, size)[: len(signal)].astype(np.float32)
+
+
+def _course(signal: np.ndarray) -> np.ndarray:
+    """Amplitude over frequency, smoothed, from 0 to half of `RATE`."""
+    size = scipy.fft.next_fast_len(len(signal), real=True)
+    density = np.abs(scipy.fft.rfft(signal, size)) ** 2
     width = 2 * max(1, int(_SMOOTH * size / RATE / 2)) + 1
-    density = scipy.ndimage.uniform_filter1d(np.abs(spectrum) ** 2, width, mode="nearest")
-    return scipy.fft.irfft(
-        spectrum / np.sqrt(density + _FLOOR * density.max()), size
-    )[: len(signal)].astype(np.float32)  # fmt: skip
+    density = scipy.ndimage.uniform_filter1d(density, width, mode="nearest")
+    return np.sqrt(density + _FLOOR * density.max())
 
 
 def pieces(flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

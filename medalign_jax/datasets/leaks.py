@@ -29,9 +29,9 @@ from medalign_jax.datasets.fingerprints import RATE, Fingerprints, flattened, re
 SIMILARITY = 0.9  # of the waveforms
 FLAT_SIMILARITY = 0.8  # of the same with flattened spectra: a shared hum or rumble is no copy
 COMMON_SECONDS = 1.0
-_VARIETY = 4.0
-_HALF = 0.5
-_PEAKS, _TAPS = 4, 16
+_VARIETY = 2.2
+_PROMISING = 0.4
+_PEAKS, _TAPS = 32, 18
 _NAMED = 5  # in an error
 
 
@@ -145,7 +145,7 @@ def near_copies(
     for (i, j), group in itertools.groupby(prints.candidates().tolist(), key=lambda c: c[:2]):
         if (i, j) in found or not _promising(both(i)[1], both(j)[1], [lag for *_, lag in group]):
             continue
-        if (pair := compare(both(i), both(j), similarity)) is not None:
+        if (pair := compare(both(i)[0], both(j)[0], similarity)) is not None:
             found[i, j] = pair
     pairs = sorted(found)
     values = np.array([found[pair] for pair in pairs]).reshape(-1, 2)
@@ -153,42 +153,44 @@ def near_copies(
 
 
 def compare(
-    one: tuple[np.ndarray, np.ndarray],
-    other: tuple[np.ndarray, np.ndarray],
-    similarity: float = SIMILARITY,
+    a: np.ndarray, b: np.ndarray, similarity: float = SIMILARITY
 ) -> tuple[float, float] | None:
     """Similarity and offset in seconds of two recordings, or None if they are no near-copies.
 
-    The flattened signals say where one lies on the other; there both they and the signals
-    themselves have to agree, and what is shared must be more than a click or a hum.
+    With flattened spectra (both by the course of the shorter one's) they say where one lies on the
+    other; there both these and the signals themselves have to agree, and what is shared must be
+    more than a click or a hum.
 
     Args:
-        one, other: (signal, flattened signal), each (n,) float32 at 1 kHz.
+        a, b: (n,), (m,) float32, `fingerprints.reduced`.
         similarity: least normalised cross-correlation of the signals.
     """
     least = round(COMMON_SECONDS * RATE)
-    if min(len(one[0]), len(other[0])) < least:
+    shorter = a if len(a) < len(b) else b
+    if len(shorter) < least:
         return None
-    flat, lag, fraction = _best(one[1], other[1], least)
+    flat, lag, fraction = _best(flattened(a, shorter), flattened(b, shorter), least)
     if flat < FLAT_SIMILARITY:
         return None
-    a, b = _common(one[0], other[0], lag)
-    if _variety(a) < _VARIETY or _variety(b) < _VARIETY:
+    x, y = _common(a, b, lag)
+    if min(_variety(x), _variety(y)) < _VARIETY:
         return None
-    shifted = _shift(b, fraction)
-    value = abs(float(a @ shifted)) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-20)
-    return (min(value, 1.0), (lag + fraction) / RATE) if value >= similarity else None
+    norm = max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-20)
+    value = min(abs(float(x @ _shift(y, fraction))) / norm, 1.0)
+    return (value, (lag + fraction) / RATE) if value >= similarity else None
 
 
 def _promising(a: np.ndarray, b: np.ndarray, lags: Sequence[int]) -> bool:
     """Whether two flattened signals correlate at all where they seem to be the same.
 
-    A lag is off by half a sample at most, which costs two copies a quarter of their correlation
-    where there is nothing below 300 Hz.
+    Lags are whole samples: where the correlation swings fast its largest value lies beside them,
+    the next ones of either sign within two.
     """
-    for lag in lags:
+    for lag in dict.fromkeys(lag + step for lag in lags for step in (0, -1, 1, -2, 2)):
         x, y = _common(a, b, lag)
-        if len(x) and abs(float(x @ y)) >= _HALF * float(np.linalg.norm(x) * np.linalg.norm(y)):
+        if len(x) and abs(float(x @ y)) >= _PROMISING * float(
+            np.linalg.norm(x) * np.linalg.norm(y)
+        ):
             return True
     return False
 
@@ -208,8 +210,9 @@ def _best(a: np.ndarray, b: np.ndarray, least: int) -> tuple[float, int, float]:
     padded = np.pad(likeness, 1)
     peaks = np.flatnonzero((likeness >= padded[:-2]) & (likeness >= padded[2:]))
     peaks = peaks[np.argsort(-likeness[peaks])[:_PEAKS]]
-    # Between samples: the correlation has no higher frequencies than the signals.
-    fractions = np.arange(-4, 5) / 8
+    # Between samples: the correlation has no higher frequencies than the signals. Where it swings
+    # fast, its largest value may lie two samples from the largest that was sampled.
+    fractions = np.arange(-16, 17) / 8
     taps = np.arange(-_TAPS, _TAPS + 1)
     away = fractions[:, None] - taps
     kernel = np.sinc(away) * np.cos(np.pi * away / (2 * _TAPS + 3)) ** 2
