@@ -10,6 +10,7 @@ manifest as a whole.
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +234,7 @@ def check(
     unusable = {problem.row for problem in problems if problem.fatal}
     total = len(rows) + len(unusable - {None} - {row.row for row in rows})
     problems += _subjects_in_two_splits(rows)
+    problems += _alike_subjects_in_two_splits(rows)
     duplicates = _duplicates(rows)
     problems += duplicates
     same = {problem.row for problem in duplicates}
@@ -276,6 +278,28 @@ def _subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
             reason = f"subject '{subject}' is in more than one split: {where}"
             found.append(Problem(None, "", reason, fatal=True))
     return found
+
+
+def _alike_subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
+    """Notes on subjects of different splits whose names differ as spellings of one name do."""
+    alike: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if not row.audio_path.endswith(os.path.normpath(row.subject_id)):  # no name: its own path
+            alike.setdefault(_plain_name(row.subject_id), {}).setdefault(row.subject_id, row)
+    found = []
+    for spellings in alike.values():
+        if len(spellings) > 1 and len({row.split for row in spellings.values()}) > 1:
+            where = ", ".join(f"'{s}' in {r.split} (row {r.row})" for s, r in spellings.items())
+            reason = f"subjects that may be one, in different splits: {where}"
+            found.append(Problem(None, "", reason, fatal=False))
+    return found
+
+
+def _plain_name(subject: str) -> str:
+    """Without case, spaces, decimals and leading zeros: "P 01" and "p1", "1.0" and "001"."""
+    name = re.sub(r"\s", "", subject.casefold())
+    name = re.sub(r"(?<=\d)\.0*$", "", name)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", name)
 
 
 def _duplicates(rows: Sequence[Row]) -> list[Problem]:

@@ -278,3 +278,36 @@ def test_problem_table_and_file(tmp_path):
     lines = (tmp_path / "unusable_rows.jsonl").read_text().splitlines()
     assert [Problem(**json.loads(line)) for line in lines] == problems
     assert [p.name for p in tmp_path.iterdir()] == ["unusable_rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("P01", "p1"), ("1.0", "1"), ("007", "7"), ("Patient 3", "patient3"), ("a10", "A010.0")],
+)
+def test_subjects_that_may_be_one_are_noted(tmp_path, one, other):
+    text = f"audio_path,report,subject_id,split\na.wav,x,{one},train\nb.wav,x,{other},test\n"
+    rows, problems = read_text(tmp_path, text)
+    for row in rows:
+        manifests.write_wav(tmp_path / row.audio_path, row.row)
+    checked = check(rows, problems)
+    assert len(checked.rows) == 2
+    (note,) = notes(checked.problems)
+    assert f"'{one}' in train (row 1), '{other}' in test (row 2)" in note
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("p1", "p10"), ("1.5", "15"), ("1.05", "1.5"), ("100", "1"), ("", "")]
+)
+def test_subjects_that_are_two_are_not_noted(tmp_path, one, other):
+    text = f"audio_path,report,subject_id,split\n1.wav,x,{one},train\n01.wav,x,{other},test\n"
+    rows, _ = read_text(tmp_path, text)
+    for row in rows:
+        manifests.write_wav(tmp_path / row.audio_path, row.row)
+    assert not notes(check(rows, []).problems)
+
+
+def test_spellings_within_one_split_are_not_noted(tmp_path):
+    rows, _ = read_text(tmp_path, "audio_path,report,subject_id\na.wav,x,P1\nb.wav,x,p1\n")
+    for row in rows:
+        manifests.write_wav(tmp_path / row.audio_path, row.row)
+    assert not notes(check(rows, []).problems)
