@@ -31,8 +31,6 @@ def base() -> ConfigDict:
             "overrides": ConfigDict(convert_dict=True),
             "front_end": ConfigDict(convert_dict=True),
             "random": False,  # start from random weights, whatever there is to start from
-            "pooling": "mean",  # mean_std, mean_max, bands, bands_mean_std: models/pooling.py
-            "layer": placeholder(int),  # block whose tokens are pooled; none: the published feature
         }
     )
     config.augment = ConfigDict({})
@@ -59,5 +57,15 @@ def base() -> ConfigDict:
             "clip": 1.0,
         }
     )
-    config.evaluate = ConfigDict({"enabled": True, "pad": "repeat", "trim": False})
+    config.evaluate = ConfigDict(
+        {
+            "enabled": True,
+            "pad": "repeat",
+            "trim": False,
+            # How tokens become the vector that is measured (models/pooling.py: mean_std, mean_max,
+            # bands, bands_mean_std); alignment trains the published feature whatever is said here.
+            "pooling": "mean",
+            "layer": placeholder(int),  # block whose tokens are pooled; none: the last
+        }
+    )
     return config

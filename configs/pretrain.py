@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = "pretrain"
     if variant:
         small = acula.get_config(variant)
+        config.seed = small.seed
         for block in ("data", "encoder", "train", "optimizer", "augment"):
             config[block] = small[block]
         config.update(small.pretrain.changes)

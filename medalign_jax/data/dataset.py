@@ -145,10 +145,7 @@ def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
     problems = dict.fromkeys(problem for dataset in datasets for problem in dataset.problems)
     splits: dict[str, str] = {}
     for row in rows:
-        # A recording that is its own subject is known by its whole path: sets may both
-        # have an "audio/1.wav".
-        own = row.audio_path.endswith(os.path.normpath(row.subject_id))
-        subject = row.audio_path if own else row.subject_id
+        subject = _subject(row)
         if splits.setdefault(subject, row.split) != row.split:
             raise ManifestError(
                 f"subject '{subject}' is in split '{splits[subject]}' of one data set and in "
@@ -168,10 +165,11 @@ def check_joined(base: AudioDataset, added: AudioDataset) -> None:
         ManifestError: a subject of another split than "train", or, sample for sample, a recording
             of any split is among them; names the first.
     """
-    held = {row.subject_id: row for row in base.rows if row.split != "train"}
+    held = {_subject(row): row for row in base.rows if row.split != "train"}
     sounds = {_digest(base, i): row for i, row in enumerate(base.rows)}
+    sounds.pop(None, None)
     for i, row in enumerate(added.rows):
-        if (other := held.get(row.subject_id)) is not None:
+        if (other := held.get(_subject(row))) is not None:
             raise ManifestError(
                 f"'{row.audio_path}' cannot be trained on: its subject '{row.subject_id}' is in "
                 f"split '{other.split}' ('{other.audio_path}'); leave it out"
@@ -183,9 +181,17 @@ def check_joined(base: AudioDataset, added: AudioDataset) -> None:
             )
 
 
-def _digest(data: AudioDataset, index: int) -> bytes:
-    clip = data.clip(index)
-    return hashlib.sha256(clip.samples.tobytes()).digest()
+def _subject(row: Row) -> str:
+    """A recording that is its own subject is known by its whole path: two sets may both have an
+    "audio/1.wav"."""
+    own = row.audio_path.endswith(os.path.normpath(row.subject_id))
+    return row.audio_path if own else row.subject_id
+
+
+def _digest(data: AudioDataset, index: int) -> bytes | None:
+    """Of the samples; None of silence, which is no copy of other silence."""
+    samples = data.clip(index).samples
+    return hashlib.sha256(samples.tobytes()).digest() if samples.any() else None
 
 
 def open_dataset(

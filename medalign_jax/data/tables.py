@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,15 @@ def read_table(path: str | Path, required: str) -> Table:
             f"its columns are {', '.join(table.columns)}"
         )
     return table
+
+
+def finite_number(text: str) -> float | None:
+    """The number that a cell holds; None where it holds none, or one that is not finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 
 from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statistics
 from medalign_jax.data.manifest import MISSING
+from medalign_jax.data.tables import finite_number
 from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.probes.problem import Prediction, Problem
@@ -119,20 +119,12 @@ def _column(name: str, cells: list[str], rare: int) -> dict[str, np.ndarray]:
     there = np.array([bool(cell) for cell in cells])
     if not there.any():
         return {}
-    numbers = [_number(cell) for cell in cells]
+    numbers = [finite_number(cell) for cell in cells]
     if all(number is not None for number, known in zip(numbers, there, strict=True) if known):
         found = {name: _standardised(numbers, there)}
     else:
         found = _words(name, cells, rare)
     return found | {f"{name} missing": (~there).astype(np.float64)}
-
-
-def _number(cell: str) -> float | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _standardised(numbers: list[float | None], there: np.ndarray) -> np.ndarray:

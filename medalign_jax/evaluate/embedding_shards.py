@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Container
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 
 KEY_BYTES = 32
 _DIGITS = 16  # of an identity, in the name of a folder
@@ -107,8 +106,8 @@ class Shards:
         description = self._folder / "encoder.json"
         if not description.exists():
             text = json.dumps(self._settings, indent=1) + "\n"
-            _replace(description, text.encode())
-        _replace(target, content)
+            write_whole(description, text.encode())
+        write_whole(target, content)
 
 
 class _Damaged(Exception):
@@ -136,17 +135,3 @@ def _tried(path: Path, what: str, step: Any) -> None:
         step()
     except OSError as error:
         raise UserError(f"{path} cannot be {what} ({error})") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

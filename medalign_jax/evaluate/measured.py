@@ -11,6 +11,8 @@ from medalign_jax.evaluate import intervals
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval, Statistic, StatisticsError
 
+MEAN_OF = "mean of "  # begins the name of a mean over tasks
+
 
 @dataclasses.dataclass
 class Measured:
@@ -72,14 +74,13 @@ def correct_for_tasks(into: Measured) -> None:
     for places in families.values():
         single = [i for i in places if not into.results[i].task.startswith(MEAN_OF)]
         values = {i: into.intervals[key_of(into.results[i])].p_value for i in places}
-        adjusted = intervals.holm([values[i] for i in single]) if len(single) > 1 else []
-        corrected = dict(zip(single, adjusted, strict=False))
+        corrected = {}
+        if len(single) > 1:
+            adjusted = intervals.holm([values[i] for i in single])
+            corrected = dict(zip(single, adjusted, strict=True))
         for i in places:
             note = f"p {values[i]:.2g}"
             if i in corrected:
                 note += f", by Holm over {len(single)} tasks {corrected[i]:.2g}"
             old = into.results[i]
             into.results[i] = dataclasses.replace(old, notes=f"{old.notes}; {note}".lstrip("; "))
-
-
-MEAN_OF = "mean of "  # begins the name of a mean over tasks

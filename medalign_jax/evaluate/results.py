@@ -10,13 +10,13 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.statistics import Interval
+from medalign_jax.files import write_whole
 
 
 class ResultsError(UserError):
@@ -143,17 +143,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text beside `path` and renames it into place; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, text.encode())
 
 
 def _check_unique(results: Sequence[Result]) -> None:

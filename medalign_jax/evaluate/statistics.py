@@ -32,8 +32,6 @@ class Interval:
       low: Lower end of the interval.
       high: Upper end of the interval.
       level: Coverage aimed at, 0.95 for 95 %.
-      resamples: Resamples that the interval is made of; 0 where none are needed.
-      skipped: Resamples left out because a class of the sample was absent from them.
       method: How it was made, in words.
       subjects: Subjects behind it.
       draws: Columns (draws, seeds, repeats of folds) whose spread is in it; with 1 the interval
@@ -45,8 +43,6 @@ class Interval:
     low: float
     high: float
     level: float
-    resamples: int = 0
-    skipped: int = 0
     method: str = ""
     subjects: int = 0
     draws: int = 1

@@ -13,14 +13,13 @@ Only the text of a manifest is read here, so what is wrong is known before a rec
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean
+from medalign_jax.data.tables import did_you_mean, finite_number
 from medalign_jax.errors import UserError
 
 KINDS = ("classification", "regression", "labels")
@@ -115,24 +114,16 @@ def _kind(column: str, texts: Sequence[str]) -> str:
     """Numbers make a regression; two different ones, as yes and no, are classes, and so is
     whatever stands in `label`."""
     values = {text for text in texts if text}
-    numbers = [_number(text) for text in values]
+    numbers = [finite_number(text) for text in values]
     if column == "label" or None in numbers or len(set(numbers)) <= 2:
         return "classification"
     return "regression"
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _regression(rows: Sequence[Row], column: str, texts: Sequence[str], dataset: str) -> Task:
     answers = np.full(len(texts), np.nan)
     for i, text in enumerate(texts):
-        if text and (value := _number(text)) is None:
+        if text and (value := finite_number(text)) is None:
             raise TaskError(
                 f"task {column!r} is a regression, but row {rows[i].row} "
                 f"('{rows[i].audio_path}') says {text!r}; mend it, leave it empty, or ask for "
@@ -163,7 +154,7 @@ def _classification(rows: Sequence[Row], column: str, texts: Sequence[str], data
 
 
 def _natural(text: str) -> tuple:
-    value = _number(text)
+    value = finite_number(text)
     return (0, value, text) if value is not None else (1, 0.0, text)
 
 

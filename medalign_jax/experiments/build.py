@@ -19,6 +19,7 @@ from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
 from medalign_jax.data.tables import read_table
+from medalign_jax.datasets.leaks import check_no_copies
 from medalign_jax.encoder import Architecture, Encoder, architecture, open_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import context_columns
@@ -111,7 +112,7 @@ def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) 
         mesh = None
     return Encoder(
         made, evaluation_params(made, params, mesh), samples_of(config, made), evaluate.pad,
-        evaluate.trim, mesh, pooling=config.encoder.pooling, layer=config.encoder.layer,
+        evaluate.trim, mesh, pooling=evaluate.pooling, layer=evaluate.layer,
     )  # fmt: skip
 
 
@@ -221,6 +222,7 @@ def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> A
     )
     added = mixed.split("train")
     check_joined(dataset, added)
+    check_no_copies(dataset, added)
     return concatenate([train, added])
 
 

@@ -14,8 +14,6 @@ processes that write at the same time do not meet, and damage to a shard is noti
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 from medalign_jax.teachers.teacher import Teacher
 
 SHARD_TEXTS = 1024
@@ -135,19 +134,5 @@ def _write(folder: Path, teacher: Teacher, keys: Sequence[bytes], vectors: np.nd
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "teacher.json"
     if not settings.exists():
-        _replace(settings, json.dumps(teacher.settings, indent=1).encode())
-    _replace(folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_whole(settings, json.dumps(teacher.settings, indent=1).encode())
+    write_whole(folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)

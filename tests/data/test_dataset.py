@@ -227,3 +227,12 @@ def test_recordings_that_must_not_be_trained_on_cannot_join(tmp_path):
     )
     with pytest.raises(ManifestError, match=r"copy\.wav' cannot be added.*sample for sample"):
         check_joined(base, others(new, new | {"audio_path": "copy.wav"}))
+
+
+def test_recordings_that_are_their_own_subjects_may_share_a_name(tmp_path):
+    made = []
+    for seed, (folder, split) in enumerate((("base", "test"), ("others", "train"))):
+        manifests.write_wav(tmp_path / folder / "audio" / "1.wav", seed)
+        row = {"audio_path": "audio/1.wav", "split": split, "report": "x"}
+        made.append(open_dataset(manifests.write_csv(tmp_path / folder / "m.csv", [row])))
+    check_joined(*made)

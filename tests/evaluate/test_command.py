@@ -68,7 +68,8 @@ def test_encoders_side_by_side_with_baselines(world, capsys):
     assert found["label", "linear", "majority or mean", "auroc"]["value"] == 0.5
     assert found["age", "linear", "spectral statistics", "mae"]["value"] < 8
     assert "from device" in found["label", "linear", "metadata", "auroc"]["notes"]
-    assert len(list(csv.DictReader(open(world / "first" / "evaluation.csv")))) == len(found)  # noqa: SIM115
+    with open(world / "first" / "evaluation.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(found)
     page = (world / "first" / "report.html").read_text()
     HTMLParser().feed(page)
     assert "https://" not in page and "two minus one" in page
