@@ -6,22 +6,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def environment(devices: int, quick: bool = True) -> dict[str, str]:
     """Variables for so many CPU devices; `quick` compiles in half the time, to slower programs."""
     flags = f"--xla_force_host_platform_device_count={devices} {_QUICK if quick else ''}"
-    paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def start(arguments: Sequence[object], devices: int, **options) -> subprocess.Popen:
     """Runs `python ARGUMENTS` without waiting; its output is piped, errors among it."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], env=environment(devices, **options),
-        cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -29,7 +28,7 @@ def run(*arguments: object, devices: int = 8, **options) -> str:
     """Runs `python ARGUMENTS` on virtual devices; what it printed, once it has succeeded."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], env=environment(devices, **options),
-        cwd=TESTS.parent, capture_output=True, text=True, timeout=500, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return done.stdout

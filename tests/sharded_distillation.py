@@ -13,7 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import distill_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from medalign_jax.train.feed import put_batch
 from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
+from tests import distill_models
 
 MESHES = {
     "one": {"data": 1},

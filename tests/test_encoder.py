@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import pytest
 import soxr
-import tiny_models as tiny
-from toy_encoders import toy
 
 import medalign_jax
 from medalign_jax.audio import clip
@@ -15,6 +13,8 @@ from medalign_jax.encoder import SETTINGS_FILE, Encoder, architecture, load_enco
 from medalign_jax.errors import UserError
 from medalign_jax.experiments.export import export_encoder
 from medalign_jax.train.mesh import make_mesh, named_leaves
+from tests import tiny_models as tiny
+from tests.toy_encoders import toy
 
 SIZES = {
     "frames": 16, "patch": (4, 16), "width": 32, "depth": 1, "heads": 2,

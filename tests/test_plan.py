@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import devices
-import distill_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +23,7 @@ from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import QWEN3_8B
 from medalign_jax.train import cost
 from medalign_jax.train.mesh import make_mesh
+from tests import devices, distill_models
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch_models import shake
 
 from configs import acula
 from medalign_jax.encoder import load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.experiments.build import architecture_of, published_params
 from medalign_jax.train.mesh import make_mesh
+from tests.torch_models import shake
 
 MELS, OUT = 7, 20
 TOWER = {

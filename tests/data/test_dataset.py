@@ -2,7 +2,6 @@
 
 import pickle
 
-import manifests
 import numpy as np
 import pytest
 import soundfile
@@ -12,6 +11,7 @@ from medalign_jax.data import dataset as dataset_room
 from medalign_jax.data import sources
 from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, open_dataset
 from medalign_jax.data.manifest import ManifestError
+from tests.data import manifests
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import csv
 
-import manifests
 import pytest
 
 from medalign_jax.data import emotions
 from medalign_jax.data.emotions import read_emotions, read_iemocap
 from medalign_jax.data.questions import Checks, QuestionsError, leave_one_out
+from tests.data import manifests
 
 LENIENT = Checks(max_bad_fraction=1.0)
 

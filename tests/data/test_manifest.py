@@ -3,7 +3,6 @@
 import json
 import os
 
-import manifests
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -18,6 +17,7 @@ from medalign_jax.data.manifest import (
     read_manifest,
     write_problems,
 )
+from tests.data import manifests
 
 
 def fatal(problems):

@@ -2,7 +2,6 @@
 
 import json
 
-import manifests
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from medalign_jax.audio import clip
 from medalign_jax.audio.io import AudioError
 from medalign_jax.data import open_dataset
 from medalign_jax.data.pipeline import BatchSpec, PipelineError, make_iterator
+from tests.data import manifests
 
 RECORDS = 22
 SPEC = BatchSpec(batch_size=4, samples=4100, seed=5)  # recordings have 4000 to 4210 samples

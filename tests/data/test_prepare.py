@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
-import manifests
 import numpy as np
 import pytest
 
 from medalign_jax.data import open_dataset, prepare, records
 from medalign_jax.data.manifest import ManifestError
+from tests.data import manifests
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import pickle
 from dataclasses import replace
 
-import chat_tokenizers as toy
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from medalign_jax.data.questions import Checks, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_mmau
 from medalign_jax.data.reasoning import Stages
 from medalign_jax.teachers.tokenizers import TokenizerError
+from tests.data import chat_tokenizers as toy
 
 QUESTION = Question(
     id="q1",

@@ -5,8 +5,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 
-import chat_tokenizers as toy
-import manifests
 import numpy as np
 import pytest
 import soundfile
@@ -24,6 +22,8 @@ from medalign_jax.data.question_batches import (
 )
 from medalign_jax.data.question_data import clip_samples, open_questions
 from medalign_jax.data.questions import Checks, Question, QuestionsError
+from tests.data import chat_tokenizers as toy
+from tests.data import manifests
 
 COUNT = 23
 SPEC = QuestionBatchSpec(batch_size=4, edges=(49, 53, 64), seed=5, sample_multiple=1000)

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 
-import manifests
 import pytest
 import soundfile
 
@@ -16,6 +15,7 @@ from medalign_jax.data.questions_readers import (
     write_questions,
 )
 from medalign_jax.data.reasoning import Stages, format_response
+from tests.data import manifests
 
 UNHEARD = Checks(require_audio=False, max_bad_fraction=1.0)
 LENIENT = Checks(max_bad_fraction=1.0)

@@ -7,8 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 def kill(manifest: str, folder: str, after: str) -> None:
     """Embeds until so many recordings have been seen, then kills itself."""
@@ -45,11 +43,10 @@ def share(manifest: str, folder: str, address: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    from test_embeddings import Plain
-
     from medalign_jax.data.dataset import open_dataset
     from medalign_jax.errors import UserError
     from medalign_jax.evaluate.embeddings import EmbeddingStore
+    from tests.evaluate.test_embeddings import Plain
 
     class Broken(Plain):
         """Gives no numbers."""

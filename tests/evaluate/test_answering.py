@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import distill_models as tiny
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from medalign_jax.evaluate.answering import (
     log_likelihood,
     write_answers,
 )
+from tests import distill_models as tiny
 
 
 @pytest.fixture(scope="module")

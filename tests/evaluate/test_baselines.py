@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import soxr
-import tiny_models as tiny
 
 from medalign_jax.audio.statistics import STATISTICS, spectral_statistics
 from medalign_jax.encoder import Encoder, architecture
@@ -13,6 +12,7 @@ from medalign_jax.evaluate import baselines
 from medalign_jax.evaluate.probes.problem import Problem
 from medalign_jax.evaluate.statistics import auroc
 from medalign_jax.train.mesh import named_leaves
+from tests import tiny_models as tiny
 
 TRAIN, TEST = np.arange(6), np.arange(6, 10)
 

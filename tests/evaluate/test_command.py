@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from toy_encoders import toy
 
 from medalign_jax import embed
 from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate.command import main
 from medalign_jax.experiments.export import export_encoder
+from tests.toy_encoders import toy
 
 COUNT = 48  # recordings, two a subject
 

@@ -9,14 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import devices
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import tiny_models as tiny
 
 from medalign_jax import embed
 from medalign_jax.audio import io as audio_io
@@ -27,6 +25,8 @@ from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.train.mesh import make_mesh
+from tests import devices
+from tests import tiny_models as tiny
 
 SCRIPT = Path(__file__).with_name("run_store.py")
 

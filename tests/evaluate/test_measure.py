@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from evaluation_rows import rows
 from sklearn.metrics import roc_auc_score
 
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.stages import Guess, Settings
 from medalign_jax.evaluate.suite import Options, Suite
+from tests.evaluate.evaluation_rows import rows
 
 COUNT = 160
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from evaluation_rows import rows
 
 from medalign_jax.evaluate.folds import fold_of_splits
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.sentences import Space, Words, measure_sentences
 from medalign_jax.evaluate.tasks import tasks_of
+from tests.evaluate.evaluation_rows import rows
 
 COUNT = 120
 RNG = np.random.default_rng(0)

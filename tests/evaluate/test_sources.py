@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_rows import rows
 
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import context_columns, context_of
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.sources import joined, rows_of, sources_of
+from tests.evaluate.evaluation_rows import rows
 
 
 def test_forms_of_a_source(tmp_path):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from evaluation_rows import row, rows
 
 from medalign_jax.evaluate.folds import check_folds, fold_of_splits, folds_by_subject
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.evaluate.tasks import TaskError, columns_of, tasks_of
+from tests.evaluate.evaluation_rows import row, rows
 
 
 def test_kinds_follow_from_the_values():

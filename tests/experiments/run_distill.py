@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import distill_models as tiny
 import jax
 import numpy as np
 
@@ -18,6 +17,7 @@ from medalign_jax.data.question_data import QuestionData
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.workdir import open_workdir
 from medalign_jax.train.mesh import make_mesh
+from tests import distill_models as tiny
 
 STEPS, EVAL_EVERY, QUESTIONS, VALID = 9, 3, 10, 2
 

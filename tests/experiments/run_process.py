@@ -13,9 +13,8 @@ if __name__ == "__main__":
         jax.distributed.initialize(address, num_processes=2, process_id=int(number))
     assert jax.device_count() == 2
 
-    from test_end_to_end import tiny
-
     from medalign_jax.experiments import acula
+    from tests.experiments.test_end_to_end import tiny
 
     config = tiny()
     config.data.manifest = manifest

@@ -3,13 +3,11 @@
 import pickle
 from dataclasses import replace
 
-import distill_models as tiny
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_models import quick_jit
 
 from configs.distill import get_config
 from medalign_jax.data.pipeline import PipelineError
@@ -19,6 +17,8 @@ from medalign_jax.experiments.distill_cache import fill, fingerprint_of, folder_
 from medalign_jax.methods.text_teacher import response_states
 from medalign_jax.teachers.state_cache import StateCacheError
 from medalign_jax.train.mesh import make_mesh
+from tests import distill_models as tiny
+from tests.tiny_models import quick_jit
 
 COUNT, BATCH, LAYERS = 6, 4, (1, 4)  # layers of the teacher that have a partner
 BF16 = ml_dtypes.bfloat16

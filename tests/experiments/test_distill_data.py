@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_audio_lm as tiny
 
 from configs import distill as configuration
 from medalign_jax.data.question_overlap import OverlapError, refuse_overlap
@@ -20,6 +19,7 @@ from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.distill_data import published_setting, wants_teacher
 from medalign_jax.teachers.tokenizers import TokenizerError
 from medalign_jax.weights.source import resolve
+from tests.experiments import tiny_audio_lm as tiny
 
 ASKS_NOT_TO_THINK = (
     "{% if enable_thinking is defined and not enable_thinking %}<think> </think>{% endif %}"

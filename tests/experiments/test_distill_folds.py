@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import tiny_audio_lm as tiny
 
 from configs import distill as configuration
 from medalign_jax.data.questions import QuestionsError
@@ -13,6 +12,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.distill_folds import asked, folded
+from tests.experiments import tiny_audio_lm as tiny
 
 SESSIONS = ("Ses01", "Ses02", "Ses 03")
 

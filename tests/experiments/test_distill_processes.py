@@ -3,11 +3,11 @@
 import socket
 from pathlib import Path
 
-import devices
 import numpy as np
 import pytest
 
 from medalign_jax.train.metrics import read_metrics
+from tests import devices
 
 SCRIPT = Path(__file__).with_name("run_distill.py")
 COMPARED = ("loss", "top", "layers", "acoustic", "cross_entropy", "valid/loss")

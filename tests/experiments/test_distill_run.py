@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 9  # evaluated and saved every third
 MODES = ("live", "cached")
 WAIT = 600  # seconds
@@ -26,7 +26,7 @@ def start(place: Path, name: str, mode: str) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     script = Path(__file__).with_name("run_distill.py")

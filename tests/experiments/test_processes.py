@@ -4,13 +4,13 @@ import json
 import socket
 from pathlib import Path
 
-import devices
 import numpy as np
 import pytest
 
 from medalign_jax.data.simulate import write_dataset
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.weights.readers import open_safetensors
+from tests import devices
 
 SCRIPT = Path(__file__).with_name("run_process.py")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_audio_lm as tiny
 
 from configs import textualize as configuration
 from medalign_jax.data.questions import Checks
@@ -23,12 +22,13 @@ from medalign_jax.experiments.textualize import FAILED, OUTPUT, PARTIAL, run
 from medalign_jax.language_model import load_language_model
 from medalign_jax.models.generate import GenerationError, generate
 from medalign_jax.weights.source import resolve
+from tests.experiments import tiny_audio_lm as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import test_textualize as tests
+from tests.experiments import test_textualize as tests
 from medalign_jax.experiments import journal
 add = journal.Journal.add
 def add_and_die(self, records):
@@ -135,7 +135,7 @@ def test_the_default_prompt_grounds_and_forbids_the_answer():
 
 
 def test_killed_and_resumed_is_the_same_to_the_byte(finished, tmp_path, model, file):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/experiments'}"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     workdir = tmp_path / "killed"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(model), str(file), str(workdir)],

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import devices
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import torch
 
 from medalign_jax.errors import UserError
 from medalign_jax.losses import Divergence, TopK, masked_sum, next_token_losses, top_k
+from tests import devices
 from tests.losses.test_divergences import KINDS, assert_relative, torch_divergence
 
 ROWS, LENGTH, WIDTH, TEACHER_WIDTH = 2, 11, 16, 24

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from medalign_jax import losses
 from medalign_jax.errors import UserError
 from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, train_step
+from tests import tiny_models as tiny
 
 STEPS, BATCH = 30, 24
 

@@ -6,12 +6,10 @@ logarithms, and means over all tokens of a batch.
 
 import functools
 
-import distill_models as tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import quick_jit
 
 from medalign_jax.errors import UserError
 from medalign_jax.methods.base import loss_and_grad
@@ -21,6 +19,8 @@ from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, state_shardings
 from medalign_jax.weights.load import export
+from tests import distill_models as tiny
+from tests.tiny_models import quick_jit
 
 WEIGHTS = {"text_weight": 0.7, "top_weight": 1.3, "layers_weight": 0.9, "acoustic_weight": 0.4,
            "sft_weight": 0.6}  # fmt: skip

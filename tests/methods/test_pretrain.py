@@ -5,13 +5,13 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from medalign_jax.methods.pretrain import Pretrain, Supervised
 from medalign_jax.train.mesh import named_leaves
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, train_step
 from medalign_jax.weights.tables.opera_gt import SHARDING
+from tests import tiny_models as tiny
 
 STEPS, BATCH = 40, 16
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_models as tiny
 
 from medalign_jax.errors import UserError
 from medalign_jax.methods.acula import Acula, AculaConfig
@@ -16,6 +15,7 @@ from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.self_supervised import make_term
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models.vit_layers import Dense, patchify
+from tests import tiny_models as tiny
 
 SHAPE = (16, 8)
 

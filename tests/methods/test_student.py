@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from medalign_jax.audio.augment import Augment
 from medalign_jax.methods.student import embedding_health, split
+from tests import tiny_models as tiny
 
 
 def keys(count: int, seed: int = 0):

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from torch_models import shake
 
 from medalign_jax.models.audio_lm import AudioLM, AudioLMConfig, audio_lm_config, audio_token_count
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables.audio_lm import table
+from tests.torch_models import shake
 
 DEPTH, VOCABULARY, MELS, FRAMES, AUDIO = 3, 97, 7, 48, 90
 START, END = 91, 92

@@ -6,11 +6,11 @@ Every encoder's module laid out over a mesh gives the feature and the gradients 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_models import quick_jit
-from toy_encoders import ONE_OF_EACH, toy
 
 from medalign_jax.encoder import Architecture
 from medalign_jax.train.mesh import batch_sharding, make_mesh, named_leaves, shardings
+from tests.tiny_models import quick_jit
+from tests.toy_encoders import ONE_OF_EACH, toy
 
 
 def compare(name: str) -> None:

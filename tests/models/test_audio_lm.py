@@ -4,14 +4,11 @@ import dataclasses
 import re
 from pathlib import Path
 
-import audio_lm_pairs as pairs
-import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny_models import quick_jit
 
 from medalign_jax.models.audio_lm import (
     AudioLM,
@@ -23,6 +20,9 @@ from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.sharded_weights import WholeWeights
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.tables.audio_lm import table
+from tests import devices
+from tests.models import audio_lm_pairs as pairs
+from tests.tiny_models import quick_jit
 
 ATOL = 1e-4
 LAYERS = tuple(range(pairs.DEPTH + 1))

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping
 
-import audio_lm_pairs as pairs
 import jax
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.match import Problems, flatten, match
 from medalign_jax.weights.tables.audio_lm import SHARDING, table
+from tests.models import audio_lm_pairs as pairs
 
 # As published on the Hub: what it leaves out are transformers' defaults.
 QWEN2_AUDIO_JSON = {

@@ -3,7 +3,6 @@
 import math
 import re
 
-import audio_lm_pairs as pairs
 import jax
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from medalign_jax.models.audio_lm import AudioPromptError
 from medalign_jax.models.generate import GenerationError, continuation_log_probs, generate
+from tests.models import audio_lm_pairs as pairs
 
 NEW = 12
 BOTH = pytest.mark.parametrize("name", pairs.MODELS)

@@ -11,7 +11,6 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from tiny_models import quick_jit
 
 from medalign_jax.models.decoder import Decoder, empty_cache
 from medalign_jax.models.decoder_config import GEMMA3_270M, DecoderConfig, Rope, gemma3_config
@@ -20,6 +19,7 @@ from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables import decoder as decoder_table
+from tests.tiny_models import quick_jit
 
 DEPTH = 4
 VOCABULARY = 99

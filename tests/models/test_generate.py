@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.generate import GenerationError, generate, nucleus, pad_left
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables.decoder import table
+from tests import devices
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import quick_jit
-from torch_models import shake
 
 from medalign_jax.models.qwen_omni_audio import (
     QWEN2_5_OMNI_AUDIO,
@@ -30,6 +28,8 @@ from medalign_jax.weights.tables.qwen_omni_audio import (
     QWEN2_AUDIO_TABLE,
     SHARDING,
 )
+from tests.tiny_models import quick_jit
+from tests.torch_models import shake
 
 ATOL = 1e-5
 MELS, WIDTH, DEPTH, OUT = 7, 24, 3, 20

@@ -4,13 +4,10 @@ import json
 import re
 from pathlib import Path
 
-import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
-from toy_encoders import ONE_OF_EACH, TOYS, toy
 
 from medalign_jax.encoder import Encoder, architecture, load_encoder
 from medalign_jax.experiments.export import export_encoder
@@ -21,6 +18,9 @@ from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS
 from medalign_jax.teachers.teacher import ARCHITECTURES
 from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
+from tests import devices
+from tests import tiny_models as tiny
+from tests.toy_encoders import ONE_OF_EACH, TOYS, toy
 
 BATCH, TEXT_WIDTH = 4, 6
 _STATISTICS = r"encoder/.*/(mean|var)"

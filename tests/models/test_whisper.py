@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import quick_jit
-from torch_models import shake
 
 from medalign_jax.models import whisper
 from medalign_jax.models.upstream_config import ModelConfigError
@@ -19,6 +17,8 @@ from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.whisper import SHARDING, TABLE
+from tests.tiny_models import quick_jit
+from tests.torch_models import shake
 
 ATOL = 1e-5
 FRAMES = 44

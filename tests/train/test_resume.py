@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import tiny_models as tiny
 
-TESTS = Path(__file__).parent.parent
+from tests import tiny_models as tiny
+
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVAL_EVERY, RECORDS = 14, 4, 22
 VALID = 6
 
@@ -43,7 +44,7 @@ def start(place: Path, name: str, *changes: str) -> subprocess.Popen:
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     script = Path(__file__).with_name("run_fit.py")

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models as tiny
 
 from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.pretrain import Pretrain
@@ -13,6 +12,7 @@ from medalign_jax.train.mesh import make_mesh, named_leaves
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
 from medalign_jax.weights.tables.opera_gt import SHARDING
+from tests import tiny_models as tiny
 
 BATCH = 16
 

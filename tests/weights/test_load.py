@@ -8,7 +8,6 @@ import struct
 import tracemalloc
 from pathlib import Path
 
-import devices
 import jax
 import ml_dtypes
 import numpy as np
@@ -21,6 +20,7 @@ from medalign_jax.weights import load as loading
 from medalign_jax.weights.lazy import FileTensor
 from medalign_jax.weights.load import copy_into, export, load, save
 from medalign_jax.weights.table import CONV2D, LINEAR, PadAxis, SplitAxis, chain
+from tests import devices
 
 TABLE = Table(
     name="toy",
