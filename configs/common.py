@@ -15,6 +15,7 @@ def base() -> ConfigDict:
             "seconds": 8.1875,  # of a clip; 131,000 samples at 16 kHz, 256 frames of the log-mel
             "pad": "zero",  # zero, repeat, tile or repeat_whole
             "random_crop": False,
+            "one_per_subject": False,  # batches of different subjects, a recording each
             "max_seconds": 60.0,
             "max_bad_fraction": 0.01,
             "workers": 0,
@@ -55,6 +56,7 @@ def base() -> ConfigDict:
             "warmup_steps": 400,
             "weight_decay": 0.01,
             "clip": 1.0,
+            "frozen": (),  # regexes of parameter paths that stay as they are
         }
     )
     config.evaluate = ConfigDict(

@@ -64,6 +64,9 @@ class BatchSpec:
         random_crop: cut longer ones at a random place, drawn anew each time; else at the start.
         shuffle: a new order each epoch, the last partial batch dropped; else manifest order,
             the last batch filled up with zeros and index -1.
+        one_per_subject: shuffled batches hold one recording each of different subjects, both
+            drawn anew for each batch; a batch's recordings then differ by what their reports say
+            and never by who was recorded.
         seed: of the order, the crops and the extras' generators.
         epochs: how many; None never ends.
         workers: processes that decode; 0 decodes in threads.
@@ -75,6 +78,7 @@ class BatchSpec:
     pad: str = "zero"
     random_crop: bool = True
     shuffle: bool = True
+    one_per_subject: bool = False
     seed: int = 0
     epochs: int | None = None
     workers: int = 0
@@ -84,6 +88,8 @@ class BatchSpec:
         check_numbers(self, batch_size=1, samples=1, seed=0, workers=0, prefetch=1)
         if self.pad not in clip.PADDINGS:
             raise PipelineError(f"unknown pad '{self.pad}'; there are {', '.join(clip.PADDINGS)}")
+        if self.one_per_subject and not self.shuffle:
+            raise PipelineError("one_per_subject draws batches at random: it goes with shuffle")
 
     def batches_per_epoch(self, records: int) -> int:
         """Batches of one epoch over so many recordings."""
@@ -251,8 +257,8 @@ def make_iterator(
         clip, not counting padding, "index" (b,) int32 into `dataset`, and the extras (b, ...).
 
     Raises:
-        PipelineError: the batch size is above the number of recordings when shuffled, or a row
-            is not of the batch.
+        PipelineError: the batch size is above the number of recordings (of subjects, where
+            each gives one) when shuffled, or a row is not of the batch.
     """
     records = len(dataset)
     rows = check_rows(rows, spec.batch_size)
@@ -264,16 +270,43 @@ def make_iterator(
     if spec.workers:  # each worker has its own memory of waveforms
         dataset = dataset.with_cache(dataset.cache_bytes // spec.workers)
     load = _Load(dataset, spec, extras, rows)
+    if spec.one_per_subject:
+        number = grain.MapDataset.range(used // spec.batch_size).repeat(spec.epochs)
+        batches = number.map_with_index(_OnePerSubject(dataset, spec))
+    else:
+        batches = _order(records, used, spec)
+    return BatchIterator(batches.map_with_index(load), spec, _identity(records, spec))
+
+
+def _order(records: int, used: int, spec: BatchSpec) -> grain.MapDataset:
+    """Indices (B,) of each batch: every epoch takes each recording once."""
+    indices = grain.MapDataset.range(used)
     if spec.shuffle:
         # Grain counts its seed up by one each epoch: mixed first, or seed 1 would be seed 0 an
         # epoch later.
         order = int(np.random.SeedSequence((spec.seed, _ORDER)).generate_state(1)[0])
         indices = grain.MapDataset.range(records).shuffle(seed=order)[:used]
-    else:
-        indices = grain.MapDataset.range(used)
-    batches = indices.repeat(spec.epochs).batch(spec.batch_size, drop_remainder=True)
-    batches = batches.map_with_index(load)
-    return BatchIterator(batches, spec, _identity(records, spec))
+    return indices.repeat(spec.epochs).batch(spec.batch_size, drop_remainder=True)
+
+
+class _OnePerSubject:
+    """Draws the indices (B,) of a batch from its number: subjects first, then a recording each."""
+
+    def __init__(self, dataset: AudioDataset, spec: BatchSpec):
+        found: dict[str, list[int]] = {}
+        for index, row in enumerate(dataset.rows):
+            found.setdefault(row.subject_id or f"row {row.row}", []).append(index)
+        self._members, self._spec = [np.array(group) for group in found.values()], spec
+        if len(found) < spec.batch_size:
+            raise PipelineError(
+                f"one_per_subject: {len(found)} subjects fill no batch of {spec.batch_size}; make "
+                "batch_size smaller"
+            )
+
+    def __call__(self, number: int, _: int) -> np.ndarray:
+        rng = np.random.default_rng((self._spec.seed, _ORDER, number))
+        drawn = rng.choice(len(self._members), self._spec.batch_size, replace=False)
+        return np.array([rng.choice(self._members[subject]) for subject in drawn])
 
 
 def _identity(records: int, spec: BatchSpec) -> dict[str, object]:

@@ -235,6 +235,7 @@ def spec_of(config: ConfigDict, sample_rate: int, batch_size: int, shuffle: bool
         pad=data.pad,
         random_crop=data.random_crop and shuffle,
         shuffle=shuffle,
+        one_per_subject=data.one_per_subject and shuffle,
         seed=config.seed,
         epochs=None if shuffle else 1,
         workers=data.workers if shuffle else 0,

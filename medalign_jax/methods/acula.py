@@ -127,18 +127,20 @@ class Acula(Method):
         feature_keys, mask_keys, audio_keys, text_keys = split(keys, 4)
         features = self.student.features(batch["waveform"], feature_keys, train)
         pooled, intermediates = self.student.embed(params, features)
-        coupled = {"pooled": pooled, "audio": {}}
+        layers = {-1: pooled} if -1 in self.config.layers else {}
+        layers |= {n: self.student.layer(intermediates, n) for n in self.config.layers if n >= 0}
+        # Of what is aligned: where no term needs the last blocks they are not computed.
+        coupled = {"watched": layers.get(-1, layers[max(layers)]), "audio": {}}
         for layer in self.config.layers:
-            x = pooled if layer == -1 else self.student.layer(intermediates, layer)
             coupled["audio"][_audio(layer)] = self._project(
-                params, _audio(layer), x, audio_keys, train
+                params, _audio(layer), layers[layer], audio_keys, train
             )
         text = self._text(frozen, batch)
         if self.config.align == "info_nce":
             coupled["report"] = text  # as the teacher gives it: equal reports have equal vectors
         coupled["text"] = self._project(params, "text", text, text_keys, train)
         if not self.config.ssm_weight:
-            return Encoded(coupled, jnp.zeros(pooled.shape[0]), {})
+            return Encoded(coupled, jnp.zeros(len(text)), {})
         error, coupled["term"] = self.student.self_supervised(params, features, mask_keys, train)
         metrics = {} if coupled["term"] else {"reconstruction": error}
         return Encoded(coupled, self.config.ssm_weight * error, metrics)
@@ -163,7 +165,7 @@ class Acula(Method):
         align = sum(self._align(audio, text, mask, report) for audio in sides) / len(sides)
         score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
         metrics = {"align": align, "cka": jax.lax.stop_gradient(score)}
-        metrics |= embedding_health(coupled["pooled"], mask)
+        metrics |= embedding_health(coupled["watched"], mask)
         loss = self.config.align_weight * align
         if coupled.get("term"):
             metrics["contrast"] = self.student.term.couple(coupled["term"], mask)

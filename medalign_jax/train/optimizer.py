@@ -27,7 +27,7 @@ class OptimizerConfig:
       warmup_steps: linear from 0; at most a tenth of the run.
       weight_decay: decoupled, on every parameter that `no_decay` does not match.
       clip: global gradient norm; 0 turns clipping off.
-      frozen: regexes of parameter paths that never move.
+      frozen: regexes of parameter paths that never move, beside `FIXED`.
       no_decay: regexes of parameter paths without weight decay.
       multipliers: (regex, factor) lines on the update, first match wins.
     """
@@ -39,7 +39,7 @@ class OptimizerConfig:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
-    frozen: Sequence[str] = FIXED
+    frozen: Sequence[str] = ()
     no_decay: Sequence[str] = ()
     multipliers: Sequence[tuple[str, float]] = ()
 
@@ -66,8 +66,7 @@ def make_optimizer(
     """Optimizer for `params` (arrays or shapes) and the schedule that it follows.
 
     Raises:
-      UserError: a regex of `frozen`, `no_decay` or `multipliers` that matches no parameter (except
-        those of `FIXED`).
+      UserError: a regex of `frozen`, `no_decay` or `multipliers` that matches no parameter.
     """
     _check_rules(config, params)
     schedule = make_schedule(config, total_steps)
@@ -82,7 +81,7 @@ def make_optimizer(
         steps.append(_scale_by_path(config.multipliers))
     moving = optax.chain(*steps)
     labels = jax.tree.map(
-        lambda stop: "frozen" if stop else "train", _matching(params, config.frozen)
+        lambda stop: "frozen" if stop else "train", _matching(params, (*FIXED, *config.frozen))
     )
     return optax.multi_transform({"train": moving, "frozen": optax.set_to_zero()}, labels), schedule
 
@@ -110,7 +109,7 @@ def _check_rules(config: OptimizerConfig, params: Any) -> None:
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     patterns = [*config.frozen, *config.no_decay, *(line[0] for line in config.multipliers)]
     for pattern in patterns:
-        if pattern not in FIXED and not any(re.search(pattern, name) for name in names):
+        if not any(re.search(pattern, name) for name in names):
             raise UserError(
                 f"the optimizer rule {pattern!r} matches no parameter; parameters are: "
                 + ", ".join(names[:20])

@@ -122,6 +122,35 @@ def test_crops_and_extras_are_drawn_anew_each_epoch(data):
             np.testing.assert_array_equal(waveform, long.waveform(index)[:4100])
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Two recordings of each of eleven subjects."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = manifests.rows_of(folder, RECORDS)
+    for i, row in enumerate(rows):
+        row["subject_id"] = f"subject {i // 2}"
+    return open_dataset(manifests.write_csv(folder / "m.csv", rows))
+
+
+def test_batches_of_different_subjects(pairs):
+    settings = spec(batch_size=8, one_per_subject=True, epochs=40)
+    batches = list(make_iterator(pairs, settings))
+    assert len(batches) == 40 * (RECORDS // 8)
+    subjects = np.array([row.subject_id for row in pairs.rows])
+    assert all(len(set(subjects[batch["index"]])) == 8 for batch in batches)
+    # By chance a recording comes 29 times on average, and none is forgotten.
+    assert set(np.concatenate([batch["index"] for batch in batches])) == set(range(RECORDS))
+    assert_same(batches, list(make_iterator(pairs, settings)))
+    resumed = make_iterator(pairs, settings)
+    resumed.set_state({**resumed.get_state(), "batch": 30})
+    assert_same(take(resumed, 5), batches[30:35])
+
+
+def test_batches_of_more_subjects_than_there_are(pairs):
+    with pytest.raises(PipelineError, match="11 subjects fill no batch of 12"):
+        make_iterator(pairs, spec(batch_size=12, one_per_subject=True))
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_batch_of_one(data, shuffle, processes):

@@ -121,7 +121,7 @@ def test_a_side_without_a_head_is_aligned_itself():
     encode = tiny.quick_jit(lambda params: method.encode(params, {}, batch, keys(4), False))
     found = encode(params).coupled
     assert params["heads"] == {}
-    np.testing.assert_array_equal(found["audio"]["audio_last"], found["pooled"])
+    np.testing.assert_array_equal(found["audio"]["audio_last"], found["watched"])
     np.testing.assert_array_equal(found["text"], batch["text"])
     assert set(params_of(tiny.acula(text_head="none"))["heads"]) == {"audio_last"}
 
@@ -142,8 +142,8 @@ def test_no_reconstruction_is_computed_where_its_weight_is_zero():
 
 def coupled(seed: int = 0, count: int = 8) -> dict:
     rng = np.random.default_rng(seed)
-    audio, other, text, pooled = rng.standard_normal((4, count, 16)).astype(np.float32)
-    return {"pooled": pooled, "audio": {"audio_00": other, "audio_last": audio}, "text": text}
+    audio, other, text, watched = rng.standard_normal((4, count, 16)).astype(np.float32)
+    return {"watched": watched, "audio": {"audio_00": other, "audio_last": audio}, "text": text}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_gradients_are_finite_and_reach_both_sides(align, collapsed):
     grads = jax.grad(lambda sides: method.couple(sides)[0])(sides)
     assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
     assert np.any(grads["text"]) and np.any(grads["audio"]["audio_00"])
-    assert not np.any(grads["pooled"])  # only watched
+    assert not np.any(grads["watched"])  # only watched
 
 
 def test_padding_rows_do_not_count():

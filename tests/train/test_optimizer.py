@@ -81,14 +81,15 @@ def test_the_update_follows_the_schedule():
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_gradients_are_clipped_by_their_global_norm(clip):
     grads = filled(10.0)
-    _, state = first_update(config(clip=clip, frozen=()), grads)
+    _, state = first_update(config(clip=clip), grads)
+    del grads["encoder"]["pos_embed"]  # fixed
     norm = float(optax.tree.norm(optax.tree.get(state, "mu")))
     # Adam's first moment is a tenth of the gradient that reaches it.
     assert norm == pytest.approx(0.1 * (clip or float(optax.tree.norm(grads))), rel=1e-5)
 
 
 def test_frozen_parameters_do_not_move_and_have_no_moments():
-    settings = config(frozen=(r"pos_embed", r"^encoder/kernel"), weight_decay=0.5)
+    settings = config(frozen=(r"^encoder/kernel",), weight_decay=0.5)
     updates, state = first_update(settings, filled(1.0))
     assert not np.any(updates["encoder"]["kernel"]) and not np.any(updates["encoder"]["pos_embed"])
     assert np.all(updates["heads"]["kernel"] != 0)
