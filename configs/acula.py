@@ -7,7 +7,9 @@ Variants, joined by "+" where several apply:
   :small      a small encoder pre-trained here, MiniLM teacher, for a few hundred recordings
   :demo       :small on simulated auscultation, offline, minutes on a laptop
   :patients   :small on BMD-HS (medalign_jax.datasets.bmd_hs): a model for each of 5 folds by
-              patient, beside shuffled reports
+              patient, chosen among candidates on its validation patients, beside shuffled reports
+  :whisper    the first blocks of a published Whisper encoder, named by encoder.source, in place of
+              the small one (:patients+whisper)
   :controls   :small beside alignments that must not gain (:demo+controls on simulated sounds)
   :ablations  :small beside other losses, weights, layers, heads and teachers
 """
@@ -16,7 +18,9 @@ from ml_collections import ConfigDict
 
 from configs.common import base
 
-VARIANTS = ("", "paper", "release", "small", "demo", "patients", "controls", "ablations")
+VARIANTS = (
+    "", "paper", "release", "small", "demo", "patients", "whisper", "controls", "ablations",
+)  # fmt: skip
 
 # name -> changes; from the same pre-trained encoder, with the same cached vectors.
 CONTROLS = {
@@ -53,12 +57,14 @@ def get_config(variant: str = "") -> ConfigDict:
     for name, estimator in (("paper", "biased"), ("release", "released")):
         if name in names:
             config.loss.estimator = estimator
-    if {"small", "demo", "patients", "controls", "ablations"} & set(names):
+    if {*names} - {"", "paper", "release"}:
         _small(config)
     if "demo" in names:
         _demo(config)
     if "patients" in names:
         _patients(config)
+    if "whisper" in names:
+        _whisper(config)
     for name, arms in (("controls", CONTROLS), ("ablations", ABLATIONS)):
         if name in names:
             config.arms.update(arms)
@@ -235,7 +241,20 @@ def _patients(config: ConfigDict) -> None:
     _few_tokens(config)
     config.pretrain.changes.train.update({"steps": 300, "eval_every": 150})
     config.supervised.enabled = False
-    config.arms.update({"shuffled reports": CONTROLS["shuffled reports"]})
+    # Recordings of a patient share diagnosis and chest: two in a batch would teach to know the
+    # chest again. A fold leaves some 48 patients for training.
+    config.data.one_per_subject = True
+    config.pretrain.changes.data = {"one_per_subject": False}
+    config.train.update({"batch_size": 40, "steps": 200, "eval_every": 50})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10, "schedule": "cosine"})
+    config.teacher.whiten = 0.0
+    config.arms.update(
+        {
+            "small steps": {"optimizer": {"learning_rate": 2e-4}, "role": "candidate"},
+            "whitened": {"teacher": {"whiten": 0.85}, "role": "candidate"},
+            "shuffled reports": CONTROLS["shuffled reports"],
+        }
+    )
     config.evaluate.update(
         {
             "tasks": ("AS", "AR", "MR", "MS", "N"),
@@ -244,5 +263,23 @@ def _patients(config: ConfigDict) -> None:
             "probes": ("linear",),
             "per_class": 0,
             "sentences": False,
+            "pooling": "mean_std",
         }
     )
+
+
+def _whisper(config: ConfigDict) -> None:
+    """Aligns the second block: what lies above it is neither trained nor listened to."""
+    config.encoder.name = "whisper"
+    config.encoder.overrides = ConfigDict(convert_dict=True)
+    config.encoder.front_end = ConfigDict(convert_dict=True)
+    config.pretrain.enabled = False
+    config.data.seconds = 5.0
+    config.loss.update({"layers": (1,), "ssm_weight": 0.0})
+    config.augment.update({"frame_mask_width": 24, "shift_seconds": 5.0})
+    config.train.update({"steps": 60, "eval_every": 20})
+    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5})
+    config.evaluate.update({"pooling": "mean_std", "layer": 1})
+    for arm in ("small steps", "whitened"):
+        if arm in config.arms:
+            del config.arms[arm]

@@ -22,7 +22,7 @@ def deal_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     lot. Here no fold grows beyond its share of the rows, rounded up.
 
     Args:
-      labels: (S, L) 0 or 1, a row a subject.
+      labels: (S, L) 0 or 1, a row a subject; L may be 0.
       folds: how many, at least 2.
       seed: of the lots.
 
@@ -35,6 +35,8 @@ def deal_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     labels = np.asarray(labels, bool)
     if not 2 <= folds <= len(labels):
         raise SplitError(f"{folds} folds of {len(labels)} subjects; give 2 to {len(labels)}")
+    if not labels.shape[1]:
+        labels = np.zeros((len(labels), 1), bool)
     counted = np.column_stack([labels, np.ones(len(labels), bool)])
     rng = np.random.default_rng(seed)
 

@@ -132,7 +132,8 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
         columns = read_manifest_table(path, "audio_path").columns
         targets += context_columns(columns, options.tasks)
         rows, _ = read_manifest(path, tuple(dict.fromkeys(targets)), reports_required=False)
-        Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
+        if rows:  # else `open_dataset` says what is wrong with them
+            Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
     progress = Progress(None, f"checking {path}", "file")
     data = open_dataset(
         path,

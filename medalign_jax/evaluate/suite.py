@@ -130,13 +130,20 @@ class Suite:
         Where folds were dealt, those that the next fold tests are kept from training for choices
         of the model. Probes are fitted on all but the test recordings.
         """
+        return tuple(
+            self._spread(fold.name, fold.train, fold.valid, fold.test)
+            for fold in self.choice_folds()
+        )
+
+    def choice_folds(self) -> tuple[Fold, ...]:
+        """The same over rows: what a choice between models may be made on."""
         plan = self.plans[0]
         if not self.options.folds:
-            return (self._spread("", plan[0].train, plan[0].valid, plan[0].test),)
+            return plan
         folds = []
         for k, fold in enumerate(plan):
             valid = plan[(k + 1) % len(plan)].test
-            folds.append(self._spread(fold.name, np.setdiff1d(fold.train, valid), valid, fold.test))
+            folds.append(Fold(fold.name, np.setdiff1d(fold.train, valid), valid, fold.test))
         return tuple(folds)
 
     def _spread(self, name: str, *parts: np.ndarray) -> Fold:

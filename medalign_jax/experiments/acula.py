@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.experiments import build, measuring
+from medalign_jax.experiments import build, choosing, measuring
 from medalign_jax.experiments.alignment import (
     Aligned,
     Run,
@@ -32,7 +32,7 @@ from medalign_jax.experiments.alignment import (
     starting_params,
     supervise,
 )
-from medalign_jax.experiments.arms import arms_of
+from medalign_jax.experiments.arms import MAIN, arms_of
 from medalign_jax.experiments.workdir import open_workdir
 
 
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdir = open_workdir(workdir, config)
     this = _prepare(config, workdir)
     embed = _Embedding(this)
-    main: list[Aligned] = []
+    outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
         start = starting_params(part)
         embed.add("before", start)
@@ -51,13 +51,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
             if arm.identity not in done:
                 done[arm.identity] = align(part, arm, start)
             embed.add(arm.name, done[arm.identity].encoder)
-        main.append(done[arms[0].identity])
+        outcomes.append({arm.name: done[arm.identity] for arm in arms})
         if config.supervised.enabled:
             embed.add("supervised", supervise(part, start))
     if config.evaluate.enabled:
         if "random" in tuple(config.evaluate.baselines):
             embed.random(random_params(this))
-        measuring.measure_run(this, arms, embed.found, main)
+        chosen = choosing.settle(this.suite, arms, embed.found)
+        main = [done[name] for done, name in zip(outcomes, chosen.names, strict=True)]
+        measuring.measure_run(this, arms, embed.found, main, {MAIN: chosen.describe()})
 
 
 def options_of(config: ConfigDict) -> Options:

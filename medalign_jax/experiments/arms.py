@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from medalign_jax.errors import UserError
 
 BLOCKS = ("teacher", "reports", "loss", "augment", "train", "optimizer", "encoder")
+ROLES = ("encoder", "control", "candidate")
 MAIN = "after"  # stage of the config's own alignment
 
 
@@ -26,7 +27,8 @@ class Arm:
     Attributes:
       name: Of its stage.
       config: The whole config with the arm's changes.
-      role: "encoder" for what is claimed, "control" for what must not gain.
+      role: "encoder" for what is claimed, "control" for what must not gain, "candidate" for what
+        may stand in the place of the run's own alignment, fold by fold (`choosing`).
       identity: Equal for arms that would train the same.
     """
 
@@ -62,8 +64,8 @@ def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
 
 def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:
     block = config.copy_and_resolve_references()
-    if role not in ("encoder", "control"):
-        raise UserError(f"config.arms.{name}.role is {role!r}; it is encoder or control")
+    if role not in ROLES:
+        raise UserError(f"config.arms.{name}.role is {role!r}; it is one of {', '.join(ROLES)}")
     for key, values in changes.items():
         if key not in BLOCKS:
             raise UserError(

@@ -153,7 +153,9 @@ def open_data(
     targets = _targets(config, path)
     reports_required = config.method == "acula"
     if check is not None and path.is_file():
-        check(read_manifest(path, targets, reports_required=reports_required)[0])
+        rows, _ = read_manifest(path, targets, reports_required=reports_required)
+        if rows:  # else `open_dataset` says what is wrong with them
+            check(rows)
     progress = Progress(None, f"checking {path}", "file")
     dataset = open_dataset(
         path,

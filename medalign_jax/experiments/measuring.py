@@ -32,6 +32,7 @@ def measure_run(
     arms: Sequence[Arm],
     embedded: Mapping[str, Sequence[np.ndarray]],
     aligned: Sequence[Aligned],
+    notes: Mapping[str, str],
 ) -> None:
     """evaluation.json, evaluation.csv, the tables on the screen, and report.html.
 
@@ -40,12 +41,13 @@ def measure_run(
       arms: Its alignments.
       embedded: stage -> (N, D) of each fold, or one for all folds.
       aligned: The run's own alignment, one a fold.
+      notes: stage -> what a reader must know of it.
     """
     config, suite = run.config, run.suite
     words, vectors = _words(run), _class_vectors(run)  # by all processes
     roles = _ROLES | {arm.name: arm.role for arm in arms}
     stages = [
-        suite.stage(name, _features(list(found)), role=roles[name])
+        suite.stage(name, _features(list(found)), role=roles[name], notes=notes.get(name, ""))
         for name, found in embedded.items()
     ]
     stages.sort(key=lambda stage: stage.role == "baseline")

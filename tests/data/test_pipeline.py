@@ -126,7 +126,7 @@ def test_crops_and_extras_are_drawn_anew_each_epoch(data):
 def pairs(tmp_path_factory):
     """Two recordings of each of eleven subjects."""
     folder = tmp_path_factory.mktemp("pairs")
-    rows = manifests.rows_of(folder, RECORDS)
+    rows = manifests.rows_of(folder, RECORDS, split="train")
     for i, row in enumerate(rows):
         row["subject_id"] = f"subject {i // 2}"
     return open_dataset(manifests.write_csv(folder / "m.csv", rows))

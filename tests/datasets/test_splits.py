@@ -25,6 +25,11 @@ def test_folds_share_out_every_label():
     assert (deal_folds(labels, 5, 0) != deal_folds(labels, 5, 1)).any()
 
 
+def test_rows_are_dealt_out_where_there_is_no_label_at_all():
+    dealt = deal_folds(np.zeros((31, 0), bool), 3, 0)
+    assert sorted(np.bincount(dealt)) == [10, 10, 11]
+
+
 def test_rows_without_any_label_are_dealt_out_too():
     fold = deal_folds(np.zeros((10, 2)), 5, 0)
     assert sorted(fold) == sorted([0, 1, 2, 3, 4] * 2)
