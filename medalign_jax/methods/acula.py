@@ -24,6 +24,7 @@ from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
 from medalign_jax.models.heads import ProjectionHead
 
+HEADS = ("mlp", "none", "standardise")
 ALIGN_LOSSES = ("cka", "info_nce", "cosine", "l2")
 
 
@@ -37,9 +38,12 @@ class AculaConfig:
       align_weight, ssm_weight: λ of the two terms.
       layers: encoder layers to align, -1 for the pooled output, n >= 0 for the mean over the tokens
         after block n; each has an audio head of its own and the loss is their mean.
-      audio_head, text_head: "mlp", or "none" to align that side's embedding itself. CKA needs no
-        equal widths; without an audio head it shapes the very geometry that a probe reads, where a
-        head can do the alignment alone and leave the embedding as it was.
+      audio_head, text_head: "mlp"; "none" to align that side's embedding itself; "standardise" to
+        align its features each divided by its deviation over the batch. CKA needs no equal widths;
+        without an audio head it shapes the very geometry that a probe reads, where a head can do
+        the alignment alone and leave the embedding as it was. CKA weighs directions by variance,
+        and loudness may have nearly all of it: standardised, what a linear probe reads, every
+        feature has a say.
       hidden, out, dropout: of the projection heads.
       temperature: of InfoNCE.
     """
@@ -64,8 +68,8 @@ class AculaConfig:
                 f"loss.estimator {self.estimator!r} is not one of {', '.join(losses.ESTIMATORS)}"
             )
         for side in (self.audio_head, self.text_head):
-            if side not in ("mlp", "none"):
-                raise UserError(f"a head is 'mlp' or 'none', not {side!r}")
+            if side not in HEADS:
+                raise UserError(f"a head is one of {', '.join(HEADS)}, not {side!r}")
         if not self.layers:
             raise UserError("loss.layers is empty; (-1,) aligns the pooled output")
 
@@ -159,8 +163,9 @@ class Acula(Method):
 
     def couple(self, coupled, mask=None):
         """Alignment over the whole batch, mean over the aligned layers; CKA is always reported."""
-        sides = list(coupled["audio"].values())
-        text = coupled["text"]
+        config = self.config
+        sides = [_headed(config.audio_head, audio, mask) for audio in coupled["audio"].values()]
+        text = _headed(config.text_head, coupled["text"], mask)
         report = coupled.get("report")
         align = sum(self._align(audio, text, mask, report) for audio in sides) / len(sides)
         score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
@@ -184,6 +189,19 @@ class Acula(Method):
         return {"cosine": losses.cosine_loss, "l2": losses.l2_loss}[config.align](
             audio, text, mask=mask
         )
+
+
+def _headed(head: str, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """(B, W) as the loss takes it; standardised over the counted samples if that is the head."""
+    if head != "standardise":
+        return x
+    weight = jnp.ones((len(x), 1)) if mask is None else mask.astype(jnp.float32)[:, None]
+    count = jnp.maximum(weight.sum(), 1.0)
+    x = jnp.where(weight > 0, x, 0.0)
+    centred = (x - x.sum(0) / count) * weight
+    variance = jnp.square(centred).sum(0) / count
+    # A feature that hardly varies beside the others is rounding, not sound.
+    return centred * jax.lax.rsqrt(variance + 1e-6 * variance.max() + 1e-30)
 
 
 def _check_layers(layers: tuple[int, ...], depth: int) -> None:

@@ -146,6 +146,29 @@ def coupled(seed: int = 0, count: int = 8) -> dict:
     return {"watched": watched, "audio": {"audio_00": other, "audio_last": audio}, "text": text}
 
 
+def test_a_standardised_side_hears_every_feature():
+    method = tiny.acula(align="cka", layers=(-1,), audio_head="standardise", text_head="none")
+    sides = coupled(count=12)
+    sides["audio"] = {"audio_last": sides["audio"]["audio_last"]}
+    audio = sides["audio"]["audio_last"]
+    expected = losses.cka((audio - audio.mean(0)) / audio.std(0), sides["text"])
+    _, metrics = method.couple(sides)
+    assert float(metrics["cka"]) == pytest.approx(float(expected), abs=1e-5)
+    # Loudness, in one feature, changes nothing; nor does what a padded row holds.
+    scale = np.ones(16, np.float32)
+    scale[3] = 100.0
+    sides["audio"]["audio_last"] = np.concatenate([5 + audio * scale, np.full((2, 16), np.nan)])
+    sides["text"] = np.concatenate([sides["text"], np.full((2, 16), np.nan)])
+    sides["watched"] = np.zeros((14, 16), np.float32)
+    mask = np.arange(14) < 12
+    _, metrics = method.couple(sides, mask)
+    assert float(metrics["cka"]) == pytest.approx(float(expected), abs=1e-3)
+    gradient = jax.grad(lambda x: method.couple(sides | {"audio": {"audio_last": x}}, mask)[0])(
+        sides["audio"]["audio_last"]
+    )
+    assert np.isfinite(gradient).all() and not np.any(gradient[12:]) and np.any(gradient[:12, 3])
+
+
 @pytest.mark.parametrize(
     ("align", "function"),
     [
@@ -241,7 +264,7 @@ def test_no_gradient_reaches_the_teacher(online):
         ({"align": "kl"}, r"loss.align 'kl' is not one of cka"),
         ({"estimator": "best"}, r"loss.estimator 'best' is not one of unbiased"),
         ({"layers": ()}, r"loss.layers is empty"),
-        ({"audio_head": "linear"}, r"a head is 'mlp' or 'none', not 'linear'"),
+        ({"audio_head": "linear"}, r"a head is one of mlp, none, standardise, not 'linear'"),
     ],
 )
 def test_a_wrong_config_is_named(changes, words):
