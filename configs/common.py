@@ -62,6 +62,7 @@ def base() -> ConfigDict:
     config.evaluate = ConfigDict(
         {
             "enabled": True,
+            "copies": True,  # look for near-copies among the recordings
             "pad": "repeat",
             "trim": False,
             # How tokens become the vector that is measured (models/pooling.py: mean_std, mean_max,

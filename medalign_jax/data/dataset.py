@@ -105,6 +105,12 @@ class AudioDataset:
         rows = [dataclasses.replace(row, split=split) for row, split in pairs]
         return AudioDataset(rows, self._clips, self.problems)
 
+    def with_subjects(self, subjects: Sequence[str]) -> "AudioDataset":
+        """The same recordings of other subjects, one name each; "" is not named."""
+        pairs = zip(self.rows, subjects, strict=True)
+        rows = [dataclasses.replace(row, subject_id=subject) for row, subject in pairs]
+        return AudioDataset(rows, self._clips, self.problems)
+
     def splits(self) -> dict[str, int]:
         """Number of recordings by split."""
         return dict(Counter(row.split for row in self.rows))

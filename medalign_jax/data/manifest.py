@@ -59,6 +59,12 @@ class Row:
     metadata: dict[str, str]
     report: str | None
 
+    @property
+    def names_subject(self) -> bool:
+        """Whether the manifest says who was recorded."""
+        own_path = self.audio_path.endswith(os.path.normpath(self.subject_id))
+        return bool(self.subject_id) and not own_path
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -284,7 +290,7 @@ def _alike_subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
     """Notes on subjects of different splits whose names differ as spellings of one name do."""
     alike: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if not row.audio_path.endswith(os.path.normpath(row.subject_id)):  # no name: its own path
+        if row.names_subject:
             alike.setdefault(_plain_name(row.subject_id), {}).setdefault(row.subject_id, row)
     found = []
     for spellings in alike.values():

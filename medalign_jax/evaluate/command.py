@@ -29,6 +29,7 @@ from medalign_jax.evaluate import report, sources
 from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
 from medalign_jax.evaluate.baselines import random_encoder
 from medalign_jax.evaluate.context import context_columns
+from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.measure import measure
@@ -90,12 +91,17 @@ def run(arguments: argparse.Namespace) -> Measured:
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """What there is to be measured on; `data` is None where there are only embeddings."""
+    """What there is to be measured on; `data` is None where there are only embeddings.
+
+    Attributes:
+      findings: Of near-copies among the recordings, for a note beside the results.
+    """
 
     suite: Suite
     rows: Sequence[Row]
     data: AudioDataset | None
     tables: Mapping[str, np.ndarray]
+    findings: Sequence[str] = ()
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -149,7 +155,11 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
         write_problems(data.problems, Path(arguments.out) / "unusable_rows.jsonl")
     print(f"{path}: {len(data)} recordings", flush=True)
     tables = {s.name: sources.joined(s.path, data.rows) for s in given if s.is_table}
-    return _Opened(Suite.of(data.rows, options, name), data.rows, data, tables)
+    searched = search(data, not arguments.ignore_copies)
+    suite = Suite.of(searched.data.rows, options, name)
+    findings = searched.findings(suite)
+    print(*findings, sep="\n", flush=True)
+    return _Opened(suite, searched.data.rows, searched.data, tables, findings)
 
 
 def _stages(arguments: argparse.Namespace, opened: _Opened, given, store) -> list[Stage]:
@@ -196,7 +206,10 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         map_note="Principal components of the training rows, test rows shown.",
         results=found.results,
         unusable=[report.UnusableRow(p.row, p.audio_path, p.reason) for p in problems if p.fatal],
-        limits=limits_of(opened.suite, [row.subject_id for row in opened.rows]),
+        limits=[
+            *limits_of(opened.suite, [row.subject_id for row in opened.rows]),
+            *opened.findings,
+        ],
     )
     report.write_report(out / "report.html", data)
     print(f"{headline}\npage: {out / 'report.html'}", flush=True)
@@ -220,6 +233,7 @@ def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
     return provenance() | {
         "recordings": opened.suite.count,
         "subjects": len(set(opened.suite.subjects)),
+        "near_copies": list(opened.findings),
         "arguments": json.loads(json.dumps(told)),
     }
 
@@ -269,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the folds")
     add("--baselines", nargs="*", default=list(BASELINES), help=", ".join(BASELINES))
     add("--metadata", nargs="*", default=[], help="more columns for the metadata baseline")
+    add("--ignore_copies", action="store_true", help="do not look for near-copies")
     add("--cache", help="folder of embeddings (default: OUT/embeddings)")
     add("--dataset", help="name of the data (default: the manifest's folder)")
     add("--max_seconds", type=float, default=MAX_SECONDS, help="read no more of a recording")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
@@ -78,9 +79,12 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
         return Suite.of(rows, options, name, validation=True)
 
     data = build.open_data(config, workdir, made, check=suite_of)
-    suite = suite_of(data.rows)
+    searched = search(data, config.evaluate.enabled and config.evaluate.copies)
+    data, suite = searched.data, suite_of(searched.data.rows)
+    findings = tuple(searched.findings(suite)) if config.evaluate.enabled else ()
+    print(*findings, sep="\n", flush=True)
     reports = build.Reports.of(data, config.reports.wordings, config.seed)
-    return Run(config, workdir, mesh, made, data, reports, suite)
+    return Run(config, workdir, mesh, made, data, reports, suite, findings)
 
 
 class _Embedding:

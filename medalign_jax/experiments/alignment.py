@@ -38,6 +38,7 @@ class Run:
       data: All recordings of the manifest.
       reports: Wordings of each of them.
       suite: Tasks and folds.
+      findings: What near-copies there are among the recordings.
     """
 
     config: ConfigDict
@@ -47,6 +48,7 @@ class Run:
     data: AudioDataset
     reports: build.Reports
     suite: Suite
+    findings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._texts: dict[str, Texts] = {}

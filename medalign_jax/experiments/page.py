@@ -173,6 +173,7 @@ def _limits(run: Run) -> list[str]:
         "The embeddings describe sounds; they are not a diagnosis.",
         *limits_of(run.suite, [row.subject_id for row in run.data.rows]),
     ]
+    limits += run.findings
     if not run.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
     return limits

@@ -64,6 +64,9 @@ def test_metrics_have_the_named_columns(finished):
 def test_evaluation_has_stages_and_baselines_with_intervals(finished):
     content = json.loads((finished / "evaluation.json").read_text())
     assert content["provenance"]["teacher_weights"]
+    none = "No two of the 60 recordings are near-copies of each other."
+    assert content["provenance"]["near_copies"] == [none]
+    assert none in (finished / "report.html").read_text()
     stages = {r["stage"]: r for r in content["results"] if r["kind"] == "linear"}
     assert {
         "before", "after", "supervised", "after minus before", "random weights",
