@@ -30,7 +30,7 @@ from medalign_jax.train.mesh import Rules, batch_sharding, shardings
 from medalign_jax.weights import WeightSource, resolve
 from medalign_jax.weights.identity import params_identity
 from medalign_jax.weights.load import load
-from medalign_jax.weights.table import Table
+from medalign_jax.weights.table import Table, first_layers
 
 SETTINGS_FILE = "encoder.json"
 _ROUND = 64  # windows collected before a batch is formed, so that batches are full
@@ -83,7 +83,8 @@ def architecture(
 
     Args:
       name: in `models.ENCODERS`.
-      overrides: of fields of its config; `dtype` may be a name.
+      overrides: of fields of its config; `dtype` may be a name. A `depth` below the published one
+        takes the first blocks of published weights, where they are stacked (Whisper's family).
       front_end_overrides: of fields of its front end.
       published: the parsed ``config.json`` beside published weights, where the architecture is
         one whose sizes are read from it; goes before the preset, and `overrides` before both.
@@ -105,7 +106,7 @@ def architecture(
     try:
         if isinstance(changes.get("dtype"), str):
             changes["dtype"] = jnp.dtype(changes["dtype"])
-        config = dataclasses.replace(config, **changes)
+        whole, config = config, dataclasses.replace(config, **changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"encoder {name!r}: {error}") from error
     front_end_changes = _front_end_of(entry, config) | dict(front_end_overrides or {})
@@ -113,7 +114,7 @@ def architecture(
         name=name,
         module=_import(entry.module)(config),
         front_end=front_end(entry.front_end, **front_end_changes),
-        table=_table(entry.table, config),
+        table=_table(entry.table, config, whole),
         sharding=importlib.import_module(entry.table.split(":")[0]).SHARDING,
         entry=entry,
         settings={
@@ -131,10 +132,13 @@ def _front_end_of(entry: EncoderEntry, config: Any) -> dict[str, Any]:
     return {name: value for name, value in shared.items() if name in fields}
 
 
-def _table(path: str, config: Any) -> Table:
-    """A table, or what a function of the config gives."""
+def _table(path: str, config: Any, whole: Any) -> Table:
+    """A table, or what a function of the config gives; `whole` has the published sizes."""
     found = _import(path)
-    return found if isinstance(found, Table) else found(config)
+    table = found if isinstance(found, Table) else found(config)
+    if config.depth >= whole.depth:
+        return table
+    return first_layers(table, config.depth, whole.depth)
 
 
 def _tuples(value: Any) -> Any:

@@ -428,6 +428,25 @@ class Table:
     prefixes: Sequence[str] = ("",)
 
 
+def first_layers(table: Table, depth: int, published: int) -> Table:
+    """The table of a model that has only the first of the published layers.
+
+    Args:
+      table: of the whole model; its stacked layers are parameters below ``layers/``.
+      depth: layers of the model.
+      published: layers of the checkpoint; the later ones are left out.
+    """
+    rules, stems = [], {}
+    for rule in table.rules:
+        if rule.stacked and rule.path.startswith("layers/"):
+            stems |= {name.partition("{i}")[0]: None for name in rule.names}
+            rule = dataclasses.replace(rule, layers=tuple(range(depth)))
+        rules.append(rule)
+    reason = f"only the first {depth} layers are taken"
+    left_out = [Ignore(f"{s}{n}.*", reason) for s in stems for n in range(depth, published)]
+    return dataclasses.replace(table, rules=tuple(rules), ignores=(*table.ignores, *left_out))
+
+
 def upstream_pattern(template: str, prefix: str) -> re.Pattern[str]:
     """Regular expression of a name; group `i` is the layer number, `*` stands for anything."""
     parts = re.split(r"(\{prefix\}|\{i\}|\*)", template)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from medalign_jax.encoder import architecture
 from medalign_jax.models import whisper
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.models.whisper import Whisper, WhisperConfig, sinusoids, whisper_config
@@ -59,6 +60,25 @@ def features():
 def apply(model, params, *args, method="embed", **options):
     run = quick_jit(lambda p, *args: model.apply({"params": p}, *args, method=method, **options))
     return run(params, *args)
+
+
+def test_the_first_blocks_of_a_published_encoder(tensors, loaded, features):
+    made = architecture("whisper", {"depth": 2}, published=json.loads(ODD.to_json_string()))
+    params = load(tensors, made.table, made.abstract_params())
+    assert params["layers"]["query"]["kernel"].shape == (2, 24, 24)
+    _, found = apply(made.module, params, features)
+    _, whole = apply(*loaded, features)
+    np.testing.assert_array_equal(found["block01"], whole["block01"])
+    # What the export of it says of itself makes it again.
+    settings = made.settings
+    again = architecture(settings["name"], settings["overrides"])
+    assert again.module.config == made.module.config
+    written = export(params, made.table)
+    load(written, again.table, again.abstract_params())
+    # Not asked for, a block too many stays an error.
+    shallow = architecture("whisper", made.settings["overrides"] | {"depth": 3})
+    with pytest.raises(WeightError, match="layers"):
+        load(written, shallow.table, shallow.abstract_params())
 
 
 def reference(upstream, features):
