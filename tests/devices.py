@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WAIT = 900  # seconds: a process that hangs, not one on a machine that is busy
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -28,7 +29,7 @@ def run(*arguments: object, devices: int = 8, **options) -> str:
     """Runs `python ARGUMENTS` on virtual devices; what it printed, once it has succeeded."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], env=environment(devices, **options),
-        cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return done.stdout

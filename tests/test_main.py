@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import devices
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/acula.py:demo"
 
@@ -18,7 +20,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=devices.WAIT,
         check=False,
     )
 

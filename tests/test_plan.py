@@ -149,7 +149,7 @@ def test_a_step_compiles_for_tpus_that_are_not_here(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "medalign_jax.plan", *arguments, "--config.data.max_seconds=0.4"],
         cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        timeout=500, check=False,
+        timeout=devices.WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "fits 15.75 GiB" in done.stdout and "all-gather" in done.stdout

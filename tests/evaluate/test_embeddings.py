@@ -331,7 +331,7 @@ def test_two_processes_share_the_work_and_all_get_the_whole(manifest, tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [SCRIPT, "share", manifest, tmp_path, address]
     both = [devices.start([*command, n], devices=1) for n in (0, 1)]
-    outputs = [process.communicate(timeout=300)[0] for process in both]
+    outputs = [process.communicate(timeout=devices.WAIT)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     expected = alone(Plain(), manifest)
     for number in (0, 1):

@@ -15,7 +15,7 @@ COMPARED = ("loss", "top", "layers", "acoustic", "cross_entropy", "valid/loss")
 
 def finish(processes):
     for process in processes:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=devices.WAIT)
         assert process.returncode == 0, output[-4000:]
 
 

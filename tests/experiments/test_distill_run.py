@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import devices
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 9  # evaluated and saved every third
 MODES = ("live", "cached")
-WAIT = 600  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def start(place: Path, name: str, mode: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
     try:
-        out, err = process.communicate(timeout=WAIT)
+        out, err = process.communicate(timeout=devices.WAIT)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -52,7 +53,7 @@ def kill_after_a_save(processes: dict[Path, subprocess.Popen]) -> list[str]:
     Saves go on in the background of later steps. The last that Orbax writes of one, after the
     folder has its name, says that it is whole.
     """
-    pending, deadline = dict(processes), time.monotonic() + WAIT
+    pending, deadline = dict(processes), time.monotonic() + devices.WAIT
     while pending:
         for folder, process in list(pending.items()):
             if any(folder.glob("checkpoints/[0-9]/commit_success.txt")):

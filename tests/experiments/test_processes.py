@@ -27,10 +27,10 @@ def runs(tmp_path_factory):
     command = [SCRIPT, manifest, folder / "two", address]
     two = [devices.start([*command, n], devices=1) for n in (0, 1)]
     for process in two:
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=devices.WAIT)
         assert process.returncode == 0, output[-4000:]
     one = devices.start([SCRIPT, manifest, folder / "one"], devices=2)
-    output, _ = one.communicate(timeout=400)
+    output, _ = one.communicate(timeout=devices.WAIT)
     assert one.returncode == 0, output[-4000:]
     return folder / "two", folder / "one"
 

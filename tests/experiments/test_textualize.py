@@ -22,6 +22,7 @@ from medalign_jax.experiments.textualize import FAILED, OUTPUT, PARTIAL, run
 from medalign_jax.language_model import load_language_model
 from medalign_jax.models.generate import GenerationError, generate
 from medalign_jax.weights.source import resolve
+from tests import devices
 from tests.experiments import tiny_audio_lm as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.experiments import test_textualize as tests
 from medalign_jax.experiments import journal
+from tests import devices
 add = journal.Journal.add
 def add_and_die(self, records):
     add(self, records)
@@ -142,7 +144,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(finished, tmp_path, model, f
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=devices.WAIT,
         check=False,
     )
     assert done.returncode == -9, done.stderr

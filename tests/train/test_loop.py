@@ -19,6 +19,7 @@ from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.train.monitors import TrainingStoppedError
 from medalign_jax.train.optimizer import OptimizerConfig
+from tests import devices
 
 BATCH = 4
 
@@ -200,7 +201,7 @@ def test_two_processes_train_as_one(tmp_path):
         )
         for i in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=200)[0] for process in processes]
+    said = [process.communicate(timeout=devices.WAIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], (
         said[0][-2000:] + said[1][-2000:]
     )

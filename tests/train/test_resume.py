@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests import devices
 from tests import tiny_models as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def start(place: Path, name: str, *changes: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=devices.WAIT)
     assert process.returncode == code, err[-3000:]
     return out, err
 

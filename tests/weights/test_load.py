@@ -407,7 +407,7 @@ def test_in_two_processes(tmp_path):
         devices.start([script, address, n, tmp_path], devices=4, quick=False) for n in range(2)
     ]
     try:
-        outputs = [each.communicate(timeout=300)[0] for each in running]
+        outputs = [each.communicate(timeout=devices.WAIT)[0] for each in running]
     finally:
         for each in running:
             each.kill()
