@@ -31,7 +31,6 @@ import os, signal, sys
 from pathlib import Path
 from tests.experiments import test_textualize as tests
 from medalign_jax.experiments import journal
-from tests import devices
 add = journal.Journal.add
 def add_and_die(self, records):
     add(self, records)
