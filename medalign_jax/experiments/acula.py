@@ -29,6 +29,7 @@ from medalign_jax.experiments.alignment import (
     Aligned,
     Run,
     align,
+    export_aligned,
     random_params,
     starting_params,
     supervise,
@@ -60,6 +61,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             embed.random(random_params(this))
         chosen = choosing.settle(this.suite, arms, embed.found)
         main = [done[name] for done, name in zip(outcomes, chosen.names, strict=True)]
+        for part, aligned, name in zip(this.parts, main, chosen.names, strict=True):
+            if name != MAIN:  # what is measured as "after" is what is exported
+                export_aligned(this, aligned, part.folder)
         measuring.measure_run(this, arms, embed.found, main, {MAIN: chosen.describe()})
 
 

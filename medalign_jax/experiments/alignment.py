@@ -172,9 +172,16 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     folder.mkdir(parents=True, exist_ok=True)
     fitted = _fit(part, config, start, texts, whitening, targets, folder, arm.name)
     params = host_params(fitted.best_params)
-    export_encoder(folder / "export", build.encoder_of(config, run.made, params["encoder"], None))
-    export_heads(folder / "export", params["heads"])
-    return Aligned(params["encoder"], params["heads"], targets, whitening)
+    aligned = Aligned(params["encoder"], params["heads"], targets, whitening)
+    export_aligned(run, aligned, folder)
+    return aligned
+
+
+def export_aligned(run: Run, aligned: Aligned, folder: Path) -> None:
+    """``FOLDER/export``: the encoder and its heads."""
+    encoder = build.encoder_of(run.config, run.made, aligned.encoder, None)
+    export_encoder(folder / "export", encoder)
+    export_heads(folder / "export", aligned.heads)
 
 
 def _classes(run: Run) -> int:

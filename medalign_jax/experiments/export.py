@@ -51,8 +51,13 @@ def export_encoder(folder: Path, encoder: Encoder) -> None:
 
 
 def export_heads(folder: Path, heads: Any) -> None:
-    """``heads.safetensors``: projection heads, if any, under the released code's names."""
+    """``heads.safetensors``: projection heads, if any, under the released code's names.
+
+    Without heads the file of an earlier export is removed.
+    """
     if not heads:
+        if jax.process_index() == 0:
+            (folder / "heads.safetensors").unlink(missing_ok=True)
         return
     tensors = export(host_params(heads), HEADS)
     if jax.process_index() == 0:

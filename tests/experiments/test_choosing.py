@@ -138,8 +138,7 @@ def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
     config = tiny()
     config.data.manifest = str(manifest)
     config.data.one_per_subject = True
-    config.pretrain.changes.data = {"one_per_subject": False}
-    config.supervised.enabled = False
+    config.pretrain.enabled = config.supervised.enabled = False
     config.loss.update({"audio_head": "none", "text_head": "none"})
     config.teacher.whiten = 0.0
     config.arms.update({  # none needs a program of its own
@@ -158,6 +157,11 @@ def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
     assert "one wording" not in stages  # candidates are not looked at on test recordings
     assert all(stages[name]["n_test"] == 24 for name in ("before", "after"))
     assert "chosen on validation subjects of fold 0: " in stages["after"]["notes"]
+    chosen = stages["after"]["notes"].partition("subjects of ")[2].split("; ")
     for fold in range(3):
+        name = "arms/one_wording" if chosen[fold].startswith(f"fold {fold}: one wording") else ""
+        folder = workdir / f"fold_{fold}"
+        exports = [folder / place / "export/encoder.safetensors" for place in ("", name)]
+        assert exports[0].read_bytes() == exports[1].read_bytes()
         for arm in ("", "arms/one_wording", "arms/shuffled_reports"):
             assert (workdir / f"fold_{fold}" / arm / "export/encoder.safetensors").is_file()
