@@ -272,7 +272,7 @@ def _patients(config: ConfigDict) -> None:
 
 
 def _whisper(config: ConfigDict) -> None:
-    """The stem and the first two blocks: what lies above them hears heart sounds no better."""
+    """The stem and the first two blocks: the README says how they were chosen."""
     config.encoder.name = "whisper"
     config.encoder.overrides = ConfigDict({"depth": 2})
     config.encoder.front_end = ConfigDict(convert_dict=True)

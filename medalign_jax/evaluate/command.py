@@ -155,7 +155,7 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
         write_problems(data.problems, Path(arguments.out) / "unusable_rows.jsonl")
     print(f"{path}: {len(data)} recordings", flush=True)
     tables = {s.name: sources.joined(s.path, data.rows) for s in given if s.is_table}
-    searched = search(data, not arguments.ignore_copies)
+    searched = search(data, options.aggregate, not arguments.ignore_copies)
     suite = Suite.of(searched.data.rows, options, name)
     findings = searched.findings(suite)
     print(*findings, sep="\n", flush=True)

@@ -56,11 +56,13 @@ class Searched:
         ]
 
 
-def search(data: AudioDataset, enabled: bool = True) -> Searched:
+def search(data: AudioDataset, aggregate: str = "recording", enabled: bool = True) -> Searched:
     """Looks for near-copies and gives recordings without a subject the one of their copies.
 
     Args:
       data: All recordings that are evaluated.
+      aggregate: Of `suite.Options`. Where a subject's recordings become one row, copies of unnamed
+        subjects stay apart: they may be in different splits, or carry different answers.
       enabled: False leaves them as they are.
     """
     if not enabled:
@@ -74,7 +76,9 @@ def search(data: AudioDataset, enabled: bool = True) -> Searched:
 
     copies = near_copies(data.waveform, len(data), data.sample_rate, progress=advance)
     progress.close()
-    return Searched(_with_subjects(data, copies), copies)
+    if aggregate == "recording":
+        data = _with_subjects(data, copies)
+    return Searched(data, copies)
 
 
 def _with_subjects(data: AudioDataset, copies: NearCopies) -> AudioDataset:

@@ -41,6 +41,7 @@ from medalign_jax.experiments.workdir import open_workdir
 def run(config: ConfigDict, workdir: Path) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
     arms = arms_of(config)
+    measuring.check_sentences(config, arms)
     workdir = open_workdir(workdir, config)
     this = _prepare(config, workdir)
     embed = _Embedding(this)
@@ -83,7 +84,8 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
         return Suite.of(rows, options, name, validation=True)
 
     data = build.open_data(config, workdir, made, check=suite_of)
-    searched = search(data, config.evaluate.enabled and config.evaluate.copies)
+    looked = config.evaluate.enabled and config.evaluate.copies
+    searched = search(data, config.evaluate.aggregate, looked)
     data, suite = searched.data, suite_of(searched.data.rows)
     findings = tuple(searched.findings(suite)) if config.evaluate.enabled else ()
     print(*findings, sep="\n", flush=True)

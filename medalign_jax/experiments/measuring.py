@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.reports import prompts
+from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baseline_stages import baseline_stages
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.measure import measure
@@ -25,6 +27,30 @@ from medalign_jax.models.heads import ProjectionHead
 
 _SENTENCES = 32  # reports that stand for a class without a name
 _ROLES = {"before": "encoder", "supervised": "reference", "random weights": "baseline"}
+
+
+def check_sentences(config: ConfigDict, arms: Sequence[Arm]) -> None:
+    """Refuses sentences where sounds and texts would not be compared as they were aligned.
+
+    Raises:
+      UserError: candidates, whose teacher and heads may differ from fold to fold, or a side that is
+        standardised over each batch.
+    """
+    if not (config.evaluate.enabled and config.evaluate.sentences):
+        return
+    candidates = [arm.name for arm in arms if arm.role == "candidate"]
+    standardised = [side for side in ("audio_head", "text_head")
+                    if config.loss[side] == "standardise"]  # fmt: skip
+    reason = ""
+    if candidates:
+        reason = f"candidates ({', '.join(candidates)}) may have other teachers and heads"
+    elif standardised:
+        reason = f"loss.{standardised[0]}=standardise has no map for a single sound or text"
+    if reason:
+        raise UserError(
+            f"nearest class sentences and retrieval cannot be measured: {reason}; set "
+            "evaluate.sentences=False"
+        )
 
 
 def measure_run(

@@ -75,6 +75,17 @@ def test_copies_across_the_manifests_splits_are_told(folder):
     assert told.startswith("2 of 2 test recordings have a near-copy in train, e.g. row ")
 
 
+def test_copies_stay_apart_where_a_subject_is_a_row(folder):
+    """One row of a training and a test recording would be both."""
+    data = opened(folder, split=lambda i: "test" if i >= COUNT - 2 else "train")
+    searched = search(data, aggregate="subject")
+    assert [row.subject_id for row in searched.data.rows] == [f"{i}.wav" for i in range(COUNT)]
+    options = Options(("label",), 0, aggregate="subject", settings=Settings(per_class=0))
+    suite = Suite.of(searched.data.rows, options, "sounds")
+    assert len(suite.members) == COUNT
+    assert "2 of 2 test recordings" in searched.findings(suite)[1]
+
+
 def test_nothing_is_claimed_where_nobody_looked_or_nothing_is_found(folder):
     data = opened(folder)
     searched = search(data, enabled=False)

@@ -15,6 +15,7 @@ from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.experiments import acula as experiment
 from medalign_jax.experiments.arms import arms_of
 from medalign_jax.experiments.choosing import settle, validation_scores
+from medalign_jax.experiments.measuring import check_sentences
 from tests.experiments.test_end_to_end import tiny
 
 SUBJECTS, EACH = 30, 2
@@ -121,6 +122,23 @@ def test_validation_subjects_of_one_class_are_refused():
     suite = suite_of(folds=0, tasks=("sick",), rows=rows)
     with pytest.raises(UserError, match="no task has two answers among the validation"):
         validation_scores(suite, suite.choice_folds()[0], {"x": np.zeros((len(rows), 2))})
+
+
+@pytest.mark.parametrize(
+    ("loss", "role", "message"),
+    [
+        ({}, "candidate", r"candidates \(x\) may have other teachers"),
+        ({"audio_head": "standardise"}, "control", "loss.audio_head=standardise has no map"),
+    ],
+)
+def test_sentences_are_refused_where_they_would_be_compared_wrongly(loss, role, message):
+    config = acula.get_config("small")
+    config.loss.update(loss)
+    config.arms["x"] = {"role": role, "train": {"steps": 3}}
+    with pytest.raises(UserError, match=message + ".*set evaluate.sentences=False"):
+        check_sentences(config, arms_of(config))
+    config.evaluate.sentences = False
+    check_sentences(config, arms_of(config))
 
 
 def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
