@@ -247,7 +247,7 @@ def _patients(config: ConfigDict) -> None:
     config.data.one_per_subject = True
     config.pretrain.changes.data = {"one_per_subject": False}
     config.train.update({"batch_size": 40, "steps": 400, "eval_every": 50})
-    # Larger steps and augmented clips keep CKA at 0 even on training recordings.
+    # At 1e-3 with augmented clips CKA stays at 0 even on training recordings.
     config.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 10, "schedule": "cosine"})
     config.augment.update({"noise": 0.0, "time_shift": 0.0, "frame_mask": 0.0, "band_mask": 0.0})
     config.teacher.whiten = 0.0
