@@ -243,8 +243,9 @@ def write_dataset(
       recordings_per_subject: recordings that share a subject.
 
     Returns:
-      Path of `metadata.csv` (`audio_path, subject_id, split, label, organ` and findings); beside
-      it lie `audio/*.wav` (16 kHz, 16 bit) and `truth.jsonl`, one object a recording.
+      Path of `metadata.csv` (`audio_path, subject_id, split, label, organ`, of hearts with a
+      murmur its `phase`, and findings); beside it lie `audio/*.wav` (16 kHz, 16 bit) and
+      `truth.jsonl`, one object a recording.
 
     Raises:
       SimulationError: numbers out of range, or a folder that holds something else.
@@ -314,8 +315,15 @@ def _write_recordings(folder: Path, request: Mapping[str, object]) -> list[dict[
             soundfile.write(folder / path, pcm, SAMPLE_RATE, subtype="PCM_16")
             truths.write(json.dumps({"audio_path": path} | made.truth) + "\n")
             split = SPLIT_CYCLE[subject // len(classes) % len(SPLIT_CYCLE)]
-            rows.append({"audio_path": path, "subject_id": name, "split": split} | made.metadata)
+            row = {"audio_path": path, "subject_id": name, "split": split} | made.metadata
+            rows.append(row | _phase(label))
     return rows
+
+
+def _phase(label: str) -> dict[str, str]:
+    """A murmur's phase: a second thing to ask, of the subjects that have one."""
+    phase, _, murmur = label.partition(" ")
+    return {"phase": phase} if murmur == "murmur" else {}
 
 
 def _derived(seed: int, *path: int) -> int:

@@ -83,10 +83,17 @@ def _source(text: str) -> Source:
     if not path or (local and not Path(path.partition(":")[0]).expanduser().exists()):
         raise UserError(f"--encoder {text}: there is nothing at '{path}'; check the path")
     parsed = _options(text, options)
-    name = Path(path).stem if path.endswith(".parquet") else Path(path).name
+    name = _name(Path(path))
     told = ", ".join(str(value) if key == "pooling" else f"layer {value}"
                      for key, value in parsed.items())  # fmt: skip
     return Source(f"{name} ({told})" if told else name, path, encoder, parsed)
+
+
+def _name(path: Path) -> str:
+    """Of the stage: a run's export is named by its run."""
+    if path.suffix in (".parquet", ".pq"):
+        return path.stem
+    return path.resolve().parent.name if path.name == "export" else path.name
 
 
 def _options(text: str, options: str) -> dict[str, str | int]:

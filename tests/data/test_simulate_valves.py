@@ -106,8 +106,10 @@ def test_a_data_set_of_valves_has_reports_that_say_more_than_the_label(tmp_path)
     assert {row["organ"] for row in rows} == {"heart"}
     for row in rows:
         if row["label"] == "normal":
+            assert row["phase"] == ""
             continue
         phase = row["label"].split()[0]
+        assert row["phase"] == phase
         text = wordings(row, 1, 0)[0].lower()
         assert row[f"{phase}_murmur_pitch"].lower() in text
         assert row[f"{phase}_murmur_quality"].lower() in text

@@ -24,6 +24,14 @@ def test_forms_of_a_source(tmp_path):
     assert fourth.name == f"{first.name} 2"
 
 
+def test_an_export_is_named_by_its_run(tmp_path):
+    (tmp_path / "mine" / "export").mkdir(parents=True)
+    table = tmp_path / "theirs.pq"
+    table.touch()
+    found = sources_of([str(tmp_path / "mine" / "export"), str(tmp_path / "mine"), str(table)])
+    assert [source.name for source in found] == ["mine", "mine 2", "theirs"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
