@@ -3,6 +3,7 @@
     python -m benchmarks.coverage [--repetitions 1000]
 
 Recordings of a subject share half of the variance of their scores; labels belong to subjects.
+Draws of few labels give probes of differing quality, with noise of their own on each recording.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 from scipy.stats import norm
 
 from medalign_jax.evaluate import statistics as st
-from medalign_jax.evaluate.intervals import interval, paired_interval
+from medalign_jax.evaluate.intervals import LEAST_SUBJECTS, interval, paired_interval
 
 SHARED = 0.5  # intraclass correlation
 PAIRED = 0.7  # correlation of the two stages of a difference
+OF_DRAWS = 0.3  # standard deviation over draws of the distance between the classes
+OF_EACH_DRAW = 0.5  # standard deviation of a draw's own noise on a recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +32,20 @@ class Case:
       kind: "auroc", "accuracy", "mae", "auroc difference".
       truth: Its value; of a difference (earlier value, later value).
       subjects, recordings: Of a sample, and of each subject.
+      classes, draws: Of an AUROC.
     """
 
     kind: str
     truth: float | tuple[float, float]
     subjects: int
     recordings: int
+    classes: int = 2
+    draws: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.truth}, {self.subjects} x {self.recordings}"
+        more = f", {self.classes} classes" if self.classes > 2 else ""
+        more += f", {self.draws} draws" if self.draws > 1 else ""
+        return f"{self.kind} {self.truth}{more}, {self.subjects} x {self.recordings}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Coverage:
     certain: int
 
 
-_SIZES = tuple(itertools.product((20, 50, 150), (2, 8)))
+_SIZES = tuple(itertools.product((2 * LEAST_SUBJECTS, 20, 50, 150), (2, 8)))
 _TRUTHS = {
     "auroc": (0.5, 0.8, 0.967),
     "accuracy": (0.5, 0.8, 0.95),
@@ -61,6 +69,12 @@ CASES = tuple(
     for kind, truths in _TRUTHS.items()
     for truth in truths
     for size in _SIZES
+)
+CASES += tuple(
+    Case("auroc", truth, *size, **several)
+    for several in ({"classes": 3}, {"draws": 20})
+    for truth in _TRUTHS["auroc"]
+    for size in ((18, 2), (18, 8), (60, 2))
 )
 
 
@@ -82,8 +96,31 @@ def _auroc(case: Case, latent: np.ndarray, truth: float) -> st.AurocStatistic:
     return st.auroc_statistic(labels, np.stack([-scores, scores], axis=1))
 
 
+def _auroc_of_classes(case: Case, rng: np.random.Generator) -> st.AurocStatistic:
+    """Each class against the rest has the same true AUROC."""
+    labels = np.repeat(np.arange(case.subjects) % case.classes, case.recordings)
+    latent = np.stack([_latent(case, rng)[0] for _ in range(case.classes)], axis=1)
+    distance = 2**0.5 * norm.ppf(case.truth)
+    return st.auroc_statistic(labels, latent + distance * np.eye(case.classes)[labels])
+
+
+def _auroc_of_draws(case: Case, rng: np.random.Generator) -> st.AurocStatistic:
+    """The truth is the mean over all draws that there could be."""
+    labels = np.repeat(np.arange(case.subjects) % 2, case.recordings)
+    spread = 2 * (1 + OF_EACH_DRAW**2) + OF_DRAWS**2  # of a pair's difference
+    distance = spread**0.5 * norm.ppf(case.truth) + OF_DRAWS * rng.standard_normal((case.draws, 1))
+    noise = OF_EACH_DRAW * rng.standard_normal((case.draws, len(labels)))
+    scores = _latent(case, rng)[0] + noise + distance * labels
+    return st.auroc_statistic(labels, np.stack([-scores, scores], axis=2))
+
+
 def _interval(case: Case, rng: np.random.Generator) -> st.Interval:
-    latent, subjects = _latent(case, rng), np.repeat(np.arange(case.subjects), case.recordings)
+    subjects = np.repeat(np.arange(case.subjects), case.recordings)
+    if case.classes > 2:
+        return interval(_auroc_of_classes(case, rng), subjects)
+    if case.draws > 1:
+        return interval(_auroc_of_draws(case, rng), subjects)
+    latent = _latent(case, rng)
     if case.kind == "auroc difference":
         pair = [_auroc(case, x, truth) for x, truth in zip(latent, case.truth, strict=True)]
         return paired_interval(*pair, subjects)
