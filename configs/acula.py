@@ -73,51 +73,67 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _paper() -> ConfigDict:
     config = base()
-    config.method = "acula"
+    config.method = "acula"  # what is run: acula, distill, pretrain, textualize
     config.train.accumulate = 2  # 24 x 2, one exact batch of 48
     config.teacher = ConfigDict(
         {
-            "source": "google/medgemma-4b-pt",
+            "source": "google/medgemma-4b-pt",  # of the language model: Hub id, folder or file
             "others": (),  # sources of more teachers: an arm with each
             "mode": "cached",  # cached: vectors computed once; online: the model is in the step
-            "layer": -1,
-            "pooling": "mean",
-            "max_tokens": 128,
-            "lowercase": True,
-            "dtype": "bfloat16",
+            "layer": -1,  # hidden state that is read; 0: the embeddings, -1: the last
+            "pooling": "mean",  # over tokens: mean or last
+            "max_tokens": 128,  # of a report; longer ones are cut
+            "lowercase": True,  # reports, before they are read
+            "dtype": "bfloat16",  # of the teacher: bfloat16 or float32
             "whiten": 0.0,  # share of the reports' variance to whiten; 0 takes vectors as they are
             "cache": "",  # folder; "" is WORKDIR/teacher_cache
         }
     )
     config.reports = ConfigDict(
         {
-            "wordings": 8,
+            "wordings": 8,  # of a report that is made from metadata
             "use": "fresh",  # fresh, mean, first
             "pairing": "own",  # controls: shuffled, classes, random (experiments/texts.py)
         }
     )
     config.loss.update(
         {
+            # cka, info_nce, cosine or l2; the last three need heads of equal widths
             "align": "cka",
-            "estimator": "unbiased",
-            "align_weight": 1.0,
-            "ssm_weight": 1.0,
-            "layers": (-1,),
-            "audio_head": "mlp",
-            "text_head": "mlp",
-            "hidden": 1024,
-            "out": 512,
-            "dropout": 0.2,
-            "temperature": 0.07,
+            "estimator": "unbiased",  # of CKA: unbiased, biased, released
+            "align_weight": 1.0,  # 0 leaves self-supervision alone
+            "ssm_weight": 1.0,  # of the self-supervised term; 0: none
+            "layers": (-1,),  # blocks that are aligned, each with the reports; -1: what is embedded
+            "audio_head": "mlp",  # between encoder and loss: mlp, none, standardise
+            "text_head": "mlp",  # between report and loss, as audio_head
+            "hidden": 1024,  # width inside a head
+            "out": 512,  # width of what a head gives
+            "dropout": 0.2,  # inside the heads
+            "temperature": 0.07,  # of info_nce
         }
     )
     # AugLy's four, one in two clips each; the paper names them without their rates.
     config.augment = ConfigDict(
-        {"gain": 0.5, "peak_normalise": 0.5, "low_pass": 0.25, "high_pass": 0.25}
+        {
+            "gain": 0.5,  # share of the clips
+            "peak_normalise": 0.5,  # share of the clips
+            "low_pass": 0.25,  # share of the clips
+            "high_pass": 0.25,  # share of the clips
+        }
     )
     config.encoder.source = "evelyn0414/OPERA:encoder-operaGT.ckpt"
-    config.pretrain = ConfigDict({"enabled": False, "changes": ConfigDict(convert_dict=True)})
-    config.supervised = ConfigDict({"enabled": False, "changes": ConfigDict(convert_dict=True)})
+    config.pretrain = ConfigDict(
+        {
+            "enabled": False,  # first pre-train the encoder on the training split
+            "changes": ConfigDict(convert_dict=True),  # of this config, for that stage
+        }
+    )
+    config.supervised = ConfigDict(
+        {
+            "enabled": False,  # also fine-tune a copy with the labels, as a reference
+            "changes": ConfigDict(convert_dict=True),  # of this config, for that stage
+        }
+    )
     # name -> changes of the blocks of experiments/arms.py; each is an alignment of its own
     config.arms = ConfigDict(convert_dict=True)
     config.evaluate.update(
@@ -126,9 +142,10 @@ def _paper() -> ConfigDict:
             "folds": 0,  # folds by subject, a model each; 0 takes the manifest's splits
             "aggregate": "recording",  # or subject: the mean over a subject's recordings
             "probes": ("linear", "opera"),  # the first is the headline; also mlp, knn
-            "per_class": 10,
-            "draws": 20,
-            "seeds": 5,
+            "per_class": 10,  # also with so many labels of each class; 0: not
+            "draws": 20,  # of few labels
+            "seeds": 5,  # of probes that start at random
+            # of majority, metadata, spectral, nearest, random
             "baselines": ("majority", "metadata", "spectral", "nearest", "random"),
             "metadata": (),  # columns for the baseline beside those that it knows
             "sentences": True,  # nearest class sentence, retrieval
@@ -166,13 +183,13 @@ def _small(config: ConfigDict) -> None:
     config.loss.update({"audio_head": "none", "text_head": "none"})
     config.augment = ConfigDict(
         {
-            "noise": 0.3,
-            "noise_snr_db": (15.0, 40.0),
-            "time_shift": 0.8,
-            "shift_circular": True,
-            "shift_seconds": 2.0,
-            "frame_mask": 0.3,
-            "band_mask": 0.3,
+            "noise": 0.3,  # share of the clips that get white noise
+            "noise_snr_db": (15.0, 40.0),  # drawn between
+            "time_shift": 0.8,  # share of the clips that are moved in time
+            "shift_circular": True,  # what leaves at one end comes in at the other
+            "shift_seconds": 2.0,  # at most
+            "frame_mask": 0.3,  # share of the clips with masked frames (SpecAugment)
+            "band_mask": 0.3,  # share of the clips with masked frequencies
         }
     )
     config.train.update(
@@ -225,8 +242,8 @@ def _demo(config: ConfigDict) -> None:
         {
             "noise": 0.0,
             "time_shift": 0.0,
-            "frame_mask_width": 4,
-            "band_mask_width": 8,
+            "frame_mask_width": 4,  # frames, at most
+            "band_mask_width": 8,  # mel bands, at most
         }
     )
     config.pretrain.changes.train.update({"steps": 250, "eval_every": 125})

@@ -7,64 +7,72 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     """Data, encoder, mesh and loop, with AcuLa's published numbers."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of everything that is drawn at random
     config.data = ConfigDict(
         {
             "manifest": "",  # CSV, JSONL, Parquet, or a folder made by data.prepare; "" simulates
             "targets": (),  # further columns to keep
             "seconds": 8.1875,  # of a clip; 131,000 samples at 16 kHz, 256 frames of the log-mel
             "pad": "zero",  # zero, repeat, tile or repeat_whole
+            # a clip from anywhere in the recording, anew each epoch; else its beginning
             "random_crop": False,
             "one_per_subject": False,  # batches of different subjects, a recording each
-            "max_seconds": 60.0,
-            "max_bad_fraction": 0.01,
-            "workers": 0,
+            "max_seconds": 60.0,  # what is read of a recording
+            "max_bad_fraction": 0.01,  # share of the rows that may be unusable
+            "workers": 0,  # processes that read and decode beside the one that trains
             "simulated": 400,  # recordings to simulate where there is no manifest
-            "simulated_seconds": 8.0,
-            "simulated_kinds": ("heart", "lung"),
+            "simulated_seconds": 8.0,  # length of each
+            "simulated_kinds": ("heart", "lung"),  # of heart, lung, valves
             "mix": 0,  # simulated recordings to add to the training split
         }
     )
     config.encoder = ConfigDict(
         {
-            "name": "opera_gt",
+            "name": "opera_gt",  # architecture: python -m medalign_jax.models
             "source": "",  # Hub id, folder, file, workdir; "" starts from pre-training or random
-            "overrides": ConfigDict(convert_dict=True),
-            "front_end": ConfigDict(convert_dict=True),
+            "overrides": ConfigDict(convert_dict=True),  # settings of the architecture
+            "front_end": ConfigDict(convert_dict=True),  # settings of its spectrogram
             "random": False,  # start from random weights, whatever there is to start from
         }
     )
+    # what happens to clips in training: share of the clips, and settings (audio/augment.py)
     config.augment = ConfigDict({})
     # auto: what the encoder was published with, else masked_spectrogram; also cola (OPERA-CT, -CE)
     config.loss = ConfigDict({"ssm": "auto"})
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict(
+        {
+            "data": -1,  # devices that the batch is spread over; -1: all that are left
+            "fsdp": 1,  # devices that weights and batch are spread over
+            "tensor": 1,  # devices that share each layer of a language model
+        }
+    )
     config.train = ConfigDict(
         {
-            "batch_size": 48,
-            "accumulate": 1,
-            "epochs": 50,
+            "batch_size": 48,  # of all devices together
+            "accumulate": 1,  # parts that a batch is computed in; the result is that of one
+            "epochs": 50,  # passes over the training split
             "steps": 0,  # goes before epochs
-            "log_every": 10,
+            "log_every": 10,  # steps
             "eval_every": 100,  # also saves
-            "patience": 0,
+            "patience": 0,  # evaluations without a better one before the run ends; 0: never
         }
     )
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 1e-5,
-            "schedule": "linear",
-            "warmup_steps": 400,
-            "weight_decay": 0.01,
-            "clip": 1.0,
+            "learning_rate": 1e-5,  # at its highest
+            "schedule": "linear",  # after the warm-up: linear or cosine to 0, or constant
+            "warmup_steps": 400,  # in which the rate rises from 0
+            "weight_decay": 0.01,  # of AdamW
+            "clip": 1.0,  # largest norm of the gradient
             "frozen": (),  # regexes of parameter paths that stay as they are
         }
     )
     config.evaluate = ConfigDict(
         {
-            "enabled": True,
+            "enabled": True,  # False trains and exports without measuring
             "copies": True,  # look for near-copies among the recordings
-            "pad": "repeat",
-            "trim": False,
+            "pad": "repeat",  # of recordings that are shorter than a window, as data.pad
+            "trim": False,  # cut silence from both ends first, as OPERA does
             # How tokens become the vector that is measured (models/pooling.py: mean_std, mean_max,
             # bands, bands_mean_std); alignment trains the published feature whatever is said here.
             "pooling": "mean",

@@ -49,78 +49,83 @@ def _paper() -> ConfigDict:
     config = base()
     for block in ("encoder", "augment"):
         del config[block]
-    config.method = "distill"
+    config.method = "distill"  # what is run: acula, distill, pretrain, textualize
     config.data = ConfigDict(
         {
             "questions": "",  # training questions, textualised; "" simulates them (demo)
             "format": "questions",  # questions (our JSONL), cota, iemocap (folder), emotions
             "audio": "",  # folder of the recordings, where paths are not relative to the file
             "mmau": "",  # MMAU's JSON, for evaluation; its recordings are in `mmau_audio`
-            "mmau_audio": "",
+            "mmau_audio": "",  # folder of its recordings
             "emodb": "",  # manifest of emotional speech (audio_path, subject_id, emotion, split)
             "iemocap": "",  # folder of IEMOCAP_full_release
             # Leave one group of the training questions out, a model a fold: "session" of IEMOCAP,
             # "subject_id", or another key of the questions' extra; "" trains one model.
             "folds": "",
             "max_length": 2048,  # tokens of a sequence
-            "buckets": (512, 1024, 2048),
-            "max_seconds": 30.0,
-            "max_bad_fraction": 0.01,
+            "buckets": (512, 1024, 2048),  # lengths that sequences are padded to, tokens
+            "max_seconds": 30.0,  # what is read of a recording
+            "max_bad_fraction": 0.01,  # share of the rows that may be unusable
             "decode": True,  # recordings to the last sample when they are checked; else headers
-            "workers": 0,
+            "workers": 0,  # processes that read and decode beside the one that trains
         }
     )
     config.student = ConfigDict(
-        {"source": "Qwen/Qwen2.5-Omni-7B", "dtype": "bfloat16", "remat": True}
+        {
+            "source": "Qwen/Qwen2.5-Omni-7B",  # a model that listens: Hub id or folder
+            "dtype": "bfloat16",  # of its arithmetic; its parameters are float32
+            "remat": True,  # compute a layer's activations again for its gradient, to save memory
+        }
     )
     config.teacher = ConfigDict(
         {
-            "source": "Qwen/Qwen3-8B",
-            "dtype": "bfloat16",
+            "source": "Qwen/Qwen3-8B",  # a language model that reads: Hub id or folder
+            "dtype": "bfloat16",  # of its weights and arithmetic
             "chat": {"enable_thinking": False},  # variables of its chat template
             "mode": "live",  # live: the teacher is in the step; cached: it ran once, see `form`
             "form": "last",  # of a cached teacher: last (hidden state) or top_k (likeliest tokens)
-            "top_k": 64,
+            "top_k": 64,  # likeliest tokens that form top_k keeps
             "cache": "",  # folder; "" is WORKDIR/teacher_cache
         }
     )
     config.loss = ConfigDict(
         {
-            "text_weight": 1.0,
-            "top_weight": 1.0,
-            "layers_weight": 1.0,
-            "acoustic_weight": 0.05,
+            "text_weight": 1.0,  # of the text teacher; 0: none
+            "top_weight": 1.0,  # inside it: of the next-token distribution
+            "layers_weight": 1.0,  # inside it: of the paired layers
+            "acoustic_weight": 0.05,  # α_ac, of the student as it was, at the audio tokens; 0: none
             "monitor_acoustic": True,  # measured on held-out questions where its weight is 0 too
-            "sft_weight": 0.5,
-            "every": 7,
-            "divergence": "jsd",
-            "beta": 0.5,
-            "temperature": 1.0,
-            "hidden": "jsd",
-            "acoustic_hidden": "jsd",
-            "chunk": 256,
-            "train_audio": True,
+            "sft_weight": 0.5,  # α_SFT, of plain fine-tuning on the traces
+            "every": 7,  # k: every k-th layer of the student is paired, counted from the last
+            "divergence": "jsd",  # of next tokens: jsd, forward_kl, reverse_kl
+            "beta": 0.5,  # of the JSD, between 0 and 1; 0.5: the symmetric one
+            "temperature": 1.0,  # of both distributions
+            "hidden": "jsd",  # between paired layers: jsd, cosine, mse, logit_lens
+            "acoustic_hidden": "jsd",  # between student and snapshot: jsd, cosine, mse
+            "chunk": 256,  # tokens whose scores over the vocabulary exist at a time
+            "train_audio": True,  # whether the audio tower learns; with LoRA its modules decide
         }
     )
     config.lora = ConfigDict(
         {
-            "enabled": False,
-            "rank": 16,
-            "alpha": 32.0,
+            "enabled": False,  # learn low-rank factors in place of the weights
+            "rank": 16,  # of the factors
+            "alpha": 32.0,  # their product is scaled by alpha / rank
+            # regexes of the parameters that get factors
             "modules": (r"text/layers/attention/(query|key|value|out)/kernel$",),
         }
     )
     # Nothing: the one loss above. Else name -> changes of it; each is a run, all are compared.
     config.arms = ConfigDict(convert_dict=True)
-    config.seeds = (0,)
+    config.seeds = (0,)  # each is a run; all are compared
     config.train.update({"batch_size": 64, "epochs": 3, "eval_every": 200})
     config.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 100, "weight_decay": 0.01})
     config.evaluate = ConfigDict(
         {
-            "enabled": True,
+            "enabled": True,  # False trains and exports without asking questions
             "answers": "generate",  # of questions with reasoning: generate, or rank the options
-            "max_new_tokens": 512,
-            "batch_size": 16,
+            "max_new_tokens": 512,  # of an answer
+            "batch_size": 16,  # questions at a time
             "limit": 0,  # questions of a task; 0 takes all
         }
     )
@@ -143,11 +148,11 @@ def _demo(config: ConfigDict) -> None:
             "reasoning": 60,  # recordings with reasoning to distil from
             "slips": 0.4,  # share of their traces that conclude wrongly
             "valid": 60,  # held out: losses and the acoustic divergence are watched on them
-            "test": 300,
+            "test": 300,  # recordings that the questions are asked about
             "test_seed": 1000,  # of the test recordings, whatever config.seed is
             "texts": 3000,  # textual questions of the teacher
             "read": 1500,  # of them, what the student has read as well
-            "seconds": 2.0,
+            "seconds": 2.0,  # of a recording
             "student": {
                 "width": 64, "mlp_width": 192, "depth": 6, "heads": 4,
                 "mels": 64, "audio_width": 48, "audio_depth": 2,

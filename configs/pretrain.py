@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"configs/pretrain.py has no variant {variant!r}; there are {VARIANTS}")
     config = base()
-    config.method = "pretrain"
+    config.method = "pretrain"  # what is run: acula, distill, pretrain, textualize
     if variant:
         small = acula.get_config(variant)
         config.seed = small.seed

@@ -11,6 +11,8 @@ ours.
 
 from ml_collections import ConfigDict
 
+from configs.common import base
+
 SYSTEM = "You are a careful listener who puts recordings into words for readers who cannot hear."
 TEXT = """\
 Describe this recording so that a reader who cannot hear it can reason about it as well as a \
@@ -41,12 +43,12 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         raise ValueError(f"configs/textualize.py has no variant {variant!r}, nor any other")
     config = ConfigDict()
-    config.method = "textualize"
-    config.seed = 0
+    config.method = "textualize"  # what is run: acula, distill, pretrain, textualize
+    config.seed = 0  # of the tokens that are drawn
     config.model = ConfigDict(
         {
             "source": "",  # an audio language model: Hub id or folder
-            "dtype": "bfloat16",
+            "dtype": "bfloat16",  # of the model: bfloat16 or float32
         }
     )
     config.data = ConfigDict(
@@ -55,28 +57,28 @@ def get_config(variant: str = "") -> ConfigDict:
             "format": "questions",  # questions (our JSONL), cota, iemocap (folder), emotions
             "audio": "",  # of cota: folder of the recordings, where paths are not relative to it
             "max_length": 4096,  # tokens of prompt and description
-            "max_seconds": 30.0,
+            "max_seconds": 30.0,  # what is read of a recording
             "max_bad_fraction": 0.01,  # of the file's rows
         }
     )
     config.prompt = ConfigDict(
         {
-            "system": SYSTEM,
-            "text": TEXT,
+            "system": SYSTEM,  # what the model is told that it is
+            "text": TEXT,  # what it is asked
             "grounded": True,  # with `notes`; records without reasoning then fail
-            "notes": NOTES,
+            "notes": NOTES,  # what is added where there is reasoning; {reasoning} is its place
             # Of a trace in stages; the summary is left out, because it says the answer.
             "stages": ("planning", "caption", "reasoning"),
         }
     )
     config.generate = ConfigDict(
         {
-            "max_new_tokens": 320,
+            "max_new_tokens": 320,  # of a description
             "temperature": 0.7,  # 0 takes the likeliest token each time
-            "top_p": 0.9,
-            "batch_size": 16,
+            "top_p": 0.9,  # tokens are drawn from the likeliest that reach this share
+            "batch_size": 16,  # of all devices together
             "min_words": 5,  # fewer describe nothing
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict(base().mesh)
     return config

@@ -8,9 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from medalign_jax import config_command
+from medalign_jax.errors import UserError
 from medalign_jax.host_memory import keep_host_memory
 
 METHODS = {
@@ -31,16 +33,16 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
-    """Runs the config's method in the workdir."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+def main() -> None:
+    """Runs the config's method in the workdir.
+
+    Raises:
+      UserError: whatever is wrong with the config, the data or the workdir.
+    """
     logging.set_verbosity(logging.WARNING)
     if _cpu_only():
         keep_host_memory()
     import jax
-
-    from medalign_jax.errors import UserError
 
     cache = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
@@ -51,21 +53,13 @@ def main(argv: list[str]) -> None:
         if jax.process_index():
             # One process speaks; errors go to stderr.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        config = _config()
-        if config.method not in METHODS:
-            raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
-        importlib.import_module(METHODS[config.method]).run(config, _workdir())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print(f"stopped: {stop or 'start again to go on from the last checkpoint'}")
-        sys.exit(130)
+    config = _config()
+    if config.method not in METHODS:
+        raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
+    importlib.import_module(METHODS[config.method]).run(config, _workdir())
 
 
 def _config() -> ConfigDict:
-    from medalign_jax.errors import UserError
-
     config = _CONFIG.value
     try:
         config.method  # noqa: B018 - a file that cannot be read is told on first use
@@ -89,19 +83,5 @@ def _workdir() -> Path:
     return Path("workdirs") / "_".join(filter(None, (Path(path).stem, variant)))
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with them is one line, not a stack trace."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        # A failing config file has its whole traceback in the message; the last line says it.
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        given = ", ".join(text for text in argv[1:] if text.startswith("--config"))
-        reason = " ".join(str(error).replace("\\n", " ").split())
-        sys.exit(f"error: the config does not load or has no such key ({reason}); given: {given}")
-
-
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=_parse)
+    sys.exit(config_command.run(main, __doc__))

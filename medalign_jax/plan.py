@@ -18,8 +18,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
+
+from medalign_jax import config_command
+from medalign_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/distill.py", lock_config=True
@@ -82,8 +85,6 @@ def topology(name: str) -> Topology:
     Raises:
       UserError: a name that means nothing, or the compiler for it is not installed.
     """
-    from medalign_jax.errors import UserError
-
     found = re.fullmatch(r"(v\d\w*|h100|cpu):(\d+(?:x\d+)*)", name or "")
     if not found:
         raise UserError(
@@ -183,31 +184,29 @@ def report(plan: Plan, devices: int, limit: float) -> tuple[str, bool]:
     return "\n".join(lines), fits
 
 
-def main(argv: list[str]) -> None:
-    """Plans the config's step for --topology."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+def main() -> int:
+    """Plans the config's step for --topology; returns 0 if it fits.
+
+    Raises:
+      UserError: no or an unknown topology, or a step that cannot be planned.
+    """
     logging.set_verbosity(logging.WARNING)
     import jax
 
-    from medalign_jax.errors import UserError
-
+    if not _TOPOLOGY.value:
+        raise UserError("name a --topology, e.g. --topology=v5e:16x16; see --help")
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing
     # What is kept of a program for a machine that is not here could not be read back.
     jax.config.update("jax_enable_compilation_cache", False)
     if (_TOPOLOGY.value or "").startswith("cpu:"):
         jax.config.update("jax_num_cpu_devices", int(_TOPOLOGY.value.removeprefix("cpu:")))
-    try:
-        text, fits = plan_config(_CONFIG.value)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    text, fits = plan_config(_CONFIG.value)
     print(text)
-    sys.exit(0 if fits else 1)
+    return 0 if fits else 1
 
 
 def plan_config(config: Any) -> tuple[str, bool]:
     """The report on a config for the flags of this command, and whether it fits."""
-    from medalign_jax.errors import UserError
     from medalign_jax.experiments import distill_plan
     from medalign_jax.train.mesh import make_mesh
 
@@ -235,5 +234,4 @@ def _attention(kind: str) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    sys.exit(config_command.run(main, __doc__))

@@ -54,4 +54,19 @@ def test_a_wrong_command_is_named_in_one_line(tmp_path, arguments, words):
 def test_a_config_has_to_be_given():
     done = run()
     assert done.returncode == 1
-    assert done.stderr.startswith("error: flag --config") and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: name a --config") and "Traceback" not in done.stderr
+
+
+def test_help_lists_the_keys_of_a_config_and_trains_nothing(tmp_path):
+    done = run("--help", CONFIG, "--config.train.steps=7", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config.train.steps=7\n" in done.stdout and "--workdir" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_no_config_is_named(tmp_path):
+    path = tmp_path / "notes.py"
+    path.write_text("these are notes")
+    done = run(f"--config={path}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "SyntaxError" in done.stderr and "notes.py" in done.stderr

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,15 @@ def problem_table(problems: Iterable[Problem], limit: int | None = None) -> str:
     if len(shown) < len(problems):
         lines.append(f"... and {len(problems) - len(shown)} more")
     return "\n".join(lines)
+
+
+def list_problems(problems: Sequence[Problem], out: str) -> None:
+    """All problems in a file beside `out`, where they are more than a screen shows."""
+    if len(problems) > LINES_IN_MESSAGE:
+        listing = Path(out + ".unusable_rows.jsonl")
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        write_problems(problems, listing)
+        print(f"all {len(problems)} problems: '{listing}'", file=sys.stderr)
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:

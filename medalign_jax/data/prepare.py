@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medalign_jax import commands
 from medalign_jax.data import records
 from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
 from medalign_jax.data.manifest import (
@@ -31,13 +32,12 @@ from medalign_jax.data.manifest import (
     SPLITS,
     ManifestError,
     Row,
+    list_problems,
     problem_table,
     without_folder,
-    write_problems,
 )
 from medalign_jax.data.records import Recipe
 from medalign_jax.data.sources import Clip
-from medalign_jax.errors import UserError
 
 TEXT_COLUMNS = ("audio_path", "subject_id", "split", "label", "report")
 
@@ -346,18 +346,10 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = _arguments(argv)
-    listing = Path(arguments.out + ".unusable_rows.jsonl")
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        problems = getattr(error, "problems", ())
-        if len(problems) > LINES_IN_MESSAGE:
-            listing.parent.mkdir(parents=True, exist_ok=True)
-            write_problems(problems, listing)
-            print(f"all {len(problems)} problems: '{listing}'", file=sys.stderr)
-        return 1
-    return 0
+    return commands.ended(
+        lambda: run(arguments),
+        lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
+    )
 
 
 if __name__ == "__main__":

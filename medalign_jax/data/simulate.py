@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from medalign_jax import commands
 from medalign_jax.data import simulate_heart, simulate_lung, simulate_valves, synthesis
 from medalign_jax.data.synthesis import SAMPLE_RATE, SimulationError
 from medalign_jax.data.vocabulary import HEART_COLUMNS, LUNG_COLUMNS, PHASES, read_metadata
-from medalign_jax.errors import UserError
 
 __all__ = ["LABELS", "SAMPLE_RATE", "Simulated", "SimulationError", "simulate", "write_dataset"]
 
@@ -351,21 +351,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--recordings-per-subject", type=int, default=2, help="recordings a subject (default 2)"
     )
     flags = parser.parse_args(arguments)
-    try:
-        manifest = write_dataset(
-            flags.out,
-            flags.count,
-            flags.seed,
-            seconds=flags.seconds,
-            kinds=tuple(kind.strip() for kind in flags.kinds.split(",")),
-            recordings_per_subject=flags.recordings_per_subject,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return commands.ended(lambda: run(flags))
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Writes the data set.
+
+    Raises:
+      SimulationError: see `write_dataset`.
+    """
+    manifest = write_dataset(
+        flags.out,
+        flags.count,
+        flags.seed,
+        seconds=flags.seconds,
+        kinds=tuple(kind.strip() for kind in flags.kinds.split(",")),
+        recordings_per_subject=flags.recordings_per_subject,
+    )
     subjects = math.ceil(flags.count / flags.recordings_per_subject)
     print(f"{flags.count} recordings of {subjects} subjects: {manifest}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medalign_jax import commands
 from medalign_jax.data.manifest import (
     LINES_IN_MESSAGE,
     Problem,
+    list_problems,
     problem_table,
-    write_problems,
 )
 from medalign_jax.data.questions import Checks, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_cota, read_questions, write_questions
 from medalign_jax.data.tables import BadRecord, ManifestError, Table, did_you_mean, read_table
-from medalign_jax.errors import UserError
 
 AUDIO_COLUMNS = ("audio_path", "audio")
 
@@ -179,30 +179,18 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         if problems:
             print(f"{name}:\n{problem_table(problems, limit=LINES_IN_MESSAGE)}\n")
-    _list((*loaded.problems, *joined.problems), arguments.out)
+    list_problems((*loaded.problems, *joined.problems), arguments.out)
     write_questions(arguments.out, joined.questions)
     print(f"{len(joined.questions)} of {len(loaded.questions)} questions: '{arguments.out}'")
-
-
-def _list(problems: Sequence[Problem], out: str) -> None:
-    """All problems in a file beside `out`, where they are more than a screen shows."""
-    if len(problems) > LINES_IN_MESSAGE:
-        listing = Path(out + ".unusable_rows.jsonl")
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        write_problems(problems, listing)
-        print(f"all {len(problems)} problems: '{listing}'", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = _arguments(argv)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _list(getattr(error, "problems", ()), arguments.out)
-        return 1
-    return 0
+    return commands.ended(
+        lambda: run(arguments),
+        lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
+    )
 
 
 if __name__ == "__main__":

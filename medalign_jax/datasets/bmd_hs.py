@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medalign_jax import commands
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data.tables import BadRecord, read_table
 from medalign_jax.datasets.splits import deal_folds
@@ -297,16 +298,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--reports", choices=REPORTS, default="full", help="whether reports name the diseases"
     )
     arguments = parser.parse_args(argv)
+    return commands.ended(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the manifest and says what was noticed.
+
+    Raises:
+      UserError: see `write_manifest`.
+    """
     settings = {name: getattr(arguments, name) for name in ("folds", "seed", "reports")}
-    try:
-        notes = write_manifest(arguments.root, arguments.out, **settings)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for note in notes:
+    for note in write_manifest(arguments.root, arguments.out, **settings):
         print(f"note: {note}")
     print(f"'{arguments.out}' written")
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from medalign_jax import commands
 from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
 from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.tables import read_table as read_manifest_table
@@ -49,16 +50,15 @@ from medalign_jax.train.progress import Progress
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    return commands.ended(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.distributed:
         jax.distributed.initialize()
         if jax.process_index():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> Measured:

@@ -1,10 +1,24 @@
 """``python -m medalign_jax.models``: what can be loaded, from where, with sizes and licences."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+
+from medalign_jax import commands
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS, table
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medalign_jax.models", description=__doc__.partition(": ")[2]
+    )
+    parser.parse_args(argv)
+    return commands.ended(show)
+
+
+def show() -> None:
     """Prints the tables."""
     print("Audio encoders: load_encoder(architecture, source)\n")
     print(table(ENCODER_CHECKPOINTS))
@@ -21,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
