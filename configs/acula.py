@@ -6,7 +6,7 @@ Variants, joined by "+" where several apply:
   :release    the same with what the published code computes instead of CKA
   :small      a small encoder pre-trained here, MiniLM teacher, for a few hundred recordings
   :demo       :small on simulated auscultation, offline, minutes on a laptop
-  :patients   :small on BMD-HS (medalign_jax.datasets.bmd_hs): a model for each of 5 folds by
+  :patients   :small on BMD-HS (medalign_jax.data.convert): a model for each of 5 folds by
               patient, chosen among candidates on its validation patients, beside shuffled reports
   :whisper    the first blocks of a published Whisper encoder, named by encoder.source, in place of
               the small one (:patients+whisper)

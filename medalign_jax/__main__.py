@@ -10,10 +10,10 @@ COMMANDS = {
     "embed": "a table of embeddings of audio files",
     "models": "what can be loaded, from where, with sizes and licences",
     "plan": "does the full-size step fit a machine that is not here?",
+    "data.convert": "a published data set (BMD-HS, CirCor, ICBHI) as a manifest",
     "data.prepare": "check and decode a manifest's recordings once, for fast reading",
     "data.simulate": "write simulated heart and lung sounds with known truth",
     "data.textualised": "join questions with recordings put into words",
-    "datasets.bmd_hs": "the BMD-HS data set as a manifest",
 }
 
 

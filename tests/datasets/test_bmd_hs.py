@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from medalign_jax.data.convert import convert, main
 from medalign_jax.data.manifest import check, read_manifest
 from medalign_jax.data.reports import wordings
-from medalign_jax.datasets.bmd_hs import (
-    LABELS,
-    BmdHsError,
-    find_recordings,
-    main,
-    read_patients,
-    write_manifest,
-)
+from medalign_jax.datasets.bmd_hs import LABELS, find_recordings, read_patients
+from medalign_jax.datasets.published import LayoutError, Options
 
 PLACES = [f"{p}_{v}" for p in ("sup", "sit") for v in ("Mit", "Tri", "Pul", "Aor")]
 PATIENTS = {  # name: class in file names, labels, metadata
@@ -58,6 +53,10 @@ def root(tmp_path):
 def write(path, rows):
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+
+
+def write_manifest(root, out, **options):
+    return convert("bmd_hs", root, out, Options(**options)).notes
 
 
 def edit(path, old, new):
@@ -140,6 +139,7 @@ def test_the_class_in_a_file_name_is_not_read(root, tmp_path):
 def test_the_same_seed_writes_the_same_bytes(root, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 3)):
         arguments = [
+            "--format=bmd_hs",
             f"--root={root}",
             f"--out={tmp_path / name}.csv",
             "--folds=2",
@@ -153,7 +153,7 @@ def test_the_same_seed_writes_the_same_bytes(root, tmp_path):
 
 def test_samples_shared_by_two_patients_are_refused(root):
     shutil.copy(root / "train/AR_004_sup_Mit.wav", root / "train/MD_001_sup_Pul.wav")
-    with pytest.raises(BmdHsError, match=r"MD_001_sup_Pul.*AR_004_sup_Mit"):
+    with pytest.raises(LayoutError, match=r"MD_001_sup_Pul.*AR_004_sup_Mit"):
         find_recordings(read_patients(root), root)
 
 
@@ -163,7 +163,7 @@ def test_samples_shared_by_two_patients_are_refused(root):
         ("train.csv", "patient_001,1,0", "patient_001,1,2", "patient_001 has labels 1, 2"),
         ("train.csv", "patient_002,0", "patient_002,1", "patient_002 is N"),
         ("train.csv", "patient_004,0,1", "patient_004,0,0", "patient_004 is N"),
-        ("train.csv", "patient_004", "patient_001", "row 3: patient 'patient_001' again"),
+        ("train.csv", "patient_004", "patient_001", "row 3: patient_id 'patient_001'"),
         ("train.csv", "AR_004_sit_Mit", "AR_004_sit_Apex", "AR_004_sit_Apex"),
         ("train.csv", "AR_004_sit_Mit", "MD_001_sit_Mit", "patient_004 and patient_001 both name"),
         ("train.csv", "MR,MS", "MR,XX", "no column MS"),
@@ -174,13 +174,14 @@ def test_samples_shared_by_two_patients_are_refused(root):
 )
 def test_a_table_that_is_wrong_is_refused_with_the_place(root, tmp_path, capsys, file, old, new, message):  # fmt: skip  # noqa: E501
     edit(root / file, old, new)
-    assert main([f"--root={root}", f"--out={tmp_path / 'm.csv'}", "--folds=2"]) == 1
+    arguments = ["--format=bmd_hs", f"--root={root}", f"--out={tmp_path / 'm.csv'}", "--folds=2"]
+    assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "m.csv").exists()
 
 
 def test_a_folder_that_is_something_else_is_refused(tmp_path):
-    with pytest.raises(BmdHsError, match=r"train\.csv"):
+    with pytest.raises(LayoutError, match=r"train\.csv"):
         read_patients(tmp_path)
 
 
