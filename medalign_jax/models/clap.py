@@ -32,6 +32,8 @@ from medalign_jax.models.vit_layers import Dense, PatchEmbed, patchify
 Intermediates = dict[str, jax.Array]
 
 _CROPS = 3
+# Left in both towers' published configs from before their classes were; nothing reads them.
+_NEVER_READ = ("fusion_num_hidden_layers", "fusion_hidden_size", "projection_hidden_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +112,7 @@ def clap_config(config: Mapping[str, Any]) -> ClapConfig:
     reader.only("fusion_type", (None, "aff_2d"), None)
     reader.ignore("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
     reader.ignore("num_classes", "num_hidden_layers", "initializer_factor", "tie_word_embeddings")
-    # Left from before the class was published; nothing reads them.
-    reader.ignore("enable_patch_fusion", "fusion_num_hidden_layers", "fusion_hidden_size")
-    reader.ignore("projection_hidden_size")
+    reader.ignore("enable_patch_fusion", *_NEVER_READ)
     sizes = {
         "mels": reader.integer("num_mel_bins", 64),
         "spec_size": reader.integer("spec_size", 256),
@@ -147,7 +147,7 @@ def clap_text_config(config: Mapping[str, Any]) -> ClapTextConfig:
       ModelConfigError: for a missing or malformed value, or a feature that is not supported.
     """
     reader, projection = _tower(config, "text")
-    reader.ignore("initializer_factor", "fusion_num_hidden_layers", "fusion_hidden_size")
+    reader.ignore("initializer_factor", *_NEVER_READ)
     published = dataclasses.replace(CLAP_TEXT, max_positions=514)
     sizes = dataclasses.asdict(read_bert(reader, published, roberta=True))
     return ClapTextConfig(**sizes, projection=projection)
