@@ -1,9 +1,10 @@
 """Weight files: what they hold, without reading it yet.
 
-Supported: safetensors and PyTorch zip files, alone or in shards with an index, and GGUF. A format
-is recognised by its first bytes, not by its name. To add one, write `open_FORMAT(path)`, which
-returns tensors by name (or a `WeightFile`, if the format has its own config), and give it a line in
-`_FORMATS`; nothing else in this room, or after it, knows of file formats.
+Supported: safetensors and PyTorch files (zip, and from before version 1.6), alone or in shards with
+an index, and GGUF. A format is recognised by its first bytes, not by its name. To add one, write
+`open_FORMAT(path)`, which returns tensors by name (or a `WeightFile`, if the format has its own
+config), and give it a line in `_FORMATS`; nothing else in this room, or after it, knows of file
+formats.
 """
 
 import json
@@ -22,6 +23,7 @@ from medalign_jax.weights.lazy import (
     WeightFile,
     contiguous_strides,
 )
+from medalign_jax.weights.torch_legacy import open_torch_legacy
 from medalign_jax.weights.torch_zip import open_torch_zip
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
@@ -83,18 +85,11 @@ def _check_cover(path: Path, tensors: Mapping[str, FileTensor], start: int, size
         raise WeightError(f"{path}: {problem}: tensors end at byte {place}, the file at {size}")
 
 
-def _open_bare_pickle(path: Path) -> dict[str, LazyTensor]:
-    raise WeightError(
-        f"{path}: PyTorch's format from before version 1.6 is not read, because it cannot be "
-        "without running it; load it where you trust it and torch.save it anew"
-    )
-
-
 # First bytes -> reader; whatever fits none is taken for safetensors, which has no mark.
 _FORMATS: tuple[tuple[bytes, Callable[[Path], Mapping[str, LazyTensor]]], ...] = (
     (b"PK\x03\x04", open_torch_zip),
     (b"GGUF", open_gguf),
-    (b"\x80", _open_bare_pickle),
+    (b"\x80", open_torch_legacy),
 )
 
 
