@@ -34,6 +34,7 @@ from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
 from medalign_jax.train.mesh import Rules, shardings
 from medalign_jax.weights.load import export, load, save
+from medalign_jax.weights.load import identity as weights_identity
 from medalign_jax.weights.source import resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import audio_lm as audio_lm_table
@@ -156,12 +157,13 @@ def load_language_model(
     param_dtype = dtype if param_dtype is None else param_dtype
     module = build_module(weights.config, dtype=dtype, param_dtype=param_dtype, remat=remat)
     abstract = abstract_params(module, mesh)
-    params = load(weights, _table(module.config), abstract, dtype=param_dtype)
+    table = _table(module.config)
+    params = load(weights, table, abstract, dtype=param_dtype)
     if tokenizer is None:
         if weights.folder is None:
             raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
         tokenizer = ChatTokenizer(weights.folder)
-    name = weights.identity if identity else ""
+    name = weights_identity(weights, table, abstract) if identity else ""
     return LanguageModel(module, params, tokenizer, weights.config, name)
 
 

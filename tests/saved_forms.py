@@ -3,7 +3,16 @@
 Tests make their models with the release that is installed; users have files of older ones.
 """
 
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import safetensors.torch
+import torch
+
+State = Mapping[str, torch.Tensor]
+Writer = Callable[[State, Path], None]
 
 # What transformers 4's base class put into a dump of any config or part of one, by default.
 BASE_4 = {
@@ -66,3 +75,57 @@ def full_4(config: dict[str, Any]) -> dict[str, Any]:
     base = BASE_4 | {"tie_word_embeddings": config.get("model_type") not in _UNTIED_4}
     parts = {key: full_4(config[key]) for key in own if key.endswith("_config")}
     return base | own | parts
+
+
+def _safetensors(state: State, path: Path) -> None:
+    whole = {name: tensor.clone().contiguous() for name, tensor in state.items()}
+    safetensors.torch.save_file(whole, path, {"format": "pt"})
+
+
+def _zip(state: State, path: Path) -> None:
+    torch.save(dict(state), path)
+
+
+def _legacy(state: State, path: Path) -> None:
+    torch.save(dict(state), path, _use_new_zipfile_serialization=False)
+
+
+def _single(write: Writer, name: str) -> Callable[[Path, State], set[str]]:
+    def save(folder: Path, state: State) -> set[str]:
+        write(state, folder / name)
+        return {name}
+
+    return save
+
+
+def sharded(
+    write: Writer, stem: str, suffix: str, index: str | None = None, shards: int = 3
+) -> Callable[[Path, State], set[str]]:
+    """A writer of shards and their index; it gives the names of the shards."""
+
+    def save(folder: Path, state: State) -> set[str]:
+        names, places = list(state), {}
+        for number in range(min(shards, len(names))):
+            shard = f"{stem}-{number + 1:05d}-of-{min(shards, len(names)):05d}{suffix}"
+            part = {name: state[name] for name in names[number::shards]}
+            write(part, folder / shard)
+            places |= dict.fromkeys(part, shard)
+        content = {"metadata": {"total_size": 0}, "weight_map": places}
+        (folder / (index or f"{stem}{suffix}.index.json")).write_text(json.dumps(content))
+        return set(places.values())
+
+    return save
+
+
+# How weights lie in a folder: writers (folder, state) -> names of the files that hold them.
+FILES: dict[str, Callable[[Path, State], set[str]]] = {
+    "safetensors": _single(_safetensors, "model.safetensors"),
+    "safetensors shards": sharded(_safetensors, "model", ".safetensors"),
+    "bin": _single(_zip, "pytorch_model.bin"),
+    "bin shards": sharded(_zip, "pytorch_model", ".bin"),
+    "bin of before 1.6": _single(_legacy, "pytorch_model.bin"),
+    "bin shards of before 1.6": sharded(_legacy, "pytorch_model", ".bin"),
+}
+FLOAT32_SHARDS = sharded(
+    _safetensors, "model.fp32", ".safetensors", "model.safetensors.index.fp32.json"
+)

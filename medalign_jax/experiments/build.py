@@ -32,7 +32,7 @@ from medalign_jax.train.loop import Data, LoopConfig
 from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
-from medalign_jax.weights.load import load
+from medalign_jax.weights.load import identity, load
 
 _MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
 
@@ -125,9 +125,11 @@ def evaluation_params(made: Architecture, params: Any, mesh: Mesh | None) -> Any
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
-    """Parameters from config.encoder.source, and the hash of the weights."""
+    """Parameters from config.encoder.source, and the hash of the weights they came from."""
     source, _ = open_encoder(config.encoder.source)
-    return load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32), source.identity
+    abstract = made.abstract_params(mesh)
+    params = load(source, made.table, abstract, dtype=jnp.float32)
+    return params, identity(source, made.table, abstract)
 
 
 def open_data(
