@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medalign_jax.audio.whisper_mel import WhisperMel
-from medalign_jax.data.prompts import ChatTokenizer
+from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.errors import UserError
 from medalign_jax.models.audio_lm import (
     AudioLM,
@@ -35,7 +35,7 @@ from medalign_jax.models.decoder_config import DECODER_CONFIGS
 from medalign_jax.train.mesh import Rules, shardings
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.load import identity as weights_identity
-from medalign_jax.weights.source import resolve
+from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import audio_lm as audio_lm_table
 from medalign_jax.weights.tables import decoder as decoder_table
@@ -43,6 +43,8 @@ from medalign_jax.weights.tables import decoder as decoder_table
 Tree = Any
 AUDIO_KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_audio")
 _CLIP_PADDING = {"qwen2_audio": 30.0}  # seconds that its front end pads a clip to
+# Those that transformers' processors bring along, for folders that have none.
+_PROCESSOR_TEMPLATES = {"qwen2_audio": QWEN2_AUDIO_TEMPLATE}
 _TOKENIZER_FILES = ("token", "special", "added", "vocab", "merges", "chat_template", "generation")
 
 
@@ -160,11 +162,27 @@ def load_language_model(
     table = _table(module.config)
     params = load(weights, table, abstract, dtype=param_dtype)
     if tokenizer is None:
-        if weights.folder is None:
-            raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
-        tokenizer = ChatTokenizer(weights.folder)
+        tokenizer = chat_tokenizer(weights)
     name = weights_identity(weights, table, abstract) if identity else ""
     return LanguageModel(module, params, tokenizer, weights.config, name)
+
+
+def chat_tokenizer(weights: WeightSource, **settings: Any) -> ChatTokenizer:
+    """The tokeniser that lies beside weights, with the chat format of their model.
+
+    Args:
+      weights: opened; their config.json says which model they are.
+      settings: further ones of `ChatTokenizer`.
+
+    Raises:
+      UserError: there is no folder, or no readable tokeniser or template in it.
+    """
+    if weights.folder is None:
+        raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
+    kind = (weights.config or {}).get("model_type")
+    return ChatTokenizer(
+        weights.folder, default_template=_PROCESSOR_TEMPLATES.get(kind), **settings
+    )
 
 
 def random_language_model(
