@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.errors import UserError
+from medalign_jax.language_export import for_transformers
 from medalign_jax.models.audio_lm import (
     AudioLM,
     AudioLMConfig,
@@ -45,7 +46,11 @@ AUDIO_KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_audio")
 _CLIP_PADDING = {"qwen2_audio": 30.0}  # seconds that its front end pads a clip to
 # Those that transformers' processors bring along, for folders that have none.
 _PROCESSOR_TEMPLATES = {"qwen2_audio": QWEN2_AUDIO_TEMPLATE}
-_TOKENIZER_FILES = ("token", "special", "added", "vocab", "merges", "chat_template", "generation")
+# Beginnings of the names of files that are copied: the tokeniser's and the processor's.
+_BESIDE = (
+    *("token", "special", "added", "vocab", "merges", "chat_template", "generation"),
+    *("preprocessor", "processor", "video_preprocessor"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class LanguageModel:
       tokenizer: with its chat template.
       config_json: the published config that the module was built from.
       identity: hex digest of the weights as loaded; "" for random ones.
+      source: where they were loaded from; None for random ones.
     """
 
     module: nn.Module
@@ -65,6 +71,7 @@ class LanguageModel:
     tokenizer: ChatTokenizer
     config_json: Mapping[str, Any]
     identity: str = ""
+    source: WeightSource | None = None
 
     @property
     def listens(self) -> bool:
@@ -114,17 +121,20 @@ class LanguageModel:
         """Writes ``model.safetensors`` under upstream names, config.json and tokeniser files.
 
         All processes call this; the first writes. Gives the folder, which `load_language_model`
-        and transformers read.
+        and transformers read: of Qwen2.5-Omni the thinker, see `language_export`.
         """
         folder = Path(folder)
         tensors = export(self.params, self.table)
         if jax.process_index() == 0:
+            config, tensors = for_transformers(
+                self.module.config, self.config_json, tensors, self.source
+            )
             save(folder / "model.safetensors", tensors)
-            text = json.dumps(self.config_json, indent=2) + "\n"
+            text = json.dumps(config, indent=2) + "\n"
             (folder / "config.json").write_text(text, encoding="utf-8")
             for path in sorted(self.tokenizer.folder.iterdir()):
                 own = path.resolve() == (folder / path.name).resolve()
-                if path.name.startswith(_TOKENIZER_FILES) and not own:
+                if path.name.startswith(_BESIDE) and not own:
                     shutil.copyfile(path, folder / path.name)
         return folder
 
@@ -164,7 +174,7 @@ def load_language_model(
     if tokenizer is None:
         tokenizer = chat_tokenizer(weights)
     name = weights_identity(weights, table, abstract) if identity else ""
-    return LanguageModel(module, params, tokenizer, weights.config, name)
+    return LanguageModel(module, params, tokenizer, weights.config, name, weights)
 
 
 def chat_tokenizer(weights: WeightSource, **settings: Any) -> ChatTokenizer:
