@@ -70,12 +70,17 @@ def architecture_of(config: ConfigDict) -> Architecture:
             f"config.encoder.name is {block.name!r}, but {block.source} holds a "
             f"{settings['name']!r} encoder"
         )
-    return architecture(
+    made = architecture(
         block.name,
         settings.get("overrides", {}) | block.overrides.to_dict(),
         settings.get("front_end_overrides", {}) | block.front_end.to_dict(),
         source.config if source else None,
     )
+    try:
+        made.check_window(samples_of(config, made))
+    except UserError as error:
+        raise UserError(f"config.data.seconds is {config.data.seconds:g}: {error}") from error
+    return made
 
 
 def samples_of(config: ConfigDict, made: Architecture) -> int:
