@@ -163,3 +163,26 @@ def test_every_form_gives_the_same_parameters(saved, form, tmp_path, monkeypatch
         hub.put("org/name", folder)
         params = saved.family.read("org/name")
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
+
+
+def test_a_repository_of_2019_with_a_vocabulary_file_only(tmp_path, monkeypatch):
+    """Bio_ClinicalBERT's layout: pytorch_model.bin of before 1.6, config.json and vocab.txt."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "chest", "pain", "##s", "no"]
+    sizes = BERT_SIZES | {"vocab_size": len(words)}
+    model = shake(transformers.BertForPreTraining(transformers.BertConfig(**sizes)))
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    (folder / "vocab.txt").write_text("\n".join(words))
+    saved_forms.FILES["bin of before 1.6"](folder, first_bert(model.state_dict()))
+    with running() as hub:
+        point_client_at(hub, tmp_path / "cache", monkeypatch)
+        hub.put("org/clinical", folder)
+        for source in ("org/clinical", "org/clinical:pytorch_model.bin"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                found = load_teacher(source, max_tokens=16)
+            ids, mask = found.tokenize(["no chest pains"])
+            assert ids[0][mask[0]].tolist() == [2, 8, 5, 6, 7, 3]
+        assert hub.fetched() == {"config.json", "vocab.txt", "pytorch_model.bin"}
+    assert load_teacher(str(folder), max_tokens=16).identity == found.identity
