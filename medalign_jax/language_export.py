@@ -57,9 +57,14 @@ def _thinker(
 ) -> tuple[dict[str, Any], Tensors]:
     trained = {name.removeprefix("thinker."): array for name, array in tensors.items()}
     found = {match["name"]: name for name in source if (match := _UNREAD.fullmatch(name))}
-    unread = {name: source[upstream].read() for name, upstream in found.items()}
+    sees = any(name.startswith("visual.blocks.") for name in found)
+    unread = {
+        name: source[upstream].read()
+        for name, upstream in found.items()
+        if sees or not name.startswith("visual.")
+    }
     made = dict(config_json.get("thinker_config", config_json))
-    if not any(name.startswith("visual.") for name in unread):
+    if not sees:
         made["vision_config"] = {**_BLIND, "out_hidden_size": config.text.width}
         unread |= _blind_tower(config.text.width)
     unread.setdefault(_MARKS, np.zeros((2, config.text.width), np.float32))

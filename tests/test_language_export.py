@@ -1,5 +1,6 @@
 """What is exported is a folder that transformers loads: no key missing, none unexpected."""
 
+import dataclasses
 import json
 
 import jax
@@ -122,6 +123,9 @@ def test_a_model_that_was_made_here_loads_without_a_key_invented(tmp_path, tied)
     assert (
         written["model_type"] == "qwen2_5_omni_thinker" and written["vision_config"]["depth"] == 0
     )
+    again = load_language_model(str(tmp_path / "export"))
+    again = dataclasses.replace(again, config_json=config)
+    as_transformers_loads("omni", again.save(tmp_path / "again"))
     ids = torch.tensor([[3, 4, 5]])
     assert torch.isfinite(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits).all()
 
