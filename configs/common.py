@@ -13,7 +13,7 @@ def base() -> ConfigDict:
             "manifest": "",  # CSV, JSONL, Parquet, or a folder made by data.prepare; "" simulates
             "targets": (),  # further columns to keep
             "seconds": 8.1875,  # of a clip; 131,000 samples at 16 kHz, 256 frames of the log-mel
-            "pad": "zero",  # zero, repeat, tile or repeat_whole
+            "pad": "zero",  # zero, silence, repeat, tile or repeat_whole
             # a clip from anywhere in the recording, anew each epoch; else its beginning
             "random_crop": False,
             "one_per_subject": False,  # batches of different subjects, a recording each

@@ -72,6 +72,32 @@ class Architecture:
             places,
         )
 
+    @property
+    def most_samples(self) -> int | None:
+        """Samples of the longest window of which the model reads all; None for any length."""
+        most = self.module.config.most_frames
+        return None if most is None else self.front_end.samples(most + 1) - 1
+
+    @property
+    def window(self) -> int:
+        """Samples of the window that it was published with, as far as the model reads."""
+        published = int(self.entry.window.seconds * self.front_end.sample_rate)
+        return published if self.most_samples is None else min(published, self.most_samples)
+
+    def check_window(self, samples: int) -> None:
+        """Refuses a window of which the model would not read all.
+
+        Raises:
+          UserError: naming both lengths.
+        """
+        most, rate = self.most_samples, self.front_end.sample_rate
+        if most is not None and samples > most:
+            raise UserError(
+                f"encoder {self.name!r} reads at most {self.module.config.most_frames} frames at "
+                f"once, windows of {most / rate:g} s ({most} samples), not of {samples / rate:g} s "
+                f"({samples}); take shorter windows: longer recordings are cut into several"
+            )
+
 
 def architecture(
     name: str,
@@ -126,9 +152,11 @@ def architecture(
 
 
 def _front_end_of(entry: EncoderEntry, config: Any) -> dict[str, Any]:
-    """What the front end takes from the encoder's sizes: bands, and CLAP's kind of filters."""
+    """What the front end takes from the encoder's sizes: bands, frames, CLAP's kind of filters."""
     fields = {field.name for field in dataclasses.fields(FRONT_ENDS[entry.front_end])}
-    shared = {"n_mels": config.mels, "fusion": getattr(config, "fusion", None)}
+    shared = {
+        "n_mels": config.mels, "pad_to": config.frames, "fusion": getattr(config, "fusion", None)
+    }  # fmt: skip
     return {name: value for name, value in shared.items() if name in fields}
 
 
@@ -170,8 +198,12 @@ class Encoder:
       params: its parameters.
       samples: length of a window at `sample_rate`; longer recordings are cut into windows that
         overlap by half, and their embeddings averaged (as OPERA-GT's are extracted).
-      pad: how shorter recordings are filled, see `audio.clip.fit`. With "zero", an architecture
-        that takes lengths does not look at what is filled, and short windows share shorter batches.
+      pad: how shorter recordings are filled, see `audio.clip.fit`. With "zero" (the default of
+        most), what is filled is not looked at by an architecture that takes lengths (Whisper's
+        family), whose short windows share shorter batches, and it is the filter bank that is filled
+        up where the published front end does so (AST, AudioMAE). With "silence" the waveform gets
+        zeros up to a whole window and all of it is looked at: for Whisper that is the published
+        use, the mean over `WhisperFeatureExtractor`'s 30 s, and not the default.
       trim: cut silence from both ends first, as OPERA does.
       pooling, layer: how a window's tokens become one vector, see `models.pooling.embed_pooled`;
         by default the published feature.
@@ -191,7 +223,9 @@ class Encoder:
         pooling: str = "mean",
         layer: int | None = None,
     ):
-        """Raises `UserError` for a pooling or a layer that the architecture does not have."""
+        """Raises `UserError` for a pooling or a layer that the architecture does not have, or a
+        window that is longer than it takes."""
+        architecture.check_window(samples)
         check_pooling(architecture.module.config, pooling, layer)
         self.architecture, self.params = architecture, params
         self.samples, self.pad, self.trim = samples, pad, trim
@@ -202,6 +236,8 @@ class Encoder:
         self._batch_size = -(-batch_size // ways) * ways
         takes = inspect.signature(type(architecture.module).embed).parameters
         self._lengths = pad == "zero" and "lengths" in takes
+        takes = inspect.signature(type(architecture.front_end).__call__).parameters
+        self._pads_features = pad == "zero" and "lengths" in takes
         self._features = jax.jit(self._embed_features)
         self._waveforms = jax.jit(self._embed_waveforms)
         self.width = self._width()
@@ -222,7 +258,8 @@ class Encoder:
         """(B, S) waveforms of which the first `samples` (B,) are real -> (B, D)."""
         front_end = self.architecture.front_end
         lengths = (front_end.valid_frames(samples),) if self._lengths else ()
-        return self._embed_features(params, front_end(waveforms), *lengths)
+        own = (samples,) if self._pads_features else ()
+        return self._embed_features(params, front_end(waveforms, *own), *lengths)
 
     def embed_features(self, features: jax.Array) -> jax.Array:
         """(B, T, M) features of this encoder's front end -> (B, D) float32."""
@@ -312,7 +349,8 @@ class Encoder:
         if self.trim:
             waveform = clip.trim_silence(waveform)
         if len(waveform) <= self.samples:
-            return [waveform if self._lengths else clip.fit(waveform, self.samples, self.pad)]
+            as_it_is = self._lengths or self._pads_features
+            return [waveform if as_it_is else clip.fit(waveform, self.samples, self.pad)]
         return list(clip.split_windows(waveform, self.samples, "repeat"))
 
     def settings(self) -> dict[str, Any]:
@@ -358,6 +396,7 @@ def load_encoder(
     trim: bool | None = None,
     pooling: str | None = None,
     layer: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Loads an encoder from published or exported weights.
 
@@ -368,9 +407,12 @@ def load_encoder(
       mesh: lay the parameters out over it; None for the default device.
       samples, pad, trim, pooling, layer: see `Encoder`; by default as exported, else as the encoder
         was published (`models.ENCODERS`). A pooling that is named goes with the layer that is.
+      overrides: of fields of the architecture's config, e.g. {"mark_longer": True} for what the
+        published extractor makes of a clip that comes alone (fused CLAP).
 
     Raises:
-      UserError: unknown name, pooling or layer, or a name that is not the export's.
+      UserError: unknown name, pooling or layer, a name that is not the export's, or a window that
+        is longer than the model takes.
       WeightError: the weights do not fit; lists every difference.
     """
     source, settings = open_encoder(source)
@@ -382,17 +424,18 @@ def load_encoder(
         raise UserError(f"{source.label} holds a {settings['name']!r} encoder, not {name!r}")
     made = architecture(
         name or settings["name"],
-        settings.get("overrides"),
+        settings.get("overrides", {}) | dict(overrides or {}),
         settings.get("front_end_overrides"),
         source.config,
     )
     window = made.entry.window
-    samples = samples or settings.get("samples") or int(window.seconds * made.front_end.sample_rate)
+    samples = samples or settings.get("samples") or made.window
     pad = pad or settings.get("pad", window.pad)
     trim = settings.get("trim", window.trim) if trim is None else trim
     if pooling is None:
         pooling = settings.get("pooling", "mean")
         layer = settings.get("layer") if layer is None else layer
+    made.check_window(samples)
     check_pooling(made.module.config, pooling, layer)
     params = load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32)
     return Encoder(made, params, samples, pad, trim, mesh, pooling=pooling, layer=layer)

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medalign_jax.audio.whisper_mel import WhisperMel
-from medalign_jax.data.prompts import ChatTokenizer
+from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.errors import UserError
+from medalign_jax.language_export import for_transformers
 from medalign_jax.models.audio_lm import (
     AudioLM,
     AudioLMConfig,
@@ -34,7 +35,8 @@ from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
 from medalign_jax.train.mesh import Rules, shardings
 from medalign_jax.weights.load import export, load, save
-from medalign_jax.weights.source import resolve
+from medalign_jax.weights.load import identity as weights_identity
+from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import audio_lm as audio_lm_table
 from medalign_jax.weights.tables import decoder as decoder_table
@@ -42,7 +44,13 @@ from medalign_jax.weights.tables import decoder as decoder_table
 Tree = Any
 AUDIO_KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_audio")
 _CLIP_PADDING = {"qwen2_audio": 30.0}  # seconds that its front end pads a clip to
-_TOKENIZER_FILES = ("token", "special", "added", "vocab", "merges", "chat_template", "generation")
+# Those that transformers' processors bring along, for folders that have none.
+_PROCESSOR_TEMPLATES = {"qwen2_audio": QWEN2_AUDIO_TEMPLATE}
+# Beginnings of the names of files that are copied: the tokeniser's and the processor's.
+_BESIDE = (
+    *("token", "special", "added", "vocab", "merges", "chat_template", "generation"),
+    *("preprocessor", "processor", "video_preprocessor"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class LanguageModel:
       tokenizer: with its chat template.
       config_json: the published config that the module was built from.
       identity: hex digest of the weights as loaded; "" for random ones.
+      source: where they were loaded from; None for random ones.
     """
 
     module: nn.Module
@@ -62,6 +71,7 @@ class LanguageModel:
     tokenizer: ChatTokenizer
     config_json: Mapping[str, Any]
     identity: str = ""
+    source: WeightSource | None = None
 
     @property
     def listens(self) -> bool:
@@ -111,17 +121,20 @@ class LanguageModel:
         """Writes ``model.safetensors`` under upstream names, config.json and tokeniser files.
 
         All processes call this; the first writes. Gives the folder, which `load_language_model`
-        and transformers read.
+        and transformers read: of Qwen2.5-Omni the thinker, see `language_export`.
         """
         folder = Path(folder)
         tensors = export(self.params, self.table)
         if jax.process_index() == 0:
+            config, tensors = for_transformers(
+                self.module.config, self.config_json, tensors, self.source
+            )
             save(folder / "model.safetensors", tensors)
-            text = json.dumps(self.config_json, indent=2) + "\n"
+            text = json.dumps(config, indent=2) + "\n"
             (folder / "config.json").write_text(text, encoding="utf-8")
             for path in sorted(self.tokenizer.folder.iterdir()):
                 own = path.resolve() == (folder / path.name).resolve()
-                if path.name.startswith(_TOKENIZER_FILES) and not own:
+                if path.name.startswith(_BESIDE) and not own:
                     shutil.copyfile(path, folder / path.name)
         return folder
 
@@ -156,13 +169,30 @@ def load_language_model(
     param_dtype = dtype if param_dtype is None else param_dtype
     module = build_module(weights.config, dtype=dtype, param_dtype=param_dtype, remat=remat)
     abstract = abstract_params(module, mesh)
-    params = load(weights, _table(module.config), abstract, dtype=param_dtype)
+    table = _table(module.config)
+    params = load(weights, table, abstract, dtype=param_dtype)
     if tokenizer is None:
-        if weights.folder is None:
-            raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
-        tokenizer = ChatTokenizer(weights.folder)
-    name = weights.identity if identity else ""
-    return LanguageModel(module, params, tokenizer, weights.config, name)
+        tokenizer = chat_tokenizer(weights)
+    name = weights_identity(weights, table, abstract) if identity else ""
+    return LanguageModel(module, params, tokenizer, weights.config, name, weights)
+
+
+def chat_tokenizer(weights: WeightSource, **settings: Any) -> ChatTokenizer:
+    """The tokeniser that lies beside weights, with the chat format of their model.
+
+    Args:
+      weights: opened; their config.json says which model they are.
+      settings: further ones of `ChatTokenizer`.
+
+    Raises:
+      UserError: there is no folder, or no readable tokeniser or template in it.
+    """
+    if weights.folder is None:
+        raise UserError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
+    kind = (weights.config or {}).get("model_type")
+    return ChatTokenizer(
+        weights.folder, default_template=_PROCESSOR_TEMPLATES.get(kind), **settings
+    )
 
 
 def random_language_model(

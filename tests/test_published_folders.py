@@ -174,6 +174,7 @@ def test_load_encoder_gives_what_transformers_gives(saved):
 def test_a_run_takes_the_folder_as_its_source(saved):
     config = acula.get_config()
     config.encoder.name, config.encoder.source = saved.family.name, saved.folder
+    config.data.seconds = 0.2
     made = architecture_of(config)
     params, identity = published_params(config, made, make_mesh(devices=jax.devices()[:1]))
     loaded = load_encoder(saved.family.name, saved.folder)

@@ -71,8 +71,10 @@ def repeat_whole(waveform: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waveform, (0, samples - len(waveform)))
 
 
+# Both of the first two put zeros behind; an `Encoder` looks at those of "silence" only.
 PADDINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "zero": crop_or_zero_pad,
+    "silence": crop_or_zero_pad,
     "repeat": repeat_pad,
     "tile": tile_pad,
     "repeat_whole": repeat_whole,

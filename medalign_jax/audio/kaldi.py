@@ -21,7 +21,8 @@ class KaldiFbank:
     symmetric Hann window; the power of their transform goes through triangles on the mel scale,
     and the log of that, at least log(2^-23), is the feature. Frames lie within the waveform.
     Clips are then filled up with zeros to `pad_to` frames, or cut, and last comes
-    (x - mean) / (2 std), so that a frame of padding is 0.467 where one of silence is -1.277.
+    (x - mean) / (2 std), so that a frame of padding is 0.467 where one of silence is -1.277. What
+    is padded is the filter bank: of a waveform that was padded before, say how long it was.
 
     This is `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, dither=0,
     window_type="hanning")` with the steps around it in AST (Gong et al. 2021, YuanGongND/ast) and
@@ -77,17 +78,22 @@ class KaldiFbank:
         """Fewest samples that give `frames` frames without padding."""
         return (frames - 1) * self.hop + self.length
 
-    def __call__(self, waveforms: jax.Array) -> jax.Array:
+    def __call__(self, waveforms: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         """(B, samples) float32 in [-1, 1] to (B, frames, n_mels) float32; jitted, pure.
+
+        Args:
+            waveforms: each with zeros behind its end, if it is shorter than the others.
+            lengths: (B,) integers, samples before that end; None for all. Frames that reach beyond
+                it are padding, but for a clip of less than a frame, which has one.
 
         Raises:
             ValueError: another rank or dtype, or less than one frame.
         """
-        return _fbank(self, waveforms)
+        return _fbank(self, waveforms, lengths)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fbank(config: KaldiFbank, waveforms: jax.Array) -> jax.Array:
+def _fbank(config: KaldiFbank, waveforms: jax.Array, lengths: jax.Array | None) -> jax.Array:
     _check(config, waveforms)
     if config.pad_to is not None:
         waveforms = waveforms[:, : config.samples(config.pad_to)]
@@ -108,6 +114,10 @@ def _fbank(config: KaldiFbank, waveforms: jax.Array) -> jax.Array:
         return jnp.log(jnp.maximum(energy, _FLOOR))
 
     features = spectrum.map_frames(log_energy, waveforms, config.length, config.hop)
+    if lengths is not None:
+        ends = jnp.maximum(1, 1 + (lengths - config.length) // config.hop)
+        whole = jnp.arange(features.shape[1]) < ends[:, None]
+        features = jnp.where(whole[..., None], features, 0.0)
     missing = config.frames(waveforms.shape[1]) - features.shape[1]
     features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))
     return (features - config.mean) / (2 * config.std)

@@ -11,19 +11,45 @@ from medalign_jax.teachers.tokenizers import FolderTokenizer, TokenizerError
 
 AUDIO_TOKEN = "<|AUDIO|>"
 PLACEHOLDER = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+# Qwen2-Audio's folders hold no template of their processor, or ChatML, which knows no audio: its
+# prompt is fixed by transformers' processor. Clips are counted, and each has a line of its own.
+QWEN2_AUDIO_TEMPLATE = """
+{%- set heard = namespace(clips=0) -%}
+{%- for turn in messages -%}
+  {%- if loop.first and turn.role != 'system' -%}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+  {%- endif -%}
+  {{- '<|im_start|>' + turn.role + '\n' -}}
+  {%- for part in ([{'text': turn.content}] if turn.content is string else turn.content) -%}
+    {%- if 'audio' in part or 'audio_url' in part or part.type == 'audio' -%}
+      {%- set heard.clips = heard.clips + 1 -%}
+      {{- 'Audio %d: <|audio_bos|><|AUDIO|><|audio_eos|>\n' % heard.clips -}}
+    {%- elif 'text' in part -%}
+      {{- part.text -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
+"""
 
 
 class ChatTokenizer(FolderTokenizer):
     """A tokeniser that knows its model's chat format; no remote code, no network.
 
-    The template is the first of: `template`, the processor's `chat_template.json`, and what
-    transformers reads (`chat_template.jinja`, or `tokenizer_config.json`). Where it takes a turn
+    The template is the first of: `template`, the processor's (in `processor_config.json`,
+    `chat_template.json` or `chat_template.jinja`), `default_template`, and the tokeniser's own (in
+    `tokenizer_config.json`), as transformers' processors choose. Where it takes a turn
     in parts, audio is a part and the template writes the placeholders (Qwen2.5-Omni, and
     Qwen2-Audio's processor); where it takes text alone, `placeholder` is written before the text.
 
     Args:
         folder: of the published tokeniser.
         template: a Jinja chat template, in place of the folder's.
+        default_template: that of the model's processor where the folder has none, e.g.
+            `QWEN2_AUDIO_TEMPLATE`.
         options: further variables of the template, such as ``{"enable_thinking": False}``.
         audio_token: stands for one embedding of audio.
         placeholder: of one clip, for templates of text alone; ``{number}`` counts the clips
@@ -43,6 +69,7 @@ class ChatTokenizer(FolderTokenizer):
         folder: str | Path,
         *,
         template: str | None = None,
+        default_template: str | None = None,
         options: Mapping[str, object] | None = None,
         audio_token: str = AUDIO_TOKEN,
         placeholder: str = PLACEHOLDER,
@@ -50,7 +77,7 @@ class ChatTokenizer(FolderTokenizer):
     ):
         super().__init__(folder)
         self.folder = Path(folder)
-        self._template = template or _processor_template(self.folder)
+        self._template = template or _processor_template(self.folder) or default_template
         if self._template is None and not self._tokenizer.chat_template:
             raise TokenizerError(
                 f"{folder}: no chat template (chat_template.json, chat_template.jinja, or in "
@@ -144,16 +171,23 @@ class ChatTokenizer(FolderTokenizer):
 
 
 def _processor_template(folder: Path) -> str | None:
-    path = folder / "chat_template.json"
-    if not path.is_file():
-        return None
-    try:
-        template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{path}: holds no chat template: {error!r}") from error
-    if not isinstance(template, str):
-        raise TokenizerError(f"{path}: its chat_template is a {type(template).__name__}, no text")
-    return template
+    """The template of a folder's processor; None if it has none."""
+    for name, required in (("processor_config.json", False), ("chat_template.json", True)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            template = content["chat_template"] if required else content.get("chat_template")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TokenizerError(f"{path}: holds no chat template: {error!r}") from error
+        if template is not None and not isinstance(template, str):
+            kind = type(template).__name__
+            raise TokenizerError(f"{path}: its chat_template is a {kind}, no text")
+        if template is not None:
+            return template
+    path = folder / "chat_template.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def shared_vocabulary(student: ChatTokenizer, teacher: ChatTokenizer, least: float = 0.5) -> int:

@@ -32,7 +32,7 @@ from medalign_jax.train.loop import Data, LoopConfig
 from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
-from medalign_jax.weights.load import load
+from medalign_jax.weights.load import identity, load
 
 _MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
 
@@ -70,12 +70,17 @@ def architecture_of(config: ConfigDict) -> Architecture:
             f"config.encoder.name is {block.name!r}, but {block.source} holds a "
             f"{settings['name']!r} encoder"
         )
-    return architecture(
+    made = architecture(
         block.name,
         settings.get("overrides", {}) | block.overrides.to_dict(),
         settings.get("front_end_overrides", {}) | block.front_end.to_dict(),
         source.config if source else None,
     )
+    try:
+        made.check_window(samples_of(config, made))
+    except UserError as error:
+        raise UserError(f"config.data.seconds is {config.data.seconds:g}: {error}") from error
+    return made
 
 
 def samples_of(config: ConfigDict, made: Architecture) -> int:
@@ -125,9 +130,11 @@ def evaluation_params(made: Architecture, params: Any, mesh: Mesh | None) -> Any
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
-    """Parameters from config.encoder.source, and the hash of the weights."""
+    """Parameters from config.encoder.source, and the hash of the weights they came from."""
     source, _ = open_encoder(config.encoder.source)
-    return load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32), source.identity
+    abstract = made.abstract_params(mesh)
+    params = load(source, made.table, abstract, dtype=jnp.float32)
+    return params, identity(source, made.table, abstract)
 
 
 def open_data(

@@ -20,7 +20,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medalign_jax.data.chat import ChatTokenizer
 from medalign_jax.data.emotions import read_emotions, read_iemocap
 from medalign_jax.data.manifest import Problem, write_problems
 from medalign_jax.data.prompts import ExampleError
@@ -31,7 +30,7 @@ from medalign_jax.data.questions_readers import read_cota, read_mmau, read_quest
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.distill_folds import asked, folded
-from medalign_jax.language_model import LanguageModel, load_language_model
+from medalign_jax.language_model import LanguageModel, chat_tokenizer, load_language_model
 from medalign_jax.weights.source import resolve
 
 FORMATS = {
@@ -344,7 +343,7 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
 def _load(block: ConfigDict, mesh: Mesh, **settings) -> LanguageModel:
     weights = resolve(block.source)
     chat = block.get("chat")
-    tokenizer = ChatTokenizer(weights.folder, options=chat.to_dict()) if chat else None
+    tokenizer = chat_tokenizer(weights, options=chat.to_dict()) if chat else None
     print(f"loading {block.source}", flush=True)
     return load_language_model(
         weights, mesh, dtype=jnp.dtype(block.dtype), tokenizer=tokenizer, **settings

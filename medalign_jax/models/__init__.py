@@ -6,8 +6,9 @@ An audio encoder is a Linen module with a frozen dataclass `config` and the meth
 
 where intermediates hold "block00", "block01", ... (B, N, channels), prefix tokens first, and
 "tokens" (B, L, W), those of the last layer without prefix, in the order of `config.grid`. Its
-config has `width`, `depth`, `layer_widths`, `prefix_tokens`, `mels`, `frames`, and, for a
-masked-spectrogram loss, `grid(frames)`, `footprint` and `mask_unit` (`models.masked_spectrogram`).
+config has `width`, `depth`, `layer_widths`, `prefix_tokens`, `mels`, `frames`, `most_frames` (None
+where an input may have any number), and, for a masked-spectrogram loss, `grid(frames)`, `footprint`
+and `mask_unit` (`models.masked_spectrogram`).
 One that was published with a reconstruction has `reconstruct(features, noise)` as well, and
 `config.tokens(frames)`; one whose `embed` takes `lengths` (B,), the valid frames of each clip,
 reads nothing beyond them.

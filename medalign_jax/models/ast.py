@@ -108,6 +108,7 @@ def ast_config(config: Mapping[str, Any]) -> ASTConfig:
     reader.only("hidden_act", ("gelu",), "gelu")
     reader.only("qkv_bias", (True,), True)
     reader.ignore("hidden_dropout_prob", "attention_probs_dropout_prob")
+    reader.ignore("tie_word_embeddings")  # it has none
     sizes = {
         "frames": reader.integer("max_length", 1024),
         "mels": reader.integer("num_mel_bins", 128),

@@ -100,10 +100,11 @@ def audio_lm_config(config: Mapping[str, Any]) -> AudioLMConfig:
 
 def _qwen2_audio(reader: ConfigReader, config: Mapping[str, Any]) -> AudioLMConfig:
     text = reader.raw("text_config", None) or {}
-    # Its class ties no weights, whatever the config says.
-    reader.only("tie_word_embeddings", (False, None), False)
+    # Its class ties no weights, whatever this level says; full dumps of transformers 4 say true.
+    reader.ignore("tie_word_embeddings")
     audio, token = reader.raw("audio_config", None) or {}, _audio_token(reader)
-    reader.ignore("vocab_size", "ignore_index")  # repeats text_config; of the training loss
+    reader.ignore("vocab_size", "hidden_size")  # repeat text_config
+    reader.ignore("ignore_index")  # of the training loss
     reader.finish()
     if isinstance(text, Mapping) and text.get("tie_word_embeddings"):
         raise ModelConfigError("config.json: text_config: tie_word_embeddings=True: not supported")

@@ -61,7 +61,9 @@ ENCODER_CHECKPOINTS = (
     _whisper("small", 88.2, 80, 768, 12),
     _whisper("medium", 307.2, 80, 1024, 24),
     _whisper("large-v3", 637.0, 128, 1280, 32),
+    _whisper("large-v3-turbo", 637.0, 128, 1280, 32),
     Checkpoint("qwen2_audio", "Qwen/Qwen2-Audio-7B", 642.2, "Apache-2.0", "yes"),
+    Checkpoint("qwen2_audio", "Qwen/Qwen2-Audio-7B-Instruct", 642.2, "Apache-2.0", "yes"),
     Checkpoint("qwen_omni_audio", "Qwen/Qwen2.5-Omni-7B", 639.6, "Apache-2.0", "yes"),
     Checkpoint("qwen_omni_audio", "Qwen/Qwen2.5-Omni-3B", 637.7, "Qwen Research", "no",
                overrides={"output_width": 2048}),
@@ -70,6 +72,7 @@ ENCODER_CHECKPOINTS = (
 TEACHER_CHECKPOINTS = (
     Checkpoint("gemma3", "google/medgemma-4b-pt", 3880.0, _HAI, "terms", "gated; the paper's"),
     Checkpoint("gemma3", "google/medgemma-4b-it", 3880.0, _HAI, "terms", "gated"),
+    Checkpoint("gemma3", "google/medgemma-1.5-4b-it", 3880.0, _HAI, "terms", "gated"),
     Checkpoint("gemma3", "google/medgemma-27b-text-it", 27009.0, _HAI, "terms", "gated"),
     Checkpoint("gemma3", "google/gemma-3-270m", 268.1, "Gemma", "terms", "gated"),
     Checkpoint("gemma3", "google/gemma-3-1b-pt", 999.9, "Gemma", "terms", "gated"),
@@ -80,6 +83,7 @@ TEACHER_CHECKPOINTS = (
     Checkpoint("qwen2", "Qwen/Qwen2.5-3B", 3086.0, "Qwen Research", "no"),
     Checkpoint("qwen2", "Qwen/Qwen2.5-7B", 7616.0, "Apache-2.0", "yes"),
     Checkpoint("qwen3", "Qwen/Qwen3-0.6B", 596.0, "Apache-2.0", "yes"),
+    Checkpoint("qwen3", "Qwen/Qwen3-1.7B", 1720.6, "Apache-2.0", "yes"),
     Checkpoint("qwen3", "Qwen/Qwen3-8B", 8191.0, "Apache-2.0", "yes"),
     Checkpoint("llama", "meta-llama/Llama-3.2-1B", 1236.0, "Llama 3.2 Community", "terms", "gated"),
     Checkpoint("llama", "meta-llama/Llama-3.1-8B", 8030.0, "Llama 3.1 Community", "terms", "gated"),
@@ -91,6 +95,8 @@ TEACHER_CHECKPOINTS = (
     Checkpoint("clap_text_model", "laion/clap-htsat-unfused", 124.0, "Apache-2.0", "yes",
                "CLAP's own text tower, for comparison"),
     Checkpoint("bert", "emilyalsentzer/Bio_ClinicalBERT", 107.7, "MIT", "yes"),
+    Checkpoint("bert", "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext", 108.9,
+               "MIT", "yes", "PubMedBERT"),
 )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ from medalign_jax.models.vit_layers import Dense, PatchEmbed, patchify
 Intermediates = dict[str, jax.Array]
 
 _CROPS = 3
+# Left in both towers' published configs from before their classes were; nothing reads them.
+_NEVER_READ = ("fusion_num_hidden_layers", "fusion_hidden_size", "projection_hidden_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +46,21 @@ class ClapConfig(HTSATConfig):
     Attributes:
       fusion: takes the crops of longer recordings too (`Clap.embed_fused`).
       fusion_ratio: channels over hidden channels of the fusion.
+      mark_longer: `embed` takes every clip for one that is longer than the model's 10 s, with four
+        equal pictures. The published extractor marks one clip of a batch so where none is longer,
+        by chance in a batch of several, and always that of a batch of one. By default it is not
+        done, so that a clip's feature does not depend on its batch.
     """
 
     split_qkv: bool = True
     fusion: bool = False
     fusion_ratio: int = 4
+    mark_longer: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mark_longer and not self.fusion:
+            raise ValueError("mark_longer is for the fused model; this one has no fusion")
         side = self.spec_size // self.stride
         if side < self.window:
             raise ValueError(
@@ -73,6 +82,11 @@ class ClapConfig(HTSATConfig):
     def token_width(self) -> int:
         """Channels of the last tokens and of their mean."""
         return super().width
+
+    @property
+    def most_frames(self) -> int:
+        """Most frames of an input."""
+        return self.frames
 
 
 CLAP_UNFUSED = ClapConfig()
@@ -110,9 +124,7 @@ def clap_config(config: Mapping[str, Any]) -> ClapConfig:
     reader.only("fusion_type", (None, "aff_2d"), None)
     reader.ignore("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
     reader.ignore("num_classes", "num_hidden_layers", "initializer_factor", "tie_word_embeddings")
-    # Left from before the class was published; nothing reads them.
-    reader.ignore("enable_patch_fusion", "fusion_num_hidden_layers", "fusion_hidden_size")
-    reader.ignore("projection_hidden_size")
+    reader.ignore("enable_patch_fusion", *_NEVER_READ)
     sizes = {
         "mels": reader.integer("num_mel_bins", 64),
         "spec_size": reader.integer("spec_size", 256),
@@ -147,7 +159,7 @@ def clap_text_config(config: Mapping[str, Any]) -> ClapTextConfig:
       ModelConfigError: for a missing or malformed value, or a feature that is not supported.
     """
     reader, projection = _tower(config, "text")
-    reader.ignore("initializer_factor", "fusion_num_hidden_layers", "fusion_hidden_size")
+    reader.ignore("initializer_factor", *_NEVER_READ)
     published = dataclasses.replace(CLAP_TEXT, max_positions=514)
     sizes = dataclasses.asdict(read_bert(reader, published, roberta=True))
     return ClapTextConfig(**sizes, projection=projection)
@@ -291,6 +303,8 @@ class Clap(nn.Module):
 
         Args:
           features: (B, T, M) decibels, T at most `config.frames`; shorter ones are stretched.
+            The fused model looks at them as at clips that are not longer, unless
+            `config.mark_longer`.
 
         Returns:
           (B, P) float32, not normalised: `audio_embeds` of transformers'
@@ -305,6 +319,9 @@ class Clap(nn.Module):
         if features.ndim != 3 or features.shape[2] != c.mels:
             raise ValueError(f"features must be (B, T, {c.mels}), got {features.shape}")
         self._check_length(features.shape[1])
+        if c.mark_longer:
+            pictures = jnp.repeat(features[:, None], 1 + _CROPS, axis=1)
+            return self.embed_fused(pictures, jnp.ones(len(features), bool))
         pooled, out = self.encoder.embed(features)
         return self._project(pooled, out)
 

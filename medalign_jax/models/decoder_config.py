@@ -269,14 +269,16 @@ def qwen_omni_config(config: Mapping[str, Any]) -> DecoderConfig:
     if kind == "qwen2_5_omni":
         reader.ignore("talker_config", "token2wav_config")  # they turn text into speech
         reader.ignore("enable_audio_output", "enable_talker")
+        reader.ignore("tie_word_embeddings", "hidden_size")  # of no part; some fine-tunes add them
         thinker = reader.raw("thinker_config")
         reader.finish()
         reader = ConfigReader(thinker, "config.json: thinker_config")
     if kind == "qwen2_5_omni_text":
         return _qwen_omni_text(reader, reader.flag("tie_word_embeddings", True))
     reader.only("model_type", kinds[1:2], kinds[1])
-    tied = reader.flag("tie_word_embeddings", False)
-    text = reader.raw("text_config")
+    text = ConfigReader(reader.raw("text_config"), f"{reader.where}: text_config")
+    tied = _omni_tied(reader, text)
+    reader.ignore("hidden_size")  # repeats text_config, in fine-tunes
     # What is heard and seen, and the tokens that stand for it.
     reader.ignore("audio_config", "vision_config", "position_id_per_seconds", "seconds_per_chunk")
     reader.ignore("audio_token_index", "image_token_index", "video_token_index", "user_token_id")
@@ -284,12 +286,22 @@ def qwen_omni_config(config: Mapping[str, Any]) -> DecoderConfig:
     reader.ignore("audio_start_token_id", "audio_end_token_id", "ignore_index")
     reader.ignore("vision_start_token_id", "vision_end_token_id", "vision_token_id")
     reader.finish()
-    return _qwen_omni_text(ConfigReader(text, f"{reader.where}: text_config"), tied)
+    return _qwen_omni_text(text, tied)
+
+
+def _omni_tied(thinker: ConfigReader, text: ConfigReader) -> bool:
+    """Whether a thinker's head is tied.
+
+    transformers 4 looks into ``text_config`` and 5 into the thinker's level; each writes its base
+    class's ``true`` where it does not look. So one ``false`` is enough, and none is no ``true``.
+    """
+    said = [part.flag("tie_word_embeddings", None) for part in (thinker, text)]
+    return True in said and False not in said
 
 
 def _qwen_omni_text(reader: ConfigReader, tied: bool) -> DecoderConfig:
     reader.only("model_type", ("qwen2_5_omni_text",), "qwen2_5_omni_text")
-    reader.ignore("init_std", "tie_word_embeddings")
+    reader.ignore("init_std", "tie_word_embeddings")  # the caller has read the second
     sizes = _plain_sizes(
         reader, vocab_size=152_064, mlp_width=18_944, max_positions=32_768,
         width=3584, depth=28, heads=28, kv_heads=4, theta=1_000_000.0, sections=True,

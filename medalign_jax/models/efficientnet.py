@@ -127,6 +127,11 @@ class EfficientNetConfig:
         """Fewest frames of an input: those that give one row."""
         return 2 + self.stride
 
+    @property
+    def most_frames(self) -> int | None:
+        """Most frames of an input; None for any number."""
+        return None
+
     def grid(self, frames: int) -> tuple[int, int]:
         """(rows, columns) of the last map for an input of so many frames.
 

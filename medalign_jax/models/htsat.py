@@ -122,6 +122,11 @@ class HTSATConfig:
         """Frames, and mel bins, from one of the last tokens to the next."""
         return self.patch * 2 ** (len(self.depths) - 1)
 
+    @property
+    def most_frames(self) -> int | None:
+        """Most frames of an input; None for any number: longer ones are cut into crops."""
+        return None
+
     def grid(self, frames: int) -> tuple[int, int]:
         """(rows, columns) of the last tokens in time and mel; equal for all lengths."""
         del frames  # all are stretched

@@ -108,7 +108,7 @@ class ConfigReader:
             raise ModelConfigError(f"{self.where}: {key} is {value!r}; a positive number is needed")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:
+    def flag(self, key: str, default: bool | None) -> bool | None:
         """True or false; null counts as absent."""
         value = self.raw(key, default)
         if value is not None and not isinstance(value, bool):

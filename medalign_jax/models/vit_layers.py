@@ -27,6 +27,11 @@ class UniformBlocks:
         """Channels of each block's output."""
         return (self.width,) * self.depth
 
+    @property
+    def most_frames(self) -> int | None:
+        """Most frames of an input; None for any number."""
+        return self.frames
+
 
 def sincos_table(width: int, grid: tuple[int, int]) -> np.ndarray:
     """Fixed position table (1, 1 + rows * columns, width), float32; the class token's row is 0.

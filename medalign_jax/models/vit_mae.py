@@ -113,6 +113,11 @@ class ViTMAEConfig(UniformBlocks):
         true_grid = (self.frames // self.patch_size[0], self.mels // self.patch_size[1])
         return self.position_grid or true_grid
 
+    @property
+    def most_frames(self) -> int:
+        """Most frames of an input, those of a last patch that is not whole included."""
+        return self.frames + self.patch_size[0] - 1
+
     def tokens(self, frames: int) -> int:
         """Patch tokens of an input of so many frames; frames beyond the last patch are lost.
 

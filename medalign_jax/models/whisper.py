@@ -119,7 +119,7 @@ LARGE_V3 = WhisperConfig(mels=128, width=1280, depth=32, heads=20, mlp_width=512
 # Keys of a config.json that speak of the decoder, of generation, of training or of task heads.
 _NOT_THE_ENCODER = (
     *("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "decoder_layerdrop"),
-    *("vocab_size", "max_target_positions", "tie_word_embeddings", "median_filter_width"),
+    *("vocab_size", "max_target_positions", "median_filter_width"),
     *("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "alignment_heads"),
     *("use_weighted_layer_sum", "classifier_proj_size", "apply_spec_augment"),
     *("mask_time_prob", "mask_time_length", "mask_time_min_masks"),
@@ -153,6 +153,7 @@ def read_encoder_sizes(reader: ConfigReader) -> dict[str, int]:
     # Training only; and the scale, which the published encoders work out and do not apply.
     reader.ignore("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
     reader.ignore("init_std", "scale_embedding")
+    reader.ignore("tie_word_embeddings")  # no encoder has any
     return {
         "mels": reader.integer("num_mel_bins"),
         "frames": 2 * reader.integer("max_source_positions", 1500),

@@ -30,7 +30,7 @@ from medalign_jax.teachers.tokenizers import (
     Tokenizer,
 )
 from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
-from medalign_jax.weights.load import load
+from medalign_jax.weights.load import identity, load
 from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
 from medalign_jax.weights.tables import bert as bert_table
@@ -261,11 +261,13 @@ def load_teacher(
     reading = _fitted(reading, full)
     model = _read_part(architecture, full, reading, dtype)
     table = architecture.table(model.config, full.depth)
-    params = load(weights, table, _abstract(model, architecture, mesh), dtype=model.dtype)
+    abstract = _abstract(model, architecture, mesh)
+    params = load(weights, table, abstract, dtype=model.dtype)
     tokenizer = _tokenizer(weights) if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path):
         tokenizer = FolderTokenizer(tokenizer)
-    return Teacher(model, params, tokenizer, reading, weights.identity, mesh)
+    hashed = identity(weights, table, abstract)
+    return Teacher(model, params, tokenizer, reading, hashed, mesh)
 
 
 def _tokenizer(weights: WeightSource) -> Tokenizer:

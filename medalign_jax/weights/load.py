@@ -88,6 +88,21 @@ def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
     return jax.tree_util.tree_unflatten(structure, filled)
 
 
+def identity(source: Any, table: Table, abstract: Any) -> str:
+    """Hex SHA-256 of the tensors that `load` takes, see `WeightSource.identity_of`.
+
+    What a source holds beside them (a decoder, a vision tower, a vocoder) is not looked at, and not
+    fetched.
+
+    Args:
+      source, table, abstract: as for `load`, which has accepted them.
+    """
+    opened = resolve(source)
+    leaves, _ = flatten(abstract)
+    found = match(table, opened, {path: tuple(x.shape) for path, x in leaves.items()}, Problems())
+    return opened.identity_of(name for slot in found.slots.values() for name in slot.names)
+
+
 def _wanted(own: np.dtype, target: np.dtype | None) -> np.dtype:
     return target if target is not None and own in _FLOATS else own
 

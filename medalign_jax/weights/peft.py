@@ -51,7 +51,27 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    # Where training began, but for the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), which take a
+    # part out of the base model's own weights: an adapter of theirs fits no published base.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
+_HINTS = {
+    "init_lora_weights": "it changed the base model's weights; let PEFT make a plain adapter of it "
+    "(save_pretrained with path_initial_model_for_weight_conversion)",
+}
+# Settings that say what was adapted, or how it was trained, saved or run.
+_NO_MATTER = frozenset(
+    {
+        *("peft_type", "r", "lora_alpha"),  # looked at by themselves
+        *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "lora_dropout", "target_modules", "exclude_modules"),
+        *("layers_to_transform", "layers_pattern", "ensure_weight_tying", "runtime_config"),
+        *("megatron_config", "megatron_core", "qalora_group_size"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of the beginnings
+    }
+)
 
 
 def peft_table(table: Table) -> Table:
@@ -195,8 +215,14 @@ def _config_problems(path: Path, config: LoraConfig) -> list[str]:
         if found.get(name) not in values
     ]
     problems += [
-        f"{path}: {name} is {found[name]!r}; only {values[0]!r} is supported"
+        f"{path}: {name} is {found[name]!r}; "
+        + _HINTS.get(name, f"only {values[0]!r} is supported")
         for name, values in _PLAIN.items()
         if name in found and found[name] not in values
+    ]
+    problems += [
+        f"{path}: {name} is {value!r:.200}; this setting is not known, so what it computes is not"
+        for name, value in found.items()
+        if name not in _PLAIN and name not in _NO_MATTER and value not in (None, False, {}, [])
     ]
     return problems

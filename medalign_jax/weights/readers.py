@@ -1,17 +1,22 @@
 """Weight files: what they hold, without reading it yet.
 
-Supported: safetensors and PyTorch zip files, alone or in shards with an index, and GGUF. A format
-is recognised by its first bytes, not by its name. To add one, write `open_FORMAT(path)`, which
-returns tensors by name (or a `WeightFile`, if the format has its own config), and give it a line in
-`_FORMATS`; nothing else in this room, or after it, knows of file formats.
+Supported: safetensors and PyTorch files (zip, and from before version 1.6), alone or in shards with
+an index, and GGUF. A format is recognised by its first bytes, not by its name. To add one, write
+`open_FORMAT(path)`, which returns tensors by name (or a `WeightFile`, if the format has its own
+config), and give it a line in `_FORMATS`; nothing else in this room, or after it, knows of file
+formats.
 """
 
+import dataclasses
+import functools
 import json
 import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medalign_jax.weights.gguf_upstream import open_gguf
 from medalign_jax.weights.lazy import (
@@ -22,6 +27,8 @@ from medalign_jax.weights.lazy import (
     WeightFile,
     contiguous_strides,
 )
+from medalign_jax.weights.table import Index, Shape
+from medalign_jax.weights.torch_legacy import open_torch_legacy
 from medalign_jax.weights.torch_zip import open_torch_zip
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf")
@@ -83,18 +90,11 @@ def _check_cover(path: Path, tensors: Mapping[str, FileTensor], start: int, size
         raise WeightError(f"{path}: {problem}: tensors end at byte {place}, the file at {size}")
 
 
-def _open_bare_pickle(path: Path) -> dict[str, LazyTensor]:
-    raise WeightError(
-        f"{path}: PyTorch's format from before version 1.6 is not read, because it cannot be "
-        "without running it; load it where you trust it and torch.save it anew"
-    )
-
-
 # First bytes -> reader; whatever fits none is taken for safetensors, which has no mark.
 _FORMATS: tuple[tuple[bytes, Callable[[Path], Mapping[str, LazyTensor]]], ...] = (
     (b"PK\x03\x04", open_torch_zip),
     (b"GGUF", open_gguf),
-    (b"\x80", _open_bare_pickle),
+    (b"\x80", open_torch_legacy),
 )
 
 
@@ -120,13 +120,91 @@ def open_file(path: Path) -> WeightFile:
         raise WeightError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def open_index(path: Path) -> WeightFile:
+def open_index(path: Path, fetch: Callable[[str], Path] | None = None) -> WeightFile:
     """Tensors of all the shards that an index (`*.index.json`) names.
+
+    Args:
+      path: of the index.
+      fetch: brings a shard by its name and gives its path, when the first of its tensors is looked
+        at, and never if none is. None: all shards lie beside the index, and are opened at once.
 
     Raises:
       WeightError: damaged index, a shard outside the index's folder, missing, or without a tensor
         that the index promises or with one that it does not.
     """
+    places = _weight_map(path)
+    names = sorted(set(places.values()))
+    if fetch is not None:
+        shards = {name: _Shard(path, name, places, fetch) for name in names}
+        return WeightFile({name: _ShardTensor(shards[places[name]], name) for name in places})
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise WeightError(f"{path}: shards missing from {path.parent}: {', '.join(missing)}")
+    opened = {name: open_file(path.parent / name) for name in names}
+    _check_shards(path, places, opened)
+    return WeightFile({name: opened[shard][name] for name, shard in places.items()})
+
+
+def _check_shards(
+    path: Path, places: Mapping[str, str], opened: Mapping[str, Mapping[str, LazyTensor]]
+) -> None:
+    """Raises WeightError unless shards hold what the index says, and nothing else."""
+    held = {(name, shard) for shard, tensors in opened.items() for name in tensors}
+    promised = {(name, shard) for name, shard in places.items() if shard in opened}
+    problems = [f"{name!r} is not in {shard}" for name, shard in sorted(promised - held)]
+    problems += [
+        f"{name!r} of {shard} is not in the index" for name, shard in sorted(held - promised)
+    ]
+    if problems:
+        raise WeightError(f"{path}: index and shards differ: {'; '.join(problems)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A file of an index, fetched and opened when one of its tensors is first looked at."""
+
+    index: Path
+    name: str
+    places: Mapping[str, str]
+    fetch: Callable[[str], Path]
+
+    @functools.cached_property
+    def tensors(self) -> WeightFile:
+        opened = open_file(self.fetch(self.name))
+        _check_shards(self.index, self.places, {self.name: opened})
+        return opened
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardTensor:
+    """A tensor of a shard that may not be here yet; see LazyTensor."""
+
+    shard: _Shard
+    name: str
+
+    @property
+    def _tensor(self) -> LazyTensor:
+        return self.shard.tensors[self.name]
+
+    @property
+    def shape(self) -> Shape:
+        return self._tensor.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._tensor.dtype
+
+    @property
+    def origin(self) -> str:
+        return self._tensor.origin
+
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """See LazyTensor."""
+        return self._tensor.read(index)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor names to shards, as an index says."""
     try:
         index = _json_object(path.read_bytes(), path, "index")
     except OSError as error:
@@ -136,18 +214,7 @@ def open_index(path: Path) -> WeightFile:
         raise WeightError(f"{path}: has no 'weight_map' of tensor names to files")
     if not all(isinstance(shard, str) and Path(shard).name == shard for shard in places.values()):
         raise WeightError(f"{path}: every shard must be the name of a file beside the index")
-    shards = sorted(set(places.values()))
-    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
-    if missing:
-        raise WeightError(f"{path}: shards missing from {path.parent}: {', '.join(missing)}")
-    opened = {shard: open_file(path.parent / shard) for shard in shards}
-    held = {(name, shard) for shard, tensors in opened.items() for name in tensors}
-    problems = [f"{name!r} is not in {shard}" for name, shard in sorted(set(places.items()) - held)]
-    problems += [f"{name!r} of {shard} is not in the index" for name, shard in
-                 sorted(held - set(places.items()))]  # fmt: skip
-    if problems:
-        raise WeightError(f"{path}: index and shards differ: {'; '.join(problems)}")
-    return WeightFile({name: opened[shard][name] for name, shard in places.items()})
+    return places
 
 
 def _json_object(text: bytes, path: Path, what: str) -> dict[str, Any]:

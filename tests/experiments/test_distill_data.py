@@ -18,7 +18,6 @@ from medalign_jax.experiments import build
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.distill_data import published_setting, wants_teacher
 from medalign_jax.teachers.tokenizers import TokenizerError
-from medalign_jax.weights.source import resolve
 from tests.experiments import tiny_audio_lm as tiny
 
 ASKS_NOT_TO_THINK = (
@@ -93,7 +92,7 @@ def test_models_are_loaded_as_the_config_says(config, tmp_path, student, teacher
     assert ours.module.dtype == jnp.bfloat16 and ours.module.remat
     assert {leaf.dtype for leaf in jax.tree.leaves(theirs.params)} == {jnp.dtype("bfloat16")}
     assert (ours.identity, theirs.identity) == (
-        resolve(student).identity, resolve(teacher).identity
+        tiny.identity_of(student), tiny.identity_of(teacher)
     )  # fmt: skip
     assert theirs.tokenizer.prompt("Which?").endswith("<|im_start|>assistant\n<think> </think>")
 

@@ -21,7 +21,6 @@ from medalign_jax.experiments.journal import Journal
 from medalign_jax.experiments.textualize import FAILED, OUTPUT, PARTIAL, run
 from medalign_jax.language_model import load_language_model
 from medalign_jax.models.generate import GenerationError, generate
-from medalign_jax.weights.source import resolve
 from tests import devices
 from tests.experiments import tiny_audio_lm as tiny
 
@@ -111,7 +110,7 @@ def test_a_description_says_where_it_comes_from(finished, questions, model):
         f"{extra['description_prompt']}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert extra["description_prompt_sha256"] == hashlib.sha256(chat.encode()).hexdigest()
-    assert extra["description_model"] == resolve(model).identity
+    assert extra["description_model"] == tiny.identity_of(model)
     key = jax.random.key_data(record_keys(0, [found.id])[0])
     assert extra["description_key"] == "".join(f"{int(word):08x}" for word in key)
     assert (extra["description_seed"], extra["description_temperature"]) == ("0", "1.0")

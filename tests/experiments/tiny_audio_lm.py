@@ -14,6 +14,7 @@ from medalign_jax.data.simulate import SPLIT_CYCLE
 from medalign_jax.data.simulated_cases import write_cases
 from medalign_jax.data.word_tokenizer import write_word_tokenizer
 from medalign_jax.language_model import LanguageModel, abstract_params, build_module
+from medalign_jax.weights.source import resolve
 
 TEXT = {
     "hidden_size": 32,
@@ -33,6 +34,12 @@ def reasoning_questions(folder: Path, recordings: int = 12) -> list[Question]:
         replace(question, split=SPLIT_CYCLE[n % len(SPLIT_CYCLE)])
         for n, question in enumerate(asked)
     ]
+
+
+def identity_of(folder: Path) -> str:
+    """Of the weights that a saved model was loaded from, without what only transformers needs."""
+    source, beside = resolve(folder), ("visual.", "audio_tower.audio_bos_eos_token.")
+    return source.identity_of(name for name in source if not name.startswith(beside))
 
 
 def undescribed(questions: list[Question]) -> list[Question]:

@@ -191,7 +191,6 @@ def small(kind, **changes):
         (("qwen2_audio", {"text_config__use_mrope": True}), "use_mrope"),
         (("qwen2_audio", {"text_config__model_type": "qwen3"}), "model_type='qwen3'"),
         (("qwen2_audio", {"text_config__tie_word_embeddings": True}), "tie_word_embeddings"),
-        (("qwen2_audio", {"tie_word_embeddings": True}), "tie_word_embeddings"),
         (("qwen2_audio", {"audio_config__n_window": 8}), "n_window=8"),
         (("qwen2_audio", {"audio_config": 3}), "audio_config"),
         (("qwen2_audio", {"audio_token_index": "x"}), "audio_token_index"),

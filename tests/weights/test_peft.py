@@ -3,6 +3,7 @@
 Small random models of transformers, loaded by the mapping table as published ones are.
 """
 
+import dataclasses
 import json
 from functools import cache
 
@@ -238,6 +239,12 @@ def test_all_that_does_not_fit_is_said_in_one_error(exported):
         ({"bias": "all"}, "bias is 'all'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "'pissa'; it changed the base model's weights; let PEFT"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"init_lora_weights": "of next year"}, "init_lora_weights is 'of next year'"),
+        ({"use_qalora": True}, "use_qalora is True"),
+        ({"kasa_config": {"a": 1}}, "kasa_config is .* not known"),
     ],
 )
 def test_settings_that_compute_something_else_are_refused(exported, changes, message):
@@ -299,4 +306,33 @@ def test_what_peft_writes_is_read(tmp_path, kind):
     lora = import_peft(tmp_path, side.shapes, side.table, LORA)
     assert all(leaf.any() for leaf in flatten(lora)[0].values())
     got = side.logits(merge(side.params, lora, LORA))
+    np.testing.assert_allclose(got, torch_logits(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal", "gaussian"])
+def test_an_adapter_that_changed_its_base_is_refused_and_no_other(tmp_path, start):
+    import peft  # here, since it takes seconds
+
+    before = {name: tensor.clone() for name, tensor in upstream("llama").state_dict().items()}
+    settings = peft.LoraConfig(
+        r=4 if start == "orthogonal" else 3, lora_alpha=5, init_lora_weights=start,
+        target_modules=["q_proj", "v_proj", "o_proj", "down_proj", "lm_head"],
+    )  # fmt: skip
+    model = peft.get_peft_model(upstream("llama"), settings).eval()
+    model.save_pretrained(tmp_path)
+    base = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    changed = any(not tensor.equal(base[name]) for name, tensor in before.items())
+    assert changed == (start in ("pissa", "olora"))
+    side, config = ours("llama"), dataclasses.replace(LORA, rank=settings.r)
+    shapes = jax.eval_shape(lambda: init_lora(jax.random.key(0), side.params, config))
+    if changed:
+        with pytest.raises(WeightError, match=f"init_lora_weights is '{start}'; it changed"):
+            import_peft(tmp_path, shapes, side.table, config)
+        return
+    lora = import_peft(tmp_path, shapes, side.table, config)
+    got = side.logits(merge(side.params, lora, config))
     np.testing.assert_allclose(got, torch_logits(model), rtol=0, atol=1e-5)

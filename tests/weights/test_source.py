@@ -167,30 +167,6 @@ def test_what_the_hub_cache_holds_is_used_offline(monkeypatch, tmp_path, tensors
         resolve("org/name:x.ckpt")
 
 
-def test_hub_snapshot(monkeypatch, tmp_path, tensors):
-    asked = []
-
-    def download(repository, *, revision, allow_patterns):
-        asked.append((repository, revision, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(WeightError, match="org/name:FILE"):
-        resolve("org/name")
-    torch.save({"w": torch.ones(2)}, tmp_path / "encoder.ckpt")
-    assert set(resolve("org/name@v1:encoder.ckpt")) == {"w"}
-    save(tmp_path / "model.safetensors", tensors)
-    assert set(resolve("org/name@refs/pr/1")) == set(tensors)
-    assert [(each[0], each[1]) for each in asked] == [
-        ("org/name", None),
-        ("org/name", "v1"),
-        ("org/name", "refs/pr/1"),
-    ]
-    assert asked[1][2] == ["encoder.ckpt", "*.json"] and "*.safetensors" in asked[2][2]
-    with pytest.raises(WeightError, match=r"no file other\.ckpt in the repository"):
-        resolve("org/name:other.ckpt")
-
-
 def test_package_that_is_not_known_or_not_installed(monkeypatch):
     with pytest.raises(WeightError, match="known packages"):
         resolve("pypi:numpy")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from medalign_jax.weights import torch_zip
+from medalign_jax.weights import torch_pickle
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.readers import open_file
 
@@ -258,7 +258,7 @@ def test_a_dict_that_holds_itself_ends(tmp_path):
 
 
 def test_dicts_that_hold_each_other_twice_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_zip, "_MAX_ENTRIES", 1000)
+    monkeypatch.setattr(torch_pickle, "_MAX_ENTRIES", 1000)
     node = {}
     for _ in range(30):  # 2**30 names, if they were all followed
         node = {"a": node, "b": node}
@@ -266,11 +266,7 @@ def test_dicts_that_hold_each_other_twice_end(tmp_path, monkeypatch):
         open_file(write_zip(tmp_path / "x.pt", pickle.dumps(node, 2)))
 
 
-def test_old_format_and_modules_are_refused_in_words(tmp_path):
-    path = tmp_path / "old.pt"
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightError, match=r"before version 1\.6"):
-        open_file(path)
+def test_modules_are_refused_in_words(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     with pytest.raises(WeightError, match="save its state_dict"):
         open_file(tmp_path / "module.pt")
