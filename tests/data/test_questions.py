@@ -245,6 +245,22 @@ def test_cota_problems(folder):
     assert "<SUMMARY> is missing" in found[2]
 
 
+def test_cota_takes_the_options_text_before_a_letter(folder):
+    """Four keys, of which the fourth is E minor: "D major" is not the option (D)."""
+    keys = {"choices": ["G major", "D major", "A major", "E minor"]}
+
+    def row(said):
+        response = format_response(STAGES, said)
+        return {"audio": "a.wav", "question": "Which key?", "response": response} | keys
+
+    rows = [row("The answer is D major."), row("The answer is A or B.")]
+    loaded = read_cota(write(folder / "q.jsonl", rows), checks=LENIENT)
+    assert [q.answer for q in loaded.questions] == ["D major"]
+    assert (
+        fatal(loaded)[2] == "<RESPONSE> could name 'G major' or 'D major': 'The answer is A or B.'"
+    )
+
+
 # ---------------------------------------------------------------------------------- MMAU
 
 
