@@ -208,7 +208,7 @@ def _read(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
     """A table by patient."""
     if not path.exists():
         raise BmdHsError(f"there is no '{path}'; --root is the folder that holds train.csv")
-    table = read_table(path, "patient_id")
+    table = read_table(path, "patient_id", reads=set(columns).__contains__)
     if lacking := [name for name in columns if name not in table.columns]:
         raise BmdHsError(f"'{path}' has no column {', '.join(lacking)}")
     rows: dict[str, dict[str, str]] = {}

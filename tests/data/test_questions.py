@@ -150,6 +150,13 @@ def test_truncated_audio_is_found_only_by_decoding(folder):
     assert fatal(read_questions(path, replace(LENIENT, decode=False))) == {}
 
 
+def test_a_missing_subject_is_nobody_in_particular(folder):
+    """Two questions of which none says who was recorded, in two splits."""
+    row = ROW | {"subject_id": "NA", "split": "train", "difficulty": "<NA>"}
+    path = write(folder / "q.jsonl", [row, row | {"id": "2", "subject_id": "n/a", "split": "val"}])
+    assert [(q.subject_id, q.difficulty) for q in read_questions(path).questions] == [("", "")] * 2
+
+
 def test_whole_file_problems(folder):
     row = ROW | {"subject_id": "s", "split": "train"}
     path = write(folder / "q.jsonl", [row, row | {"id": "2", "split": "val"}])
