@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ SAMPLE_RATES = (1_000, 384_000)
 
 _BLOCK_FRAMES = 1 << 20
 _MOST_FRAMES = 1 << 60  # libsndfile's number is beyond where a header does not say how many
+_WEEKS = 14 * 24 * 3600.0  # seconds
 _MPEG_SLACK = 2 * 1152  # samples that decoders take off for their delay
 
 
@@ -145,28 +147,23 @@ def resample(
         (samples,) float32, contiguous.
 
     Raises:
-        AudioError: a rate outside `SAMPLE_RATES`, or so few samples that none are left.
+        AudioError: a rate that is not above 0 or at which the waveform lasts for weeks, or so few
+            samples that none are left.
     """
-    if not SAMPLE_RATES[0] <= source_rate <= SAMPLE_RATES[1]:
-        raise AudioError(path, _implausible_rate(source_rate))
+    if not 0 < source_rate < math.inf:
+        raise AudioError(path, f"has a sample rate of {source_rate} Hz; give one above 0")
+    if waveform.size / source_rate > _WEEKS:
+        raise AudioError(
+            path, f"has {waveform.size} samples at a sample rate of {source_rate:g} Hz, which "
+            "would last for weeks; give the rate at which it was recorded"
+        )  # fmt: skip
     if source_rate == sample_rate:
         return waveform
-    few = f"holds {waveform.size} samples at {source_rate:g} Hz, too few to be resampled; "
-    try:
-        resampled = soxr.resample(waveform, source_rate, sample_rate, quality="HQ")
-    except ValueError as error:
-        raise AudioError(path, few + f"record it again or remove it ({error})") from error
+    resampled = soxr.resample(waveform, source_rate, sample_rate, quality="HQ")
     if resampled.size == 0:
+        few = f"holds {waveform.size} samples at {source_rate:g} Hz, too few to be resampled; "
         raise AudioError(path, few + "record it again or remove it")
     return np.ascontiguousarray(resampled, dtype=np.float32)
-
-
-def _implausible_rate(rate: float) -> str:
-    low, high = SAMPLE_RATES
-    return (
-        f"claims a sample rate of {rate:g} Hz, outside {low} to {high} Hz; correct its header or "
-        "remove it"
-    )
 
 
 def check_waveform(waveform: np.ndarray, path: str | os.PathLike) -> None:
@@ -256,7 +253,10 @@ def _problem(file: soundfile.SoundFile, found: Extent) -> str | None:
     if file.format not in ACCEPTED:
         return f"is a {file.format} file, which does not show whether it is whole; {CONVERT}"
     if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1]:
-        return _implausible_rate(file.samplerate)
+        return (
+            f"claims a sample rate of {file.samplerate} Hz, outside {SAMPLE_RATES[0]} to "
+            f"{SAMPLE_RATES[1]} Hz; correct its header or remove it"
+        )
     if found.samples is not None and abs(file.frames - found.samples) > _MPEG_SLACK:
         return f"would be read as {file.frames} samples and holds {found.samples}; {CONVERT}"
     return None

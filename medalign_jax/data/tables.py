@@ -6,6 +6,7 @@ judged. A file that cannot be read as a table at all raises `ManifestError`.
 """
 
 import csv
+import dataclasses
 import difflib
 import io
 import json
@@ -39,10 +40,17 @@ class ManifestError(UserError):
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that is no set of text cells, the reason, and what could be read of it."""
+    """A record that is no set of text cells.
+
+    Attributes:
+        reason: why.
+        cells: what could be read of it.
+        column: the first column that is no text; "" where the record as a whole is wrong.
+    """
 
     reason: str
     cells: dict[str, str]
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def _renamed(path: Path, table: Table, known: Sequence[str]) -> Table:
         return {names.get(name, name): cell for name, cell in cells.items()}
 
     records = (
-        BadRecord(record.reason, renamed(record.cells))
+        dataclasses.replace(record, cells=renamed(record.cells))
         if isinstance(record, BadRecord)
         else renamed(record)
         for record in table.records
@@ -249,14 +257,16 @@ def _json_object(line: bytes) -> dict[str, object] | BadRecord:
 def _text_record(found: dict[str, object], read: Collection[str]) -> dict[str, str] | BadRecord:
     """The cells as text; of columns that are not read, those that are text."""
     record: dict[str, str] = {}
-    bad = ""
+    bad: dict[str, str] = {}
     for name, value in found.items():
         text, wrong = _cell(value)
-        record[name] = text
         if wrong and name in read:
-            bad = bad or f"column '{name}' {wrong}"
-            del record[name]
-    return BadRecord(bad, record) if bad else record
+            bad[name] = f"column '{name}' {wrong}"
+        else:
+            record[name] = text
+    for name, reason in bad.items():
+        return BadRecord(reason, record, name)
+    return record
 
 
 def _cell(value: object) -> tuple[str, str]:

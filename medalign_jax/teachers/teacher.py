@@ -30,6 +30,7 @@ from medalign_jax.teachers.tokenizers import (
     Tokenizer,
 )
 from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
+from medalign_jax.weights.identity import parameter_count
 from medalign_jax.weights.load import load
 from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
@@ -99,6 +100,16 @@ class Teacher:
         self._tokenizer = tokenizer
         self._mesh = mesh
         self._embed = jax.jit(self.apply, out_shardings=replicated(mesh) if mesh else None)
+
+    def __repr__(self) -> str:
+        reading, count = self.reading, parameter_count(self.params)
+        case = "in lower case" if reading.lowercase else "as they are"
+        return (
+            f"Teacher of {count:,} frozen parameters in {jnp.dtype(self.model.dtype).name}: texts, "
+            f"{case} and cut to {reading.max_tokens} tokens, become vectors of {self.width} "
+            f"numbers ({reading.pooling} of layer {reading.layer}"
+            f"{', length 1' if reading.normalise else ''}). .embed(texts) gives (N, {self.width})."
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
