@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from medalign_jax.errors import UserError
+    from medalign_jax.experiments.numbers import check_numbers
 
     cache = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
         config = _config()
         if config.method not in METHODS:
             raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
+        check_numbers(config)
         importlib.import_module(METHODS[config.method]).run(config, _workdir())
     except UserError as error:
         sys.exit(f"error: {error}")
