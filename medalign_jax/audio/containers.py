@@ -32,6 +32,7 @@ ACCEPTED = (
 
 _UNKNOWN = (0x7F00_0000, 0x8000_0000, 0x1_0000_0000)  # what encoders write when they cannot go back
 _NEAR = 1 << 16  # less the length of headers, or rounded to whole blocks
+_MOST_CHUNKS = 10_000
 _W64_RIFF, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"
 
 
@@ -123,11 +124,14 @@ def _sound(file: BinaryIO, magic: bytes) -> _Sound | None:
 
 
 def _chunks(file: BinaryIO, place: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Name, length and place of the content of each chunk of a RIFF or AIFF file."""
-    while True:
+    """Name, length and place of the content of each chunk of a RIFF or AIFF file.
+
+    Up to the end, to what has no name of a chunk, or to more chunks than there ever are.
+    """
+    for _ in range(_MOST_CHUNKS):
         file.seek(place)
         header = file.read(8)
-        if len(header) < 8:
+        if len(header) < 8 or not (header[:4].isascii() and header[:4].decode().isprintable()):
             return
         name, length = struct.unpack(order + "4sI", header)
         yield name, length, place + 8
@@ -186,9 +190,7 @@ def _nist_sound(file: BinaryIO) -> _Sound | None:
 def _is_silent(file: BinaryIO, sound: _Sound, size: int) -> bool:
     """Whether a length of 0 is meant: nothing follows, or chunks up to the last byte do."""
     end = sound.start
-    for name, length, place in _chunks(file, sound.start, sound.chunks) if sound.chunks else ():
-        if not name.isascii() or not name.decode("ascii").isprintable():
-            return False
+    for _, length, place in _chunks(file, sound.start, sound.chunks) if sound.chunks else ():
         end = place + length
     return abs(end - size) <= 1  # a byte that fills up may be there or not
 

@@ -21,6 +21,7 @@ _KBITS = {  # (MPEG 1, layer) -> bit rate by index, kbit/s
 }
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _HEADER = 4
+_LONGEST_TAIL = 1 << 17
 
 
 class MpegError(ValueError):
@@ -130,10 +131,9 @@ def _frames(data: bytes) -> Iterator[Frame]:
         place = _after_tags(data, frame.end)
         following = _frame(data, place)
         if following is None or following.kind != frame.kind:
-            lost = _next_of(data, place, frame.kind) if place < len(data) else None
-            if lost is not None:
+            if (lost := _until_next(data, place, frame.kind)) > 0:
                 raise MpegError(
-                    f"is damaged: {lost - place} bytes at byte {place} are no frames of its sound"
+                    f"is damaged: {lost} bytes at byte {place} are no frames of its sound"
                 )
             if following is not None and _frame(data, following.end) is not None:
                 raise MpegError(f"changes its sample rate or kind at byte {place}")
@@ -157,15 +157,19 @@ def _frame(data: bytes, start: int) -> Frame | None:
     return Frame(start, size, (version, layer, rate), samples, header[3] >> 6 == 3)
 
 
-def _next_of(data: bytes, start: int, kind: tuple[int, int, int]) -> int | None:
-    """Where two frames of that kind follow each other next."""
-    while (start := data.find(b"\xff", start + 1)) >= 0:
-        found = _frame(data, start)
+def _until_next(data: bytes, start: int, kind: tuple[int, int, int]) -> int:
+    """Bytes until two frames of that kind follow each other; 0 if none do in what is left.
+
+    More than `_LONGEST_TAIL` bytes are not searched: no tag at the end is as long.
+    """
+    place, stop = start, min(start + _LONGEST_TAIL, len(data))
+    while (place := data.find(b"\xff", place + 1, stop)) >= 0:
+        found = _frame(data, place)
         if found is not None and found.kind == kind:
             after = _frame(data, found.end)
             if after is not None and after.kind == kind:
-                return start
-    return None
+                return place - start
+    return len(data) - start if stop < len(data) else 0
 
 
 def _after_tags(data: bytes, start: int) -> int:

@@ -189,6 +189,9 @@ def test_mp3_that_is_cut_or_damaged(tmp_path, made):
     assert "truncated" in refusal(tmp_path, whole[frames[0].start : cut + 9])
     damaged = whole[:cut] + b"\0" + whole[cut + 1 :]
     assert f"{frames[50].size} bytes at byte {cut} are no frames" in refusal(tmp_path, damaged)
+    bare = whole[frames[0].start :]
+    assert probe(stored(tmp_path, bare + b"tail" * 99)).frames == len(frames) * 576 - 529
+    assert "are no frames" in refusal(tmp_path, bare + b"\xff" * (1 << 18))
 
 
 def ogg_pages(content):
