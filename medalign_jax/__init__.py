@@ -21,3 +21,8 @@ def __getattr__(name: str) -> Any:
 
         return load_teacher
     raise AttributeError(f"module 'medalign_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What `dir` and completion show: the public names, imported or not yet."""
+    return sorted({*globals(), *__all__})

@@ -1,140 +1,176 @@
 """``python -m medalign_jax.embed --checkpoint=WORKDIR FILES... --out=embeddings.parquet``.
 
-Embeds any number of recordings. Files are decoded ahead in threads and stream through; memory does
-not grow with their number. Files that cannot be read are named, with the reason, and their rows
-hold no embedding.
+Embeds any number of recordings, named one by one, by their folder or by a manifest, whose other
+columns (labels, subjects) then stand beside the embeddings. Files are decoded ahead in threads and
+stream through; memory does not grow with their number. Files that cannot be read are named, with
+the reason, and their rows hold no embedding.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medalign_jax.audio import io
-from medalign_jax.encoder import Encoder, load_encoder
+from medalign_jax.audio.containers import CONVERT
+from medalign_jax.data.manifest import COLUMNS
+from medalign_jax.data.tables import BadRecord, read_table
+from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
+from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
 from medalign_jax.errors import UserError
+from medalign_jax.files import printable
 from medalign_jax.train.progress import Progress
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-_AHEAD = 16  # files decoded ahead of the encoder
-_ROW_GROUP = 512  # rows written at a time
+SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff",
+            ".aifc", ".au", ".w64", ".rf64", ".caf")  # fmt: skip
+"""What is taken from a folder."""
 
-_SCHEMA = pa.schema(
-    [
-        ("audio_path", pa.string()),
-        ("seconds", pa.float64()),
-        ("embedding", pa.list_(pa.float32())),
-        ("problem", pa.string()),
-    ]
-)
+UNREADABLE = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp", ".mka", ".mov",
+              ".ape", ".wv", ".ra", ".voc", ".dsf")  # fmt: skip
+"""Recordings in a folder that `audio.io` cannot read: named, not passed over."""
+
+_AHEAD = 16  # files decoded ahead of the encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A recording to embed.
+
+    Attributes:
+      path: its file.
+      beside: columns of the table that it is given.
+      problem: why it cannot be embedded, known before it is opened; None if nothing is.
+    """
+
+    path: Path
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    problem: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 if any file could not be embedded."""
     arguments = _parser().parse_args(argv)
     try:
-        files = expand(arguments.files)
+        if bool(arguments.files) == bool(arguments.manifest):
+            raise UserError("name the recordings: files and folders, or --manifest, not both")
+        if arguments.manifest:
+            items = read_items(arguments.manifest)
+        else:
+            items = [Item(path) for path in expand(arguments.files)]
+        TableWriter.check(Path(arguments.out))
         encoder = load_encoder(arguments.encoder, arguments.checkpoint)
-        problems = embed_files(encoder, files, Path(arguments.out), arguments.max_seconds)
+        problems = embed_files(encoder, items, Path(arguments.out), arguments.max_seconds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{len(files) - problems} embeddings of {encoder.width} numbers in {arguments.out}")
+    print(f"{len(items) - problems} embeddings of {encoder.width} numbers in {arguments.out}")
     if problems:
         print(f"{problems} files could not be embedded; column 'problem' says why")
     return 1 if problems else 0
 
 
 def embed_files(
-    encoder: Encoder, files: Sequence[Path], out: Path, max_seconds: float | None = None
+    encoder: Encoder,
+    files: Sequence[Path | Item],
+    out: Path,
+    max_seconds: float | None = None,
 ) -> int:
-    """Embeds files into a Parquet table, in their order; appears under its name when whole.
+    """Embeds files into a table, in their order; appears under its name when whole.
 
     Args:
       encoder: what embeds them.
       files: recordings.
-      out: table with audio_path, seconds, embedding (list of float32) and problem.
+      out: table with audio_path, seconds, embedding and problem, and the columns beside: Parquet
+        (a list of float32 an embedding), or CSV if it ends so (a column a number).
       max_seconds: what is read of a longer recording; None reads all of it.
 
     Returns:
       The number of files without an embedding.
+
+    Raises:
+      UserError: a table of another kind.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    progress = Progress(len(files), "embedding", "file")
-    notes: deque[tuple[str, float, str | None]] = deque()
+    items = [file if isinstance(file, Item) else Item(file) for file in files]
+    beside = tuple(dict.fromkeys(name for item in items for name in item.beside))
+    progress = Progress(len(items), "embedding", "file")
+    notes: deque[tuple[Item, float, str | None]] = deque()
     problems = 0
 
     def readable() -> Iterator[tuple[np.ndarray, int]]:
-        for path, waveform, problem in _read_ahead(files, encoder.sample_rate, max_seconds):
+        for item, waveform, problem in _read_ahead(items, encoder.sample_rate, max_seconds):
             seconds = len(waveform) / encoder.sample_rate if problem is None else 0.0
-            notes.append((str(path), seconds, problem))
+            notes.append((item, seconds, problem))
             if problem is None:
                 yield waveform, encoder.sample_rate
 
-    with pq.ParquetWriter(temporary, _SCHEMA) as writer:
-        rows: list[dict] = []
+    with TableWriter(out, encoder.width, beside) as table:
         for vector in _aligned(encoder.stream(readable()), notes):
-            path, seconds, problem = notes.popleft()
+            item, seconds, problem = notes.popleft()
+            if vector is not None and not np.isfinite(vector).all():
+                vector, problem = None, f"{printable(item.path)}: {NOT_FINITE}"
             if problem is not None:
                 problems += 1
-                progress.say(f"{path}: {problem}")
-            rows.append(
-                {"audio_path": path, "seconds": seconds, "embedding": vector, "problem": problem}
-            )
+                progress.say(problem)
+            own = {"audio_path": printable(item.path), "seconds": seconds, "problem": problem}
+            table.add(own | {"embedding": vector} | dict(item.beside))
             progress.advance()
-            if len(rows) >= _ROW_GROUP:
-                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
     progress.close()
-    os.replace(temporary, out)
     return problems
 
 
-def _aligned(vectors: Iterable[np.ndarray], notes: deque) -> Iterator[list[float] | None]:
+def _aligned(vectors: Iterable[np.ndarray], notes: deque) -> Iterator[np.ndarray | None]:
     """One item a file, in order: its vector, or None where it could not be read."""
     for vector in vectors:
         while notes[0][2] is not None:
             yield None
-        yield vector.tolist()
+        yield vector
     while notes:
         yield None
 
 
 def _read_ahead(
-    files: Sequence[Path], sample_rate: int, max_seconds: float | None
-) -> Iterator[tuple[Path, np.ndarray, str | None]]:
-    """(file, waveform, None) or (file, empty, reason), in order, a few files ahead."""
+    items: Sequence[Item], sample_rate: int, max_seconds: float | None
+) -> Iterator[tuple[Item, np.ndarray, str | None]]:
+    """(item, waveform, None) or (item, empty, reason), in order, a few files ahead."""
 
-    def read(path: Path) -> tuple[Path, np.ndarray, str | None]:
+    def read(item: Item) -> tuple[Item, np.ndarray, str | None]:
+        nothing = np.zeros(0, np.float32)
+        if item.problem is not None:
+            return item, nothing, item.problem
         try:
-            waveform = io.read(path, sample_rate, max_seconds)
-            io.check_waveform(waveform, path)
-            return path, waveform, None
+            waveform = io.read(item.path, sample_rate, max_seconds)
+            io.check_waveform(waveform, item.path)
+            return item, waveform, None
         except io.AudioError as error:
-            return path, np.zeros(0, np.float32), str(error)
+            return item, nothing, str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = deque(pool.submit(read, path) for path in files[:_AHEAD])
-        for path in [*files[_AHEAD:], *[None] * len(waiting)]:
+        waiting = deque(pool.submit(read, item) for item in items[:_AHEAD])
+        for item in [*items[_AHEAD:], *[None] * len(waiting)]:
             yield waiting.popleft().result()
-            if path is not None:
-                waiting.append(pool.submit(read, path))
+            if item is not None:
+                waiting.append(pool.submit(read, item))
 
 
-def expand(arguments: Iterable[str]) -> list[Path]:
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def expand(arguments: Iterable[str], say: Callable[[str], None] = _say) -> list[Path]:
     """Files as given; a folder stands for the recordings in it, sorted.
+
+    Args:
+      arguments: paths of files and folders.
+      say: takes a line on what a folder holds that is left out: what macOS leaves beside files
+        (``._x.wav``, ``__MACOSX``), and recordings of a kind that cannot be read.
 
     Raises:
       UserError: a path that does not exist, or a folder without recordings.
@@ -143,27 +179,88 @@ def expand(arguments: Iterable[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise UserError(f"{path} holds no recording ({', '.join(SUFFIXES)})")
-            files += found
+            files += _recordings(path, say)
         elif path.exists():
             files.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{printable(path)}: no such file or folder")
     return files
+
+
+def _recordings(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """The recordings in a folder and the folders in it."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES + UNREADABLE)
+    left = [
+        p for p in found if p.name.startswith("._") or "__MACOSX" in p.relative_to(folder).parts
+    ]
+    other = [p for p in found if p not in set(left) and p.suffix.lower() in UNREADABLE]
+    kept = [p for p in found if p not in {*left, *other}]
+    notes = []
+    if left:
+        notes.append(f"{len(left)} files that macOS left beside others (._*, __MACOSX)")
+    if other:
+        kinds = Counter(path.suffix.lower() for path in other)
+        which = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+        notes.append(
+            f"{len(other)} recordings that cannot be read ({which}; the first is "
+            f"{printable(other[0])}): {CONVERT}"
+        )
+    if not kept:
+        but = f", but {' and '.join(notes)}" if notes else ""
+        raise UserError(f"{printable(folder)} holds no recording ({', '.join(SUFFIXES)}){but}")
+    for note in notes:
+        say(f"{printable(folder)}: left out are {note}")
+    return kept
+
+
+def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item]:
+    """The recordings of a manifest, with all of its other columns beside them, as text.
+
+    Args:
+      path: CSV, JSONL or Parquet with the column `audio_path`, as `data.manifest` reads it.
+      say: takes a line on cells and columns that are left out.
+
+    Raises:
+      ManifestError: the file is no such table.
+    """
+    table = read_table(path, "audio_path", COLUMNS)
+    carried = [name for name in table.columns if name and name not in OWN_COLUMNS]
+    if own := sorted(set(table.columns) & set(OWN_COLUMNS) - {"audio_path"}):
+        say(f"{path}: columns {', '.join(own)} are left out: the table has its own")
+    items, bad = [], Counter()
+    for number, record in enumerate(table.records, start=1):
+        whole = not isinstance(record, BadRecord)
+        cells = record if whole else record.cells
+        name = cells.get("audio_path", "").strip()
+        problem = None
+        if not whole and record.column in ("", "audio_path"):
+            problem = f"row {number}: {record.reason}"
+        elif not name:
+            problem = f"row {number}: no audio_path"
+        elif not whole:
+            bad[record.column] += 1
+        beside = {column: cells.get(column, "") for column in carried}
+        items.append(Item(Path(os.path.normpath(Path(path).parent / name)), beside, problem))
+    for column, count in bad.items():
+        say(f"{path}: column '{column}' holds no text in {count} rows, which are empty there")
+    return items
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m medalign_jax.embed", description="Embeds recordings into a Parquet table."
+        prog="python -m medalign_jax.embed", description="Embeds recordings into a table."
     )
-    parser.add_argument("files", nargs="+", help="recordings, or folders of them")
+    parser.add_argument("files", nargs="*", help="recordings, or folders of them")
+    parser.add_argument(
+        "--manifest", help="table of recordings (audio_path), whose other columns come along"
+    )
     parser.add_argument(
         "--checkpoint", required=True, help="workdir of a run, its export folder, or weights"
     )
     parser.add_argument("--encoder", help="name of the encoder, for weights that do not say it")
-    parser.add_argument("--out", default="embeddings.parquet", help="table to write")
+    parser.add_argument(
+        "--out", default="embeddings.parquet", help="table to write: .parquet, or .csv"
+    )
     parser.add_argument("--max_seconds", type=float, help="read no more of a recording")
     return parser
 

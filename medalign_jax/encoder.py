@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
-import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +18,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soxr
 from jax.sharding import Mesh
 
 from medalign_jax.audio import clip
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
+from medalign_jax.audio.io import resample
 from medalign_jax.errors import UserError
 from medalign_jax.models import ENCODERS, EncoderEntry
 from medalign_jax.models.pooling import check_pooling, embed_pooled
 from medalign_jax.train.mesh import Rules, batch_sharding, shardings
 from medalign_jax.weights import WeightSource, resolve
-from medalign_jax.weights.identity import params_identity
+from medalign_jax.weights.identity import parameter_count, params_identity
 from medalign_jax.weights.load import load
 from medalign_jax.weights.table import Table, first_layers
 
 SETTINGS_FILE = "encoder.json"
+NOT_FINITE = (
+    "its embedding holds NaN or infinite numbers: the weights are damaged, or the sound is beyond "
+    "what their precision carries; look at the weights, and scale the sound to 1"
+)
+_MOST_CHANNELS = 16  # of a recording; an array with more is not taken for channels
 _ROUND = 64  # windows collected before a batch is formed, so that batches are full
 
 
@@ -269,20 +274,43 @@ class Encoder:
         """Embeddings of recordings of any length.
 
         Args:
-          waveforms: N arrays (samples,), mono, any float type.
+          waveforms: N arrays (samples,), mono, any float type, full scale at 1.
           sample_rate: theirs, Hz; other rates than the encoder's are resampled.
 
         Returns:
           (N, D) float32.
 
         Raises:
-          UserError: a recording that is empty, not 1-D or holds NaN, or a sample rate that is not
-            above 0; names its index.
+          UserError: a recording that is a path, empty, not 1-D, not of floats or holds NaN, a
+            sample rate that is not above 0 or leaves no sample, or an embedding that is not
+            finite; names its index and says what to do.
         """
-        if isinstance(waveforms, np.ndarray) and waveforms.ndim == 1:
-            raise UserError("embed takes a list of waveforms; put this one into a list")
+        if isinstance(waveforms, str | Path):
+            raise UserError(f"embed takes a list of waveforms; {self._how_to_read(waveforms)}")
+        if isinstance(waveforms, np.ndarray):
+            _check_one_a_row(waveforms)
         rows = list(self.stream((w, sample_rate) for w in waveforms))
+        for index, row in enumerate(rows):
+            if not np.isfinite(row).all():
+                raise UserError(f"recording {index}: {NOT_FINITE}")
         return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
+
+    def _how_to_read(self, path: str | Path) -> str:
+        return (
+            f"read the file first, [medalign_jax.audio.read({os.fspath(path)!r}, "
+            f"{self.sample_rate})] with sample_rate={self.sample_rate}, or embed files with "
+            "python -m medalign_jax.embed"
+        )
+
+    def __repr__(self) -> str:
+        name, count = self.architecture.name, parameter_count(self.params)
+        read = self.pooling if self.layer is None else f"{self.pooling} of layer {self.layer}"
+        return (
+            f"Encoder {name!r} of {count:,} parameters: waveforms at any rate (heard at "
+            f"{self.sample_rate} Hz, in windows of {self.samples / self.sample_rate:g} s, shorter "
+            f"ones filled up by {self.pad!r}) become vectors of {self.width} numbers (pooling "
+            f"{read}). .embed([waveform], sample_rate) gives (N, {self.width})."
+        )
 
     def stream(self, recordings: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
         """Embeds (waveform, sample rate) pairs as they come; yields (D,) float32 each, in order.
@@ -333,19 +361,19 @@ class Encoder:
         return min(second << (seconds - 1).bit_length(), self.samples)
 
     def _windows(self, index: int, waveform: np.ndarray, rate: int) -> list[np.ndarray]:
+        if isinstance(waveform, str | Path):
+            raise UserError(f"recording {index} is a path; {self._how_to_read(waveform)}")
         waveform = np.asarray(waveform)
         if waveform.ndim != 1 or waveform.size < 2 or waveform.dtype.kind != "f":
             raise UserError(
                 f"recording {index} must be a float array (samples,) with at least 2 samples, got "
-                f"{waveform.dtype} {waveform.shape}"
+                f"{waveform.dtype} {waveform.shape}{_remedy(waveform)}"
             )
         if not np.isfinite(waveform).all():
             raise UserError(f"recording {index} holds NaN or infinite samples")
-        if not 0 < rate < math.inf:
-            raise UserError(f"recording {index} has a sample rate of {rate} Hz; it must be above 0")
-        waveform = waveform.astype(np.float32)
-        if rate != self.sample_rate:
-            waveform = soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
+        waveform = resample(
+            waveform.astype(np.float32), rate, self.sample_rate, f"recording {index}"
+        )
         if self.trim:
             waveform = clip.trim_silence(waveform)
         if len(waveform) <= self.samples:
@@ -384,6 +412,31 @@ class Encoder:
         other = copy.copy(self)
         other.params = params
         return other
+
+
+def _check_one_a_row(waveforms: np.ndarray) -> None:
+    """Refuses arrays that are one recording: (samples,), or (samples, channels)."""
+    if waveforms.ndim == 1:
+        raise UserError("embed takes a list of waveforms; put this one into a list: [waveform]")
+    if waveforms.ndim == 2 and waveforms.shape[1] <= _MOST_CHANNELS < waveforms.shape[0]:
+        raise UserError(
+            f"embed takes a list of waveforms, got one array {waveforms.shape}: {len(waveforms)} "
+            f"recordings of {waveforms.shape[1]} samples? If these are channels, mix them: "
+            "[waveform.mean(axis=1)]"
+        )
+
+
+def _remedy(waveform: np.ndarray) -> str:
+    """What makes an array one that `Encoder.embed` takes; "" where nothing does."""
+    if waveform.ndim == 2 and min(waveform.shape) <= _MOST_CHANNELS:
+        axis = int(waveform.shape[1] < waveform.shape[0])
+        return f"; mix its channels: waveform.mean(axis={axis})"
+    if waveform.ndim == 1 and waveform.dtype.kind in "iu" and waveform.size > 1:
+        if waveform.dtype == np.uint8:
+            return "; scale it to 1: (waveform.astype(np.float32) - 128) / 128"
+        full = -int(np.iinfo(waveform.dtype).min) or np.iinfo(waveform.dtype).max
+        return f"; scale it to 1: waveform.astype(np.float32) / {full}"
+    return ""
 
 
 def load_encoder(

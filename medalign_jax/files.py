@@ -1,4 +1,4 @@
-"""The one way in which a file is written whole or not at all."""
+"""The one way in which a file is written whole or not at all, and its name in words."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def printable(path: str | os.PathLike) -> str:
+    """A file's name as text that can be printed and stored: bytes that are no UTF-8 are escaped.
+
+    Other names are as they were; "souffl\\xe9.wav" stands for a name in Latin-1.
+    """
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -34,6 +34,7 @@ from medalign_jax.models.audio_lm import (
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
 from medalign_jax.train.mesh import Rules, shardings
+from medalign_jax.weights.identity import parameter_count
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.load import identity as weights_identity
 from medalign_jax.weights.source import WeightSource, resolve
@@ -72,6 +73,18 @@ class LanguageModel:
     config_json: Mapping[str, Any]
     identity: str = ""
     source: WeightSource | None = None
+
+    def __repr__(self) -> str:
+        kind, text = self.config_json.get("model_type"), self.text
+        hears = ""
+        if self.listens:
+            seconds = self.max_samples / self.front_end.sample_rate
+            hears = f"takes recordings of up to {seconds:g} s, "
+        return (
+            f"LanguageModel {kind!r} of {parameter_count(self.params):,} parameters in "
+            f"{jnp.dtype(self.module.dtype).name}: {hears}has {text.depth} layers of width "
+            f"{text.width} and a vocabulary of {text.vocab_size} tokens."
+        )
 
     @property
     def listens(self) -> bool:

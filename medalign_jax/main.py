@@ -44,6 +44,8 @@ def main() -> None:
         keep_host_memory()
     import jax
 
+    from medalign_jax.experiments.numbers import check_numbers
+
     cache = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
     )
@@ -56,6 +58,7 @@ def main() -> None:
     config = _config()
     if config.method not in METHODS:
         raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
+    check_numbers(config)
     importlib.import_module(METHODS[config.method]).run(config, _workdir())
 
 

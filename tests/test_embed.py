@@ -1,5 +1,9 @@
 """The embed command: order, problems, streaming, and what it says."""
 
+import csv
+import os
+
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,13 +11,13 @@ import soundfile
 
 from medalign_jax import embed
 from medalign_jax.encoder import Encoder, architecture
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate import embedding_table
 from medalign_jax.experiments.export import export_encoder
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    import jax
-
     made = architecture(
         "vit_mae_small",
         {"frames": 16, "patch": (8, 16), "width": 32, "depth": 1, "heads": 2,
@@ -56,3 +60,102 @@ def test_missing_file_and_empty_folder_are_named(workdir, tmp_path, capsys):
         command = ["--checkpoint", str(workdir), "--out", str(tmp_path / "x"), str(path)]
         assert embed.main(command) == 1
         assert str(path) in capsys.readouterr().err
+
+
+def test_what_is_left_out_of_a_folder_is_said(workdir, tmp_path):
+    sound = (workdir / "a.wav").read_bytes()
+    for name in ("a.wav", "._a.wav", "__MACOSX/b.wav", "c.m4a", "d.webm", "e.M4A", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(sound)
+    rate = 16_000
+    for name in ("f.aiff", "g.opus"):
+        kind = {"f.aiff": "AIFF", "g.opus": "OGG"}[name]
+        subtype = "OPUS" if kind == "OGG" else None
+        soundfile.write(tmp_path / name, np.ones(rate) / 2, rate, format=kind, subtype=subtype)
+    said = []
+    names = [path.name for path in embed.expand([str(tmp_path)], said.append)]
+    assert names == ["a.wav", "f.aiff", "g.opus"]
+    assert (
+        said[0] == f"{tmp_path}: left out are 2 files that macOS left beside others (._*, __MACOSX)"
+    )
+    assert "3 recordings that cannot be read (2 .m4a, 1 .webm; the first is" in said[1]
+    assert "ffmpeg -i FILE NEW.wav" in said[1] and len(said) == 2
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.m4a").write_bytes(sound)
+    with pytest.raises(UserError, match=r"holds no recording .*but 1 recordings .*1 \.m4a.*ffmpeg"):
+        embed.expand([str(tmp_path / "only")])
+
+
+def test_a_name_that_is_no_utf8_costs_no_table(workdir, tmp_path, capsys):
+    folder = os.fsencode(tmp_path)
+    for name, content in ((b"/souffl\xe9.wav", (workdir / "a.wav").read_bytes()),
+                          (b"/cass\xe9.wav", b"RIFF")):  # fmt: skip
+        with open(folder + name, "wb") as file:
+            file.write(content)
+    out = tmp_path / "x.parquet"
+    assert embed.main(["--checkpoint", str(workdir), "--out", str(out), str(tmp_path)]) == 1
+    broken, good = pq.read_table(out).to_pylist()
+    assert good["audio_path"] == f"{tmp_path}/souffl\\xe9.wav" and len(good["embedding"]) == 32
+    assert broken["problem"].startswith(f"{tmp_path}/cass\\xe9.wav: is not audio")
+    assert "cass\\xe9.wav" in capsys.readouterr().out
+
+
+def test_csv_holds_what_parquet_holds(workdir, tmp_path):
+    files = [str(workdir / name) for name in ("a.wav", "broken.wav", "c.wav")]
+    for name in ("x.csv", "x.parquet"):
+        assert embed.main(["--checkpoint", str(workdir), f"--out={tmp_path / name}", *files]) == 1
+    wanted = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [f"embedding_{n}" for n in range(32)]
+    assert list(rows[0]) == ["audio_path", "seconds", *names, "problem"]
+    assert [row["audio_path"] for row in rows] == files
+    for row, want in zip(rows, wanted, strict=True):
+        assert row["problem"] == (want["problem"] or "")
+        assert float(row["seconds"]) == want["seconds"]
+        found = [row[name] for name in names]
+        vector = want["embedding"] or [""] * 32
+        assert [x and np.float32(x) for x in found] == [x and np.float32(x) for x in vector]
+
+
+def test_a_table_of_another_kind_is_refused_at_once(workdir, tmp_path, capsys):
+    out = tmp_path / "x.xlsx"
+    arguments = ["--checkpoint", str(tmp_path / "none"), f"--out={out}", str(workdir / "a.wav")]
+    assert embed.main(arguments) == 1
+    assert "ends in .parquet or .csv" in capsys.readouterr().err
+
+
+def test_a_manifests_columns_stand_beside_the_embeddings(workdir, tmp_path, capsys):
+    manifest = workdir / "m.jsonl"
+    manifest.write_text(
+        '{"Audio_Path": "c.wav", "label": "x", "Subject_ID": 7, "peaks": [1], "seconds": 9}\n'
+        '{"Audio_Path": "", "label": "y"}\nno json\n{"Audio_Path": "a.wav", "label": "z"}\n'
+    )
+    out = tmp_path / "x.parquet"
+    assert embed.main([f"--checkpoint={workdir}", f"--out={out}", f"--manifest={manifest}"]) == 1
+    rows = pq.read_table(out).to_pylist()
+    manifest.unlink()
+    assert [row["label"] for row in rows] == ["x", "y", "", "z"]
+    assert [row["subject_id"] for row in rows] == ["7", "", "", ""]
+    assert [row["embedding"] is None for row in rows] == [False, True, True, False]
+    assert rows[0]["audio_path"] == str(workdir / "c.wav") and rows[0]["seconds"] == 1.0
+    assert rows[1]["problem"] == "row 2: no audio_path"
+    assert rows[2]["problem"].startswith("row 3: not a JSON object")
+    said = capsys.readouterr().err
+    assert "columns seconds are left out" in said
+    assert "column 'peaks' holds no text in 1 rows" in said
+    table = embedding_table.read_table(out)
+    assert table.columns["label"] == ("x", "z") and len(table.problems) == 2
+
+
+def test_an_embedding_that_is_not_finite_is_refused_by_name(workdir, tmp_path, capsys):
+    encoder = embed.load_encoder(None, workdir)
+    broken = encoder.with_params(jax.tree.map(lambda x: x * np.nan, encoder.params))
+    out = tmp_path / "x.parquet"
+    assert embed.embed_files(broken, [workdir / "a.wav"], out) == 1
+    (row,) = pq.read_table(out).to_pylist()
+    assert row["embedding"] is None
+    assert row["problem"].startswith(f"{workdir / 'a.wav'}: its embedding holds NaN")
+    with pytest.raises(UserError, match="recording 0: its embedding holds NaN or infinite"):
+        broken.embed([np.full(100, 0.1, np.float32)], 16_000)

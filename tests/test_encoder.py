@@ -1,6 +1,8 @@
 """A loaded encoder: exports come back to the bit, recordings of any length and rate go in."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -170,10 +172,13 @@ def test_no_recording_gives_no_row(encoder):
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.zeros((2, 100), np.float32), r"recording 1 .*float32 \(2, 100\)"),
+        (np.zeros((2, 100), np.float32), r"recording 1 .*float32 \(2, 100\).*mean\(axis=0\)"),
         (np.zeros(0, np.float32), r"recording 1 .*at least 2 samples"),
         (np.zeros(1, np.float32), r"recording 1 .*at least 2 samples"),
-        (np.zeros(100, np.int16), r"recording 1 .*int16"),
+        (np.zeros(100, np.int16), r"recording 1 .*int16.*astype\(np.float32\) / 32768"),
+        (np.zeros(100, np.uint8), r"recording 1 .*uint8.*np.float32\) - 128\) / 128"),
+        (np.zeros((100, 2), np.float32), r"recording 1 .*\(100, 2\).*waveform.mean\(axis=1\)"),
+        ("heart.wav", r"recording 1 is a path; .*medalign_jax.audio.read\('heart.wav', 16000\)"),
         (np.full(100, np.nan, np.float32), r"recording 1 holds NaN"),
         (np.array([0.0, np.inf, 1.0]), r"recording 1 holds NaN or infinite"),
     ],
@@ -189,9 +194,35 @@ def test_a_rate_that_is_none_is_refused(encoder, rate):
         encoder.embed([np.ones(100, np.float32)], rate)
 
 
+def test_a_recording_that_leaves_no_sample_is_refused(encoder):
+    """Two samples at 384 kHz, and a rate at which a second would last for weeks."""
+    with pytest.raises(UserError, match="recording 0: holds 2 samples at 384000 Hz, too few"):
+        encoder.embed([np.ones(2, np.float32)], 384_000)
+    with pytest.raises(UserError, match=r"recording 0: has 16000 samples .* last for weeks"):
+        encoder.embed([np.ones(16_000, np.float32)], 1e-6)
+
+
 def test_one_waveform_without_a_list_is_refused(encoder):
     with pytest.raises(UserError, match="put this one into a list"):
         encoder.embed(np.ones(100, np.float32), 16_000)
+    with pytest.raises(UserError, match=r"100 recordings of 2 samples.*waveform.mean"):
+        encoder.embed(np.ones((100, 2), np.float32), 16_000)
+    with pytest.raises(UserError, match=r"list of waveforms; read the file first.*'heart.wav'"):
+        encoder.embed("heart.wav", 16_000)
+
+
+def test_an_encoder_says_what_it_is(encoder):
+    said = repr(encoder)
+    assert said.startswith("Encoder 'vit_mae_small' of ") and "become vectors of 32 numbers" in said
+    assert "\n" not in said and len(said) < 400
+
+
+def test_the_public_names_are_seen_before_they_are_used():
+    code = "import sys, medalign_jax; print(*dir(medalign_jax)); print('jax' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, imported = told.stdout.splitlines()
+    assert {"load_encoder", "load_teacher", "losses"} <= set(names.split())
+    assert imported == "False"
 
 
 def test_on_a_mesh_the_embeddings_are_the_same(export, loaded):

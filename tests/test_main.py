@@ -36,6 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ((CONFIG, "--wrokdir=x"), ("wrokdir",)),
         ((CONFIG, "--config.data.manifest=nowhere/m.csv"), ("nowhere/m.csv", "no manifest")),
         ((CONFIG, "--config.method=guess"), ("'guess'", "acula", "pretrain")),
+        ((CONFIG, "--config.train.steps=-5"), ("config.train.steps is -5", "from 0 on")),
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value[0], str) else None,
 )

@@ -1,15 +1,19 @@
 """Audio files to mono float32 waveforms, with an error that explains itself for every bad file."""
 
 import dataclasses
+import io
+import math
 import os
-import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from medalign_jax.audio.containers import ACCEPTED, CONVERT, ContainerError, Extent, extent
 from medalign_jax.errors import UserError
+from medalign_jax.files import printable
 
 LONGEST_SECONDS = 3600.0
 """Longest file that `read` decodes without `max_seconds`: an hour at 16 kHz is 230 MB."""
@@ -21,23 +25,24 @@ SAMPLE_RATES = (1_000, 384_000)
 """Plausible sample rates, Hz, lowest and highest; others come from damaged headers."""
 
 _BLOCK_FRAMES = 1 << 20
-_MP3_SLACK_FRAMES = 2 * 1152  # without a Xing header the length is an estimate
-_UNKNOWN_RIFF_SIZES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # left by encoders that write to a pipe
+_MOST_FRAMES = 1 << 60  # libsndfile's number is beyond where a header does not say how many
+_WEEKS = 14 * 24 * 3600.0  # seconds
+_MPEG_SLACK = 2 * 1152  # samples that decoders take off for their delay
 
 
 class AudioError(UserError):
     """An audio file or waveform that cannot be used.
 
     Attributes:
-        path: the file.
+        path: the file, with bytes that are no text escaped.
         reason: what is wrong with it and what to do, without the path.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str):
         """Joins path and reason into the message."""
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path = os.fspath(path)
+        self.path = printable(path)
         self.reason = reason
+        super().__init__(f"{self.path}: {reason}")
 
     def __reduce__(self):
         """Lets the error cross from a loading process to the main one."""
@@ -46,7 +51,7 @@ class AudioError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says.
+    """How long a recording is, and how it is sampled.
 
     Attributes:
         frames: samples in each channel.
@@ -62,15 +67,19 @@ class AudioInfo:
 
 
 def probe(path: str | os.PathLike) -> AudioInfo:
-    """Reads a file's header; decodes no sample.
+    """Finds how long a recording is; decodes it only where its header does not say that.
 
-    Truncation of wav and ogg shows here; that of flac and mp3 only when `read` decodes them.
+    Truncation shows here, but for flac, where it shows when `read` decodes it.
 
     Raises:
-        AudioError: missing, empty, truncated or not audio.
+        AudioError: missing, empty, truncated, damaged or not audio.
     """
     with _open(path) as file:
-        return AudioInfo(file.frames, file.samplerate, file.channels, file.frames / file.samplerate)
+        frames = file.frames
+        if frames >= _MOST_FRAMES:
+            frames = sum(len(block) for block in _blocks(file, None, path))
+        _check_frames(frames, path)
+        return AudioInfo(frames, file.samplerate, file.channels, frames / file.samplerate)
 
 
 def read(
@@ -81,7 +90,8 @@ def read(
     Whether the samples are worth using (silence, NaN) is for `check_waveform` to say.
 
     Args:
-        path: wav, flac, ogg, mp3 or another format of libsndfile; any rate and bit depth.
+        path: wav, flac, ogg, opus, mp3, aiff or another of `containers.ACCEPTED`; any rate and bit
+            depth.
         sample_rate: of the result, Hz.
         max_seconds: no more than this much of the beginning is decoded; None: all of it, up to
             `LONGEST_SECONDS`.
@@ -90,32 +100,69 @@ def read(
         (samples,) float32, full scale at 1.
 
     Raises:
-        AudioError: missing, empty, truncated, not audio, or too long to be read whole.
+        AudioError: missing, empty, truncated, damaged, not audio, or too long to be read whole.
     """
     if max_seconds is not None and not max_seconds > 0:
         raise AudioError(path, f"max_seconds is {max_seconds}; give a time above 0")
     with _open(path) as file:
         source_rate = file.samplerate
-        seconds = file.frames / source_rate
-        if max_seconds is None and seconds > LONGEST_SECONDS:
-            raise AudioError(
-                path,
-                f"lasts {seconds / 3600:.1f} h, too long to be read whole; "
-                "set max_seconds, or cut the file into parts",
-            )
-        wanted = file.frames
+        known = file.frames < _MOST_FRAMES
         if max_seconds is not None:
-            wanted = min(wanted, max(1, round(max_seconds * source_rate)))
-        waveform = _decode_mono(file, wanted, path)
+            wanted = max(1, round(max_seconds * source_rate))
+            wanted = min(file.frames, wanted) if known else wanted
+        else:
+            longest = round(LONGEST_SECONDS * source_rate)
+            wanted = file.frames if known else longest + 1
+            if known:
+                _check_length(file.frames, source_rate, path)
+        blocks = list(_blocks(file, wanted, path))
+    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if max_seconds is None:
+        _check_length(len(waveform), source_rate, path)
+    _check_frames(len(waveform), path)
+    return resample(waveform, source_rate, sample_rate, path)
+
+
+def _check_length(frames: int, sample_rate: int, path: str | os.PathLike) -> None:
+    if frames > round(LONGEST_SECONDS * sample_rate):
+        raise AudioError(
+            path,
+            f"lasts {frames / sample_rate / 3600:.1f} h, too long to be read whole; "
+            "set max_seconds, or cut the file into parts",
+        )
+
+
+def resample(
+    waveform: np.ndarray, source_rate: float, sample_rate: int, path: str | os.PathLike
+) -> np.ndarray:
+    """Resamples a waveform (soxr, quality HQ).
+
+    Args:
+        waveform: (samples,) float32.
+        source_rate: its rate, Hz.
+        sample_rate: of the result, Hz.
+        path: of the recording, or another name for it, for the error.
+
+    Returns:
+        (samples,) float32, contiguous.
+
+    Raises:
+        AudioError: a rate that is not above 0 or at which the waveform lasts for weeks, or so few
+            samples that none are left.
+    """
+    if not 0 < source_rate < math.inf:
+        raise AudioError(path, f"has a sample rate of {source_rate} Hz; give one above 0")
+    if waveform.size / source_rate > _WEEKS:
+        raise AudioError(
+            path, f"has {waveform.size} samples at a sample rate of {source_rate:g} Hz, which "
+            "would last for weeks; give the rate at which it was recorded"
+        )  # fmt: skip
     if source_rate == sample_rate:
         return waveform
     resampled = soxr.resample(waveform, source_rate, sample_rate, quality="HQ")
     if resampled.size == 0:
-        raise AudioError(
-            path,
-            f"holds {waveform.size} samples at {source_rate} Hz, too few to be resampled; "
-            "record it again or remove it",
-        )
+        few = f"holds {waveform.size} samples at {source_rate:g} Hz, too few to be resampled; "
+        raise AudioError(path, few + "record it again or remove it")
     return np.ascontiguousarray(resampled, dtype=np.float32)
 
 
@@ -156,6 +203,17 @@ def check_waveform(waveform: np.ndarray, path: str | os.PathLike) -> None:
         )
 
 
+class _Forwards(soundfile.SoundFile):
+    """A file that is read from beginning to end.
+
+    soundfile would seek to where it is after each block, which fails at the end of a flac file of
+    unknown length.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(path: str | os.PathLike) -> soundfile.SoundFile:
     """Opens for reading; every way in which a header can be bad raises AudioError."""
     path = Path(path)
@@ -167,8 +225,13 @@ def _open(path: str | os.PathLike) -> soundfile.SoundFile:
         size = path.stat().st_size
         if size == 0:
             raise AudioError(path, "is empty (0 bytes); copy it again or remove it")
-        _check_complete(path, size)
-        file = soundfile.SoundFile(path)
+        with path.open("rb") as raw:
+            found = extent(raw, size)
+        # As bytes, since a name need not be text.
+        content = os.fsencode(path) if found.content is None else io.BytesIO(found.content)
+        file = _Forwards(content)
+    except ContainerError as error:
+        raise AudioError(path, str(error)) from error
     except AudioError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path that cannot be encoded
@@ -176,98 +239,68 @@ def _open(path: str | os.PathLike) -> soundfile.SoundFile:
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
         raise AudioError(
             path,
-            f"is not audio that libsndfile can read ({_reason(error)}); "
-            "convert it to wav, flac, ogg or mp3, or copy it again",
+            f"is not audio that libsndfile can read ({_reason(error)}); {CONVERT}, or copy it "
+            "again",
         ) from error
-    problem = None
-    if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1]:
-        problem = (
-            f"claims a sample rate of {file.samplerate} Hz, outside {SAMPLE_RATES[0]} to "
-            f"{SAMPLE_RATES[1]} Hz; correct its header or remove it"
-        )
-    elif file.frames <= 0:
-        problem = "has a header and no samples; record it again or remove it"
-    if problem:
+    if problem := _problem(file, found):
         file.close()
         raise AudioError(path, problem)
     return file
 
 
-def _decode_mono(file: soundfile.SoundFile, wanted: int, path) -> np.ndarray:
-    """Decodes `wanted` frames block by block, so that memory follows the data, not the header."""
-    blocks, got = [], 0
+def _problem(file: soundfile.SoundFile, found: Extent) -> str | None:
+    """What is wrong with a file that opened."""
+    if file.format not in ACCEPTED:
+        return f"is a {file.format} file, which does not show whether it is whole; {CONVERT}"
+    if not SAMPLE_RATES[0] <= file.samplerate <= SAMPLE_RATES[1]:
+        return (
+            f"claims a sample rate of {file.samplerate} Hz, outside {SAMPLE_RATES[0]} to "
+            f"{SAMPLE_RATES[1]} Hz; correct its header or remove it"
+        )
+    if found.samples is not None and abs(file.frames - found.samples) > _MPEG_SLACK:
+        return f"would be read as {file.frames} samples and holds {found.samples}; {CONVERT}"
+    return None
+
+
+def _check_frames(frames: int, path: str | os.PathLike) -> None:
+    if frames <= 0:
+        raise AudioError(path, "has a header and no samples; record it again or remove it")
+
+
+def _blocks(file: soundfile.SoundFile, wanted: int | None, path) -> Iterator[np.ndarray]:
+    """Decodes `wanted` frames (None: all) block by block and mixes their channels to their mean.
+
+    So memory follows the data, not the header.
+
+    Yields:
+        (samples,) float32.
+
+    Raises:
+        AudioError: decoding fails, or ends before the number that the header promises.
+    """
+    got, wanted = 0, file.frames if wanted is None else wanted
     try:
         while got < wanted:
             block = file.read(min(_BLOCK_FRAMES, wanted - got), dtype="float32", always_2d=True)
             if len(block) == 0:
                 break
             got += len(block)
-            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             path,
-            f"is damaged or truncated: decoding fails after {got} of {file.frames} samples "
-            f"({_reason(error)}); copy it again or remove it",
+            f"is damaged or truncated: decoding fails after {got} samples ({_reason(error)}); "
+            "copy it again or remove it",
         ) from error
-    slack = _MP3_SLACK_FRAMES if file.format in ("MP3", "MPEG") and got else 0
-    if got + slack < wanted:
+    if got < wanted and file.frames < _MOST_FRAMES:
         raise AudioError(
             path,
             f"is truncated: {got} of the {file.frames} samples that its header promises are "
             "there; copy it again or remove it",
         )
-    return np.concatenate(blocks)
 
 
 def _reason(error: Exception) -> str:
     """The library's own words, if it has any."""
     text = getattr(error, "error_string", None) or str(error)
     return text.strip().rstrip(".:") or "the decoder lost its place"
-
-
-def _check_complete(path: Path, size: int) -> None:
-    """Finds wav and ogg files that were cut off, which libsndfile reads without a word.
-
-    Raises:
-        AudioError: the file ends before its own structure says that it does.
-    """
-    with path.open("rb") as file:
-        magic = file.read(12)
-        if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
-            promised, found = _wav_data_bytes(file, size)
-            if found < promised:
-                raise AudioError(
-                    path,
-                    f"is truncated: its header promises {promised} bytes of samples and {found} "
-                    "are there; copy it again or remove it",
-                )
-        elif magic[:4] == b"OggS" and not _ogg_has_end(file, size):
-            raise AudioError(
-                path,
-                "is truncated: the end of its ogg stream is missing; copy it again or remove it",
-            )
-
-
-def _wav_data_bytes(file, size: int) -> tuple[int, int]:
-    """Bytes in the data chunk, promised and found; (0, 0) if none is declared with a size."""
-    while len(header := file.read(8)) == 8:
-        name, length = struct.unpack("<4sI", header)
-        if name == b"data":
-            if length in _UNKNOWN_RIFF_SIZES:
-                return 0, 0
-            return length, min(length, size - file.tell())
-        file.seek(length + length % 2, os.SEEK_CUR)
-    return 0, 0
-
-
-def _ogg_has_end(file, size: int) -> bool:
-    """Whether the last page carries the end-of-stream flag (RFC 3533, section 6) and is whole."""
-    file.seek(max(0, size - 2 * 65_307))  # the largest page is 65,307 bytes
-    tail = file.read()
-    start = tail.rfind(b"OggS\0")
-    if start < 0 or len(tail) < start + 27:
-        return False
-    segments = tail[start + 26]
-    table = tail[start + 27 : start + 27 + segments]
-    whole = len(table) == segments and len(tail) >= start + 27 + segments + sum(table)
-    return whole and bool(tail[start + 5] & 0x04)

@@ -12,7 +12,7 @@ from medalign_jax.data.questions import (
     Loaded,
     QuestionsError,
 )
-from medalign_jax.data.tables import BadRecord, ManifestError, read_table
+from medalign_jax.data.tables import BadRecord, ManifestError, is_missing, read_table
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 EMOTION_QUESTION = "Which emotion does the speaker express?"
@@ -28,6 +28,7 @@ _IEMOCAP_LINE = re.compile(
 )
 _UTTERANCE = re.compile(r"(?P<dialog>(?P<session>Ses\d\d)[FM]_(?P<kind>impro|script)\w*)_"
                         r"(?P<speaker>[FM])\w*")  # fmt: skip
+_COLUMNS = ("subject_id", "emotion", "split")  # of a table, beside audio_path
 
 
 def read_emotions(
@@ -49,21 +50,21 @@ def read_emotions(
     """
     collector = Collector(path, Path(path).parent)
     try:
-        table = read_table(path, "audio_path")
+        table = read_table(path, "audio_path", _COLUMNS, lambda name: False)
     except ManifestError as error:
         raise QuestionsError(str(error)) from None
-    if lacking := [name for name in ("subject_id", "emotion") if name not in table.columns]:
+    if lacking := [name for name in _COLUMNS[:2] if name not in table.columns]:
         raise QuestionsError(f"'{path}' has no column {', '.join(lacking)}")
     left_out: Counter[str] = Counter()
     for row, record in enumerate(table.records, start=1):
         if isinstance(record, BadRecord):
             collector.add(row, record)
             continue
-        emotion = _emotion(record["emotion"], merge_excited)
+        emotion = _emotion(record.get("emotion", ""), merge_excited)
         if emotion is None:
-            left_out[record["emotion"].strip()] += 1
+            left_out[record.get("emotion", "").strip()] += 1
             continue
-        if not record["subject_id"].strip():
+        if is_missing(record.get("subject_id")):
             record = BadRecord("no subject_id: folds by speaker need one", {})
         else:
             record = _emotion_record(record["audio_path"], record["audio_path"], emotion) | {

@@ -3,8 +3,9 @@
 A manifest is a CSV, JSONL or Parquet file. It has the column `audio_path` (relative to the
 manifest's folder, or absolute) and, for each row, either a `report` or the metadata columns of
 `medalign_jax.data.reports`; optional are `subject_id`, `split`, `label` and any column that the
-user names as a target. `read_manifest` looks at the text, `check` at the recordings and at the
-manifest as a whole.
+user names as a target. Headers are read whatever their case (`Subject ID` is `subject_id`), and
+cells of other columns are not looked at. `read_manifest` looks at the text, `check` at the
+recordings and at the manifest as a whole.
 """
 
 import hashlib
@@ -22,13 +23,21 @@ import numpy as np
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data import reports
-from medalign_jax.data.tables import BadRecord, ManifestError, did_you_mean, read_table
+from medalign_jax.data.tables import (
+    BadRecord,
+    ManifestError,
+    did_you_mean,
+    is_missing,
+    is_none_in_words,
+    plain_name,
+    read_table,
+)
+from medalign_jax.data.vocabulary import says_nothing
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
                  "testing": "test"}  # fmt: skip
 COLUMNS = ("audio_path", "report", "subject_id", "split", "label")
-MISSING = frozenset({"", "nan", "NaN", "None"})
 LINES_IN_MESSAGE = 40
 
 __all__ = ["SPLITS", "Checked", "ManifestError", "Problem", "Row", "check", "problem_table",
@@ -45,8 +54,8 @@ class Row:
         subject_id: the subject, or the manifest's audio path where no subject is given, so
             that no two recordings are ever taken for one subject by having none.
         split: "train", "valid" or "test".
-        label: class name, or None.
-        targets: the columns named as targets, without missing values.
+        label: class name, or None. "none" in words stays: a task of several labels reads it.
+        targets: the columns named as targets, without missing values; "none" as in `label`.
         metadata: the known metadata columns, without missing values.
         report: the manifest's own report, or None.
     """
@@ -106,33 +115,64 @@ def read_manifest(
         ManifestError: the file is no table, has no `audio_path`, or lacks a named target.
     """
     path = Path(path)
-    table = read_table(path, "audio_path")
-    used, problems = _columns(path, table.columns, tuple(targets))
+
+    def is_read(name: str) -> bool:
+        return name in targets or reports.normalise_column(name) in reports.METADATA_COLUMNS
+
+    table = read_table(path, "audio_path", COLUMNS, is_read)
+    places = {target: _place(target, table.columns) for target in targets}
+    used, problems = _columns(path, table.columns, places)
+    words: Counter[tuple[str, str]] = Counter()
     rows = []
     for number, record in enumerate(table.records, start=1):
         if isinstance(record, BadRecord):
             audio_path = record.cells.get("audio_path", "")
             problems.append(Problem(number, audio_path, record.reason, fatal=True))
             continue
-        record = {name: _value(record.get(name, "")) for name in table.columns}
-        row, found = _row(number, record, used, tuple(targets), path.parent, reports_required)
+        cells = {name: record.get(name, "").strip() for name in table.columns}
+        words.update(_words_for_nothing(cells, used, places))
+        row, found = _row(number, cells, used, places, path.parent, reports_required)
         problems.extend(found)
         if row is not None:
             rows.append(row)
-    return rows, problems
+    notes = (
+        f"column '{name}': '{word}' ({count} rows) counts as a missing value"
+        for (name, word), count in words.items()
+    )
+    return rows, problems + [Problem(None, "", note, fatal=False) for note in notes]
 
 
-def _value(text: str) -> str:
-    text = text.strip()
-    return "" if text in MISSING else text
+def _place(target: str, columns: Sequence[str]) -> str:
+    """The column of a target, whose header may be one that is read whatever its case."""
+    return plain_name(target) if target not in columns and plain_name(target) in COLUMNS else target
+
+
+def _value(name: str, text: str) -> str:
+    """A cell of one of `COLUMNS` or of a target, "" where it is missing."""
+    keeps = name not in ("audio_path", "report", "subject_id", "split") and is_none_in_words(text)
+    return "" if is_missing(text) and not keeps else text
+
+
+def _words_for_nothing(
+    cells: dict[str, str], metadata_columns: dict[str, str], places: dict[str, str]
+) -> list[tuple[str, str]]:
+    """(column, word) of cells that are read as missing and may be meant; not the float "nan"."""
+    found = []
+    for name in {*COLUMNS, *metadata_columns, *places.values()} & cells.keys():
+        text = cells[name]
+        column = metadata_columns.get(name)
+        nothing = says_nothing(column, text) if column else not _value(name, text)
+        if text and nothing and text.casefold() != "nan":
+            found.append((name, text))
+    return found
 
 
 def _columns(
-    path: Path, columns: Sequence[str], targets: tuple[str, ...]
+    path: Path, columns: Sequence[str], places: dict[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
     """Metadata columns as {column of the file: its usual name}, and notes on the others."""
-    for target in targets:
-        if target not in columns:
+    for target, place in places.items():
+        if place not in columns:
             raise ManifestError(
                 f"'{path}' has no target column '{target}'{did_you_mean(target, columns)}; "
                 f"its columns are {', '.join(columns)}"
@@ -146,7 +186,7 @@ def _columns(
     notes = []
     known = (*COLUMNS, *sorted(reports.METADATA_COLUMNS))
     for name in columns:
-        if name and name not in (*COLUMNS, *metadata, *targets):
+        if name and name not in (*COLUMNS, *metadata, *places.values()):
             near = did_you_mean(name, known)
             notes.append(f"column '{name}' is not used{near}; name it in targets to use it")
     if "split" not in columns:
@@ -158,19 +198,25 @@ def _columns(
 
 def _row(
     number: int,
-    record: dict[str, str],
+    cells: dict[str, str],
     metadata_columns: dict[str, str],
-    targets: tuple[str, ...],
+    places: dict[str, str],
     folder: Path,
     reports_required: bool,
 ) -> tuple[Row | None, list[Problem]]:
+    record = {name: _value(name, cells[name]) for name in COLUMNS if name in cells}
+    targets = {target: _value(target, cells[place]) for target, place in places.items()}
     name = record["audio_path"]
     wrong = []
     if not name:
         wrong.append("no audio_path")
     elif "\0" in name:
         wrong.append("audio_path holds a NUL character")
-    metadata = {to: record[c] for c, to in metadata_columns.items() if record[c]}
+    metadata = {
+        to: cells[column]
+        for column, to in metadata_columns.items()
+        if not says_nothing(to, cells[column])
+    }
     report = record.get("report") or None
     if report is None and reports_required:
         wrong.extend(_no_report(metadata))
@@ -193,7 +239,7 @@ def _row(
         subject_id=record.get("subject_id") or name,
         split=split,
         label=record.get("label") or None,
-        targets={target: record[target] for target in targets if record[target]},
+        targets={target: text for target, text in targets.items() if text},
         metadata=metadata,
         report=report,
     )

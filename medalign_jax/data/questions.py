@@ -21,7 +21,7 @@ from medalign_jax.data.manifest import (
     problem_table,
 )
 from medalign_jax.data.reasoning import STAGES, ReasoningError, Stages, find_option
-from medalign_jax.data.tables import BadRecord, did_you_mean
+from medalign_jax.data.tables import LONGEST_CELL, BadRecord, did_you_mean, is_missing
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
@@ -103,6 +103,7 @@ DEFAULT_CHECKS = Checks()
 FIELDS = tuple(f.name for f in fields(Question))
 _TEXTS = ("question", "answer", "task", "category", "sub_category", "difficulty", "subject_id",
           "split", "id")  # fmt: skip
+_ABOUT = ("task", "category", "sub_category", "difficulty", "subject_id", "split")  # may be missing
 
 
 class Collector:
@@ -177,6 +178,7 @@ def _question(
 ) -> tuple[Question | None, list[str]]:
     wrong: list[str] = []
     texts = {name: _text(name, record.get(name), wrong) for name in _TEXTS}
+    texts |= {name: "" for name in _ABOUT if is_missing(texts[name])}
     texts["id"] = texts["id"] or f"{path.stem}/{row}"
     audio = _texts("audio", record.get("audio"), wrong)
     choices = _texts("choices", record.get("choices"), wrong)
@@ -214,6 +216,9 @@ def _text(name: str, value: object, wrong: list[str]) -> str:
     if found := _SURROGATE.search(str(value)):
         byte = f" (byte 0x{ord(found[0]) - 0xDC00:02x})" if ord(found[0]) >= 0xDC80 else ""
         wrong.append(f"'{name}' is not UTF-8 text{byte}; save the file as UTF-8")
+        return ""
+    if len(str(value)) > LONGEST_CELL:
+        wrong.append(f"'{name}' holds {len(str(value))} characters, more than {LONGEST_CELL}")
         return ""
     return str(value).strip()
 

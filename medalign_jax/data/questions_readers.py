@@ -21,7 +21,7 @@ from medalign_jax.data.questions import (
     Question,
     QuestionsError,
 )
-from medalign_jax.data.reasoning import ReasoningError, named_option, parse_response
+from medalign_jax.data.reasoning import ReasoningError, claimed_options, parse_response
 from medalign_jax.data.tables import BadRecord, did_you_mean
 
 _AUDIO_TAG = re.compile(r"<audio>", re.IGNORECASE)
@@ -183,9 +183,13 @@ def _cota_record(record: dict[str, object]) -> dict[str, object] | BadRecord:
     if not found.get("answer"):
         found["answer"] = said
         if choices and texts:
-            found["answer"] = named_option(said, [c.strip() for c in choices])
-            if found["answer"] is None:
+            named = claimed_options(said, [c.strip() for c in choices])
+            if len(named) > 1:
+                which = " or ".join(map(repr, named))
+                return BadRecord(f"<RESPONSE> could name {which}: {said[:60]!r}", {})
+            if not named or named[0] not in [c.strip() for c in choices]:
                 return BadRecord(f"<RESPONSE> names none of the options: {said[:60]!r}", {})
+            found["answer"] = named[0]
     found["extra"] = {"response": said}
     return found
 

@@ -21,7 +21,14 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.questions import Checks, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_cota, read_questions, write_questions
-from medalign_jax.data.tables import BadRecord, ManifestError, Table, did_you_mean, read_table
+from medalign_jax.data.tables import (
+    BadRecord,
+    ManifestError,
+    Table,
+    did_you_mean,
+    is_missing,
+    read_table,
+)
 
 AUDIO_COLUMNS = ("audio_path", "audio")
 
@@ -61,7 +68,7 @@ def join_descriptions(
         QuestionsError: no such table or column, too many unusable rows, or no question described.
     """
     try:
-        table = read_table(path, "description")
+        table = read_table(path, "description", ("id", *AUDIO_COLUMNS), lambda name: False)
     except ManifestError as error:
         raise QuestionsError(str(error)) from None
     if not {"id", *AUDIO_COLUMNS} & set(table.columns):
@@ -108,7 +115,7 @@ def _described(
             continue
         text = record.get("description", "").strip()
         ids, reason = _meant(record.get("id", "").strip(), audio, known, of_audio, folder)
-        if not text:
+        if is_missing(text):
             reason = "no description"
         elif not reason:
             reason = _taken(ids, found, text)

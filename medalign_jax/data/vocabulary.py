@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
+from medalign_jax.data.tables import is_missing, is_none_in_words, plain_name
 from medalign_jax.errors import UserError
 
 
@@ -33,7 +34,7 @@ _COLUMN_ALIASES = {
     "location": "chest_location",  # KAUH; CirCor's own are `murmur_locations` and so on
     "diagnoses": "diagnosis",
 }
-_MISSING = {"", "nan", "na", "n/a", "<na>", "null"}
+_FINDINGS = frozenset({"crackles", "wheezes"})  # where "none" says that there are none
 _GRADES = ("I", "II", "III", "IV", "V", "VI")
 VALVES = ("AV", "PV", "TV", "MV", "Phc")
 
@@ -44,13 +45,20 @@ def normalise_column(name: str) -> str:
     `Systolic murmur timing` and `Recording locations:` become `systolic_murmur_timing` and
     `recording_locations`; `Chest_Location` and KAUH's `Location` both become `chest_location`.
     """
-    plain = re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
+    plain = plain_name(name)
     return _COLUMN_ALIASES.get(plain, plain)
 
 
-def is_missing(value: object) -> bool:
-    """True for an empty cell and for the texts, such as CirCor's "nan", that stand for one."""
-    return value is None or str(value).strip().lower() in _MISSING
+def says_nothing(column: str, value: object) -> bool:
+    """Whether a cell is empty or holds a text that stands for it, such as CirCor's "nan".
+
+    Args:
+      column: this package's name of the column (`normalise_column`).
+      value: of the cell.
+    """
+    if column in _FINDINGS and is_none_in_words(str(value)):
+        return False
+    return is_missing(value)
 
 
 def _fold(text: str) -> str:
@@ -318,9 +326,9 @@ def read_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     canonical: dict[str, str] = {}
     for name, value in metadata.items():
         column = normalise_column(name)
-        if column not in METADATA_COLUMNS or is_missing(value):
+        if column not in METADATA_COLUMNS or says_nothing(column, value):
             continue
-        if column == "diagnosis" and str(value).strip().lower() in ("unknown", "none"):
+        if column == "diagnosis" and str(value).strip().lower() == "unknown":
             continue
         text = _READERS[column](column, str(value).strip())
         if canonical.setdefault(column, text) != text:

@@ -97,7 +97,7 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> dict[str, dict[st
     """
     if not path.exists():
         raise LayoutError(f"there is no '{path}'; --root is the folder that holds {path.name}")
-    table = read_table(path, key)
+    table = read_table(path, key, reads=set(columns).__contains__)
     if lacking := [name for name in columns if name not in table.columns]:
         raise LayoutError(f"'{path}' has no column {', '.join(lacking)}")
     rows: dict[str, dict[str, str]] = {}

@@ -15,8 +15,7 @@ import soxr
 from jax.sharding import Mesh
 
 from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statistics
-from medalign_jax.data.manifest import MISSING
-from medalign_jax.data.tables import finite_number
+from medalign_jax.data.tables import finite_number, is_missing
 from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.probes.problem import Prediction, Problem
@@ -89,7 +88,7 @@ def metadata_features(
     Only values are looked at, no label; scale and words are those of all rows.
 
     Args:
-      columns: N texts each, by name; "", "nan" and "None" are missing.
+      columns: N texts each, by name; missing values are those of `data.tables.is_missing`.
       rare: least rows for a word to have a column of its own.
 
     Returns:
@@ -111,8 +110,7 @@ def metadata_features(
 
 
 def _cell(value: str | None) -> str:
-    text = "" if value is None else str(value).strip()
-    return "" if text in MISSING else text.casefold()
+    return "" if is_missing(value) else str(value).strip().casefold()
 
 
 def _column(name: str, cells: list[str], rare: int) -> dict[str, np.ndarray]:

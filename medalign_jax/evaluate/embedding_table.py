@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medalign_jax.data.manifest import MISSING, Problem
-from medalign_jax.data.tables import did_you_mean
+from medalign_jax.data.manifest import Problem
+from medalign_jax.data.tables import did_you_mean, is_missing, is_none_in_words
 from medalign_jax.errors import UserError
 
 _PROBLEM = "problem"
@@ -126,4 +126,4 @@ def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
-    return "" if text in MISSING else text
+    return "" if is_missing(text) and not is_none_in_words(text) else text

@@ -28,7 +28,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-import soxr
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data.dataset import AudioDataset
@@ -286,7 +285,6 @@ class _Recordings:
 
 def _resampled(waveform: np.ndarray, own: int, rate: int, path: str) -> Clip:
     """What `FileSource` gives at that rate."""
-    if rate != own:
-        waveform = soxr.resample(waveform, own, rate, quality="HQ")
+    waveform = audio_io.resample(waveform, own, rate, path)
     audio_io.check_waveform(waveform, path)
-    return quantise(np.ascontiguousarray(waveform, np.float32))
+    return quantise(waveform)

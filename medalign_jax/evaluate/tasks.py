@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean, finite_number
+from medalign_jax.data.tables import did_you_mean, finite_number, is_missing
 from medalign_jax.errors import UserError
 
 KINDS = ("classification", "regression", "labels")
@@ -99,9 +99,12 @@ def _tasks_of(rows: Sequence[Row], name: str, dataset: str) -> list[Task]:
             f"task {name!r}: no recording has a value in column {column!r}"
             f"{did_you_mean(column, known)}; columns with values are {', '.join(known) or 'none'}"
         )
-    kind = kind or _kind(column, texts)
     if kind == "labels":
         return _labels(rows, column, texts, dataset)
+    texts = ["" if is_missing(text) else text for text in texts]  # "none" is no class
+    if not any(texts):
+        raise TaskError(f"task {name!r}: every value of column {column!r} is missing")
+    kind = kind or _kind(column, texts)
     make = _regression if kind == "regression" else _classification
     return [make(rows, column, texts, dataset)]
 

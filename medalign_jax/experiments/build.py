@@ -378,6 +378,8 @@ def cached_texts(
 
     array = EmbeddingCache(folder).embeddings(teacher, unique, progress=advance)
     progress.close()
+    if note := teacher.overlong(unique):
+        print(f"reports: {note}", flush=True)
     return array, {text: row for row, text in enumerate(unique)}
 
 

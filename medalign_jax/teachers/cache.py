@@ -14,6 +14,7 @@ processes that write at the same time do not meet, and damage to a shard is noti
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from safetensors.numpy import save as to_safetensors
 
 from medalign_jax.errors import UserError
 from medalign_jax.files import write_whole
+from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Teacher
 
 SHARD_TEXTS = 1024
@@ -56,6 +58,8 @@ class EmbeddingCache:
     ) -> np.ndarray:
         """Embeddings of texts in their order; what is missing is computed and written.
 
+        Texts that are cut are for the caller to speak of, of all at once: ``teacher.overlong``.
+
         Args:
           teacher: The frozen model.
           texts: N texts, of which many may be equal.
@@ -77,7 +81,9 @@ class EmbeddingCache:
         missing = _missing(wanted, known)
         for start in range(0, len(missing), self._shard_texts):
             part = missing[start : start + self._shard_texts]
-            vectors = teacher.embed([wanted[key] for key in part], batch_size)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OverlongWarning)
+                vectors = teacher.embed([wanted[key] for key in part], batch_size)
             _write(folder, teacher, part, vectors)
             known.update(zip(part, vectors, strict=True))
             if progress:

@@ -14,6 +14,10 @@ class TeacherError(UserError):
     """A teacher cannot be built as asked, or a text cannot be embedded."""
 
 
+class OverlongWarning(UserWarning):
+    """Texts were cut, so that what stands at their end does not count."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a text is turned into a vector.
@@ -22,15 +26,15 @@ class Reading:
       layer: Hidden state, counted as in transformers: 0 = embeddings, -1 = last.
       pooling: ``"mean"`` over real tokens (special tokens included, padding never), or ``"last"``
         real token.
-      max_tokens: A longer text is cut at the right.
-      lowercase: Whether texts are lower-cased first.
+      max_tokens: A longer text is cut at the right, which `Teacher.embed` warns of.
+      lowercase: Whether texts are lower-cased first, as the alignment's recipe does.
       normalise: Whether vectors are scaled to L2 norm 1.
     """
 
     layer: int = -1
     pooling: str = "mean"
     max_tokens: int = 128
-    lowercase: bool = True
+    lowercase: bool = False
     normalise: bool = False
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ A text becomes one vector: the hidden state of one layer, pooled over the text's
 
 import hashlib
 import json
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from medalign_jax.models.clap import clap_text_config
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.layer_stack import normalise_layers
-from medalign_jax.teachers.reading import Reading, TeacherError, pool
+from medalign_jax.teachers.reading import OverlongWarning, Reading, TeacherError, pool
 from medalign_jax.teachers.tokenizers import (
     FolderTokenizer,
     GgufTokenizer,
@@ -30,6 +31,7 @@ from medalign_jax.teachers.tokenizers import (
     Tokenizer,
 )
 from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
+from medalign_jax.weights.identity import parameter_count
 from medalign_jax.weights.load import identity, load
 from medalign_jax.weights.source import WeightSource, resolve
 from medalign_jax.weights.table import Table
@@ -100,6 +102,16 @@ class Teacher:
         self._mesh = mesh
         self._embed = jax.jit(self.apply, out_shardings=replicated(mesh) if mesh else None)
 
+    def __repr__(self) -> str:
+        reading, count = self.reading, parameter_count(self.params)
+        case = "in lower case" if reading.lowercase else "as they are"
+        return (
+            f"Teacher of {count:,} frozen parameters in {jnp.dtype(self.model.dtype).name}: texts, "
+            f"{case} and cut to {reading.max_tokens} tokens, become vectors of {self.width} "
+            f"numbers ({reading.pooling} of layer {reading.layer}"
+            f"{', length 1' if reading.normalise else ''}). .embed(texts) gives (N, {self.width})."
+        )
+
     @property
     def settings(self) -> dict[str, Any]:
         """What an embedding depends on, readable."""
@@ -147,7 +159,8 @@ class Teacher:
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Embeddings of texts, in their order.
 
-        Texts of like length share a batch, padded to one of a few lengths.
+        Texts of like length share a batch, padded to one of a few lengths. Texts that are cut
+        are counted in an `OverlongWarning`.
 
         Args:
           texts: N texts, none of them empty.
@@ -163,6 +176,8 @@ class Teacher:
             raise TeacherError(f"batch_size has to be at least 1, not {batch_size}")
         result = np.empty((len(texts), self.width), np.float32)
         tokens = self._encode(texts)
+        if note := self.overlong(texts):
+            warnings.warn(note, OverlongWarning, stacklevel=2)
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -182,13 +197,30 @@ class Teacher:
             if not text.strip():
                 raise TeacherError(f"text {index} is empty: an embedding of nothing means nothing")
 
+    def overlong(self, texts: Sequence[str]) -> str:
+        """What is to be said of texts that have more than ``max_tokens`` tokens; "" for none."""
+        limit, texts = self.reading.max_tokens, self._cased(texts)
+        tokens = self._tokenizer.encode(texts, limit + 1) if texts else []
+        long = [text for text, each in zip(texts, tokens, strict=True) if len(each) > limit]
+        if not long:
+            return ""
+        alike = len(long) - len(set(map(tuple, self._tokenizer.encode(long, limit))))
+        same = f", and {alike} of them then read as another of them does" if alike else ""
+        return (
+            f"{len(long)} of {len(texts)} texts have more than max_tokens = {limit} tokens and are "
+            f"cut there{same}; raise max_tokens (the model takes {self.model.config.max_positions})"
+        )
+
+    def _cased(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self.reading.lowercase else list(texts)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if isinstance(texts, str):
             raise TeacherError("texts is one string; give a list of strings")
         self.check_texts(texts)
         if not texts:
             return []
-        texts = [text.lower() for text in texts] if self.reading.lowercase else list(texts)
+        texts = self._cased(texts)
         tokens = self._tokenizer.encode(texts, self.reading.max_tokens)
         vocabulary = self.model.config.vocab_size
         for index, row in enumerate(tokens):
@@ -228,7 +260,7 @@ def load_teacher(
     layer: int = -1,
     pooling: str = "mean",
     max_tokens: int = 128,
-    lowercase: bool = True,
+    lowercase: bool = False,
     normalise: bool = False,
     dtype: Any = jnp.float32,
     config: Mapping[str, Any] | None = None,

@@ -1,9 +1,10 @@
-"""The identity of parameters in memory: a hash of their numbers."""
+"""The identity of parameters in memory, a hash of their numbers, and how many these are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import jax
@@ -33,3 +34,8 @@ def _whole(leaf: Any) -> np.ndarray:
 
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
+
+
+def parameter_count(params: Any) -> int:
+    """How many numbers a tree of parameters holds, on all devices together."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

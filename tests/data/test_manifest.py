@@ -77,7 +77,9 @@ def test_unused_columns_are_named_and_typos_explained(tmp_path):
                for note in notes(problems))  # fmt: skip
 
 
-@pytest.mark.parametrize("missing", ["", "nan", "NaN", "None", "  "])
+@pytest.mark.parametrize(
+    "missing", ["", "nan", "NaN", "None", "  ", "NA", "N/A", "n/a", "null", "<NA>", "#N/A"]
+)
 def test_missing_values(tmp_path, missing):
     text = (
         f"audio_path,report,label,split,age,subject_id\na.wav,{missing},N,train,1,s\n"
@@ -94,6 +96,82 @@ def test_missing_values(tmp_path, missing):
     assert rows[0].targets == {}
     assert rows[0].subject_id == "b.wav"  # of its own, not shared with others that have none
     assert "no subject_id" in notes(problems)[0]
+
+
+def test_none_in_words_is_no_report_and_no_person(tmp_path):
+    """But an answer where there are findings: crackles, and labels of which there are none."""
+    text = (
+        "audio_path,report,subject_id,label,found,crackles,murmur\n"
+        "a.wav,none,none,none,none,none,none\nb.wav,heard,s,x,None,None,None\n"
+    )
+    rows, problems = read_text(tmp_path, text, targets=["found"])
+    assert [(r.subject_id, r.label, r.report) for r in rows] == [
+        ("a.wav", "none", None), ("s", "x", "heard")
+    ]  # fmt: skip
+    assert [r.targets for r in rows] == [{"found": "none"}, {}]
+    assert [r.metadata for r in rows] == [{"crackles": "none"}, {}]
+    assert "column 'report': 'none' (1 rows) counts as a missing value" in notes(problems)
+    assert "column 'crackles': 'None' (1 rows) counts as a missing value" in notes(problems)
+    assert not any("column 'label'" in note for note in notes(problems))
+
+
+def test_headers_are_read_whatever_their_case(tmp_path):
+    text = "Audio_Path;Split;Subject ID;LABEL;Report\na.wav;Test;s1;x;heard\n"
+    (row,), problems = read_text(tmp_path, text, targets=["LABEL"])
+    assert (row.split, row.subject_id, row.label, row.report) == ("test", "s1", "x", "heard")
+    assert row.targets == {"LABEL": "x"}
+    assert notes(problems) == []
+    jsonl = '{"Audio_Path": "a.wav", "Split": "dev", "report": "x", "subject_id": "s"}'
+    (row,), _ = read_text(tmp_path, jsonl, "m.jsonl")
+    assert (row.split, row.subject_id) == ("valid", "s")
+    with pytest.raises(ManifestError, match="the columns Split, split all mean 'split'; keep one"):
+        read_text(tmp_path, "audio_path,report,Split,split\na.wav,x,train,test\n")
+
+
+def test_cells_that_nobody_reads_condemn_no_row(tmp_path):
+    """A date, a list and a byte that is no text; of a column that is read they do."""
+    import datetime
+
+    day = datetime.date(2026, 1, 2)
+    table = pa.Table.from_pylist(
+        [{"audio_path": "a.wav", "report": "x", "day": day, "peaks": [1, 2], "by": {"n": 1}},
+         {"audio_path": "b.wav", "report": "y", "day": None, "peaks": None, "by": None}]
+    )  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    rows, problems = read_manifest(tmp_path / "m.parquet")
+    assert [row.report for row in rows] == ["x", "y"] and fatal(problems) == {}
+    rows, problems = read_manifest(tmp_path / "m.parquet", targets=["day"])
+    assert [row.row for row in rows] == [2]
+    assert fatal(problems) == {1: "column 'day' holds a date32[day], not a text or number"}
+    jsonl = '{"audio_path": "a.wav", "report": "x", "peaks": [1, 2]}\n'
+    rows, problems = read_text(tmp_path, jsonl, "m.jsonl")
+    assert len(rows) == 1 and fatal(problems) == {}
+    _, problems = read_text(tmp_path, jsonl, "m.jsonl", targets=["peaks"])
+    assert fatal(problems) == {1: "column 'peaks' holds a list, not a text or number"}
+    for name, content in (
+        ("m.csv", "audio_path,report,by\na.wav,x,André\n".encode("latin-1")),
+        ("m.jsonl", b'{"audio_path": "a.wav", "report": "x", "by": "Andr\xe9"}\n'),
+    ):
+        rows, problems = read_text(tmp_path, content, name)
+        assert len(rows) == 1 and fatal(problems) == {}
+
+
+def test_cells_have_a_longest_length_in_every_format(tmp_path):
+    long = "x" * ((1 << 20) + 1)
+    rows = [{"audio_path": "a.wav", "report": long}, {"audio_path": "b.wav", "report": "y"}]
+    _, problems = read_text(tmp_path, "\n".join(map(json.dumps, rows)), "m.jsonl")
+    words = "column 'report' holds 1048577 characters, more than 1048576; shorten the text"
+    assert fatal(problems) == {1: words}
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    _, problems = read_manifest(tmp_path / "m.parquet")
+    assert fatal(problems) == {1: words}
+    bomb = pa.table({"audio_path": ["a.wav"], "report": ["x" * (1 << 23)]})
+    pyarrow.parquet.write_table(bomb, tmp_path / "m.parquet", compression="zstd")
+    assert (tmp_path / "m.parquet").stat().st_size < 10_000
+    with pytest.raises(ManifestError, match=r"column 'report' holds 83\d+ bytes in 1 rows"):
+        read_manifest(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="not a CSV file"):
+        read_text(tmp_path, f"audio_path,report\na.wav,{long}\n")
 
 
 def test_rows_need_no_report_where_none_is_used(tmp_path):

@@ -150,6 +150,13 @@ def test_truncated_audio_is_found_only_by_decoding(folder):
     assert fatal(read_questions(path, replace(LENIENT, decode=False))) == {}
 
 
+def test_a_missing_subject_is_nobody_in_particular(folder):
+    """Two questions of which none says who was recorded, in two splits."""
+    row = ROW | {"subject_id": "NA", "split": "train", "difficulty": "<NA>"}
+    path = write(folder / "q.jsonl", [row, row | {"id": "2", "subject_id": "n/a", "split": "val"}])
+    assert [(q.subject_id, q.difficulty) for q in read_questions(path).questions] == [("", "")] * 2
+
+
 def test_whole_file_problems(folder):
     row = ROW | {"subject_id": "s", "split": "train"}
     path = write(folder / "q.jsonl", [row, row | {"id": "2", "split": "val"}])
@@ -243,6 +250,22 @@ def test_cota_problems(folder):
         "'messages' is not a list of {role, content} with texts",
     ]
     assert "<SUMMARY> is missing" in found[2]
+
+
+def test_cota_takes_the_options_text_before_a_letter(folder):
+    """Four keys, of which the fourth is E minor: "D major" is not the option (D)."""
+    keys = {"choices": ["G major", "D major", "A major", "E minor"]}
+
+    def row(said):
+        response = format_response(STAGES, said)
+        return {"audio": "a.wav", "question": "Which key?", "response": response} | keys
+
+    rows = [row("The answer is D major."), row("The answer is A or B.")]
+    loaded = read_cota(write(folder / "q.jsonl", rows), checks=LENIENT)
+    assert [q.answer for q in loaded.questions] == ["D major"]
+    assert (
+        fatal(loaded)[2] == "<RESPONSE> could name 'G major' or 'D major': 'The answer is A or B.'"
+    )
 
 
 # ---------------------------------------------------------------------------------- MMAU

@@ -68,7 +68,7 @@ def test_recordings_may_lie_elsewhere(tmp_path, questions):
 def test_every_bad_row_is_named(tmp_path, questions):
     rows = [
         {"id": "q1", "description": "A."},
-        {"id": "q2", "description": " "},
+        {"id": "q2", "description": "N/A"},
         {"id": "q33", "description": "C."},
         {"id": "", "audio": "", "description": "D."},
         {"id": "q1", "description": "Another."},

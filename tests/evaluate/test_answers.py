@@ -181,6 +181,9 @@ def test_the_answer_within_a_response():
     assert chosen(cut_off, choices) == ""
     assert chosen("B minor", ["A", "B minor"]) == "B minor"
     assert chosen("Both", []) == "Both"
+    keys = ["G major", "D major", "A major", "E minor"]
+    assert chosen("The answer is D major.", keys) == "D major"
+    assert chosen("The answer is (D).", keys) == "E minor"
 
 
 def test_ranking_by_likelihood():

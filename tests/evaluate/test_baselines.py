@@ -48,7 +48,7 @@ def test_each_takes_its_own_kind_only():
 
 
 def test_numbers_are_standardised_and_missing_ones_marked():
-    found, names = baselines.metadata_features({"age": ["20", " 40", "", "60", "nan"]})
+    found, names = baselines.metadata_features({"age": ["20", " 40", "NA", "60", "nan"]})
     assert names == ("age", "age missing") and found.dtype == np.float32
     step = np.sqrt(1.5)
     np.testing.assert_allclose(found[:, 0], [-step, 0, 0, step, 0], atol=1e-6)

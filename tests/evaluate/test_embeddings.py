@@ -366,7 +366,7 @@ def test_a_table_as_embed_writes_it(manifest, tmp_path, small):
 def test_columns_of_labels_come_along_as_text(tmp_path, kind):
     vectors = pa.array([[1, 2], [3, 4], None], kind)
     labels = {"AS": [True, False, True], "age": [50.0, None, 3.5], "n": [1, 2, 3],
-              "sex": ["F", "nan", "M"]}  # fmt: skip
+              "sex": ["F", "N/A", "M"]}  # fmt: skip
     found = read_table(table(tmp_path / "x.parquet", **labels, embedding=vectors))
     np.testing.assert_array_equal(found.embeddings, np.array([[1, 2], [3, 4]], np.float32))
     assert found.columns == {

@@ -41,6 +41,14 @@ def test_several_labels_in_a_cell_are_a_task_each():
     assert wheeze.answers[:4].tolist() == [1, 0, -1, 0]
 
 
+def test_none_is_a_class_of_no_task_of_one_label():
+    found = rows(f=lambda i: ["x", "y", "none"][i % 3], n=lambda i: "none")
+    (task,) = tasks_of(found, ["f"], "toy")
+    assert task.classes == ("x", "y") and task.answers[:3].tolist() == [0, 1, -1]
+    with pytest.raises(TaskError, match="every value of column 'n' is missing"):
+        tasks_of(found, ["n"], "toy")
+
+
 def test_columns_are_what_a_manifest_has_to_keep():
     assert columns_of(["label", "age:regression", "f:labels", "age"]) == ("age", "f")
 

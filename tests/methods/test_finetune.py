@@ -97,3 +97,12 @@ def test_parameters_are_copied_and_every_leaf_has_a_place(world, method):
     shapes = jax.eval_shape(method.init, jax.random.key(0))
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
     shardings(shapes, method.sharding_rules, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_language_models_say_what_they_are(world):
+    """In a sentence, not with all their parameters."""
+    listening, reading = repr(world.student), repr(world.teacher)
+    assert listening.startswith("LanguageModel 'qwen2_5_omni_thinker' of ")
+    assert "takes recordings of up to 300 s" in listening
+    assert reading.startswith("LanguageModel 'qwen3' of ") and "recordings" not in reading
+    assert all("\n" not in said and len(said) < 400 for said in (listening, reading))

@@ -188,7 +188,7 @@ def test_gemma3_270m_equals_transformers(gemma3_270m):
 
 def test_gemma3_270m_as_a_teacher(gemma3_270m):
     """One file is enough: weights, sizes and tokeniser. The ids are those of Gemma 3."""
-    teacher = load_teacher(gemma3_270m, layer=2, max_tokens=12)
+    teacher = load_teacher(gemma3_270m, layer=2, max_tokens=12, lowercase=True)
     ids, mask = teacher.tokenize(["Hello world", "crackles"])
     assert ids[0, : mask[0].sum()].tolist() == [2, 23391, 1902]  # <bos>, hello (lower-cased), world
     text = "a holosystolic murmur, grade iii/vi; naïve  spaces"

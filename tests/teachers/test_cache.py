@@ -9,8 +9,11 @@ import time
 import numpy as np
 import pytest
 
+from medalign_jax.experiments import build
+from medalign_jax.experiments.build import Reports
 from medalign_jax.models.bert import BertConfig
 from medalign_jax.teachers.cache import CacheError, EmbeddingCache
+from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Reading, TeacherError, random_teacher
 
 CONFIG = BertConfig(vocab_size=50, width=16, depth=1, heads=2, mlp_width=32, max_positions=16)
@@ -91,6 +94,19 @@ def test_a_damaged_file_is_named(tmp_path, teacher, damage):
     path.unlink()  # what the message advises
     cache.embeddings(teacher, TEXTS)
     assert len(teacher.asked) == 15
+
+
+def test_reports_that_are_cut_are_said_once(tmp_path, teacher, capsys, recwarn):
+    """Also where all of them are cached already; the cache itself does not warn, shard by shard."""
+    long = " ".join(["murmur"] * 20)
+    reports = Reports(((TEXTS[0], long), (long, long + " crackles")))
+    words = "reports: 2 of 3 texts have more than max_tokens = 16 tokens and are cut there"
+    for _ in range(2):
+        build.cached_texts(teacher, [reports], tmp_path)
+        assert capsys.readouterr().out.count(words) == 1
+    assert not [w for w in recwarn if w.category is OverlongWarning]
+    build.cached_texts(teacher, [Reports(((TEXTS[0],),))], tmp_path)
+    assert "max_tokens" not in capsys.readouterr().out
 
 
 def test_left_over_temporary_files_do_no_harm(tmp_path, teacher):

@@ -13,6 +13,7 @@ import transformers
 
 from medalign_jax.models.bert import BertConfig
 from medalign_jax.models.decoder_config import DecoderConfig, ModelConfigError
+from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import (
     Reading,
     TeacherError,
@@ -66,7 +67,7 @@ def gemma(tmp_path_factory):
 
 def upstream_embedding(model, tokenizer, text, layer, pooling, max_tokens):
     """One text at a time, so without any padding."""
-    encoded = tokenizer(text.lower(), truncation=True, max_length=max_tokens, return_tensors="pt")
+    encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
     with torch.no_grad():
         output = model(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"],
@@ -128,14 +129,14 @@ def test_every_family_is_a_teacher(family, tmp_path):
     np.testing.assert_allclose(teacher.embed(TEXTS), expected, rtol=0, atol=1e-5)
 
 
-def test_tokenize_pads_at_the_right_and_lowercases(gemma):
-    teacher = load_teacher(gemma[0], max_tokens=24)
+def test_tokenize_pads_at_the_right_and_lowercases_where_asked(gemma):
+    teacher = load_teacher(gemma[0], max_tokens=24, lowercase=True)
     ids, mask = teacher.tokenize(["MURMUR", TEXTS[0]])
     assert ids.dtype == np.int32 and mask.dtype == bool and ids.shape == mask.shape == (2, 16)
     assert mask.sum(1).tolist() == [3, 10]
     assert ids[0, :3].tolist() == [2, len(SPECIAL) + WORDS.index("murmur"), 3]
     assert not ids[0, 3:].any()
-    kept_case = load_teacher(gemma[0], max_tokens=24, lowercase=False)
+    kept_case = load_teacher(gemma[0], max_tokens=24)
     assert kept_case.tokenize(["MURMUR"])[0][0, 1] == SPECIAL.index("[UNK]")
 
 
@@ -155,7 +156,7 @@ def test_minilm_equals_transformers_and_understands():
     folder = resolve(MINILM).folder
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    encoded = tokenizer([t.lower() for t in texts], padding=True, return_tensors="pt")
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         states = model(**encoded).last_hidden_state
     weights = encoded["attention_mask"][..., None].float()
@@ -223,6 +224,28 @@ def test_sharded_over_a_mesh_gives_the_same_embeddings():
     devices.run("-c", SHARDED.format(bert=TINY_BERT, gemma=TINY, qwen=TINY_QWEN), quick=False)
 
 
+def test_texts_that_are_cut_are_counted(gemma):
+    """Of three reports that are too long, two differ only where they are cut."""
+    teacher = load_teacher(gemma[0], max_tokens=16)
+    long = " ".join(["murmur"] * 20)
+    texts = ["a murmur", long, long + " crackles", "systolic " + long]
+    with pytest.warns(OverlongWarning) as warned:
+        vectors = teacher.embed(texts)
+    np.testing.assert_allclose(vectors[1], vectors[2], rtol=0, atol=1e-6)
+    assert str(warned[0].message) == (
+        "3 of 4 texts have more than max_tokens = 16 tokens and are cut there, and 1 of them then "
+        "read as another of them does; raise max_tokens "
+        f"(the model takes {teacher.model.config.max_positions})"
+    )
+    assert teacher.overlong([" ".join(["murmur"] * 14)]) == ""  # with both special tokens, 16
+
+
+def test_a_teacher_says_what_it_is():
+    said = repr(random_teacher(TINY_BERT, reading=SHORT))
+    assert "texts, as they are and cut to 64 tokens, become vectors of 16 numbers" in said
+    assert "\n" not in said and len(said) < 400
+
+
 def test_pooling_over_real_tokens_only():
     hidden = jnp.arange(24, dtype=jnp.float32).reshape(2, 4, 3)
     mask = jnp.array([[True, True, False, False], [True] * 4])
@@ -256,7 +279,7 @@ def test_sharding_rules_cover_the_parameters():
 def test_fingerprint_knows_everything_that_matters():
     readings = [
         SHORT, Reading(max_tokens=32), Reading(max_tokens=64, layer=1),
-        Reading(max_tokens=64, pooling="last"), Reading(max_tokens=64, lowercase=False),
+        Reading(max_tokens=64, pooling="last"), Reading(max_tokens=64, lowercase=True),
         Reading(max_tokens=64, normalise=True),
     ]  # fmt: skip
     teachers = [random_teacher(TINY, reading=reading) for reading in readings]
