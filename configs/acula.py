@@ -140,7 +140,8 @@ def _paper() -> ConfigDict:
         {
             "tasks": ("label",),  # columns, see evaluate/tasks.py
             "folds": 0,  # folds by subject, a model each; 0 takes the manifest's splits
-            "aggregate": "recording",  # or subject: the mean over a subject's recordings
+            # recording; subject: mean of a subject's features; scores: mean of its recordings' scores
+            "aggregate": "recording",
             "probes": ("linear", "opera"),  # the first is the headline; also mlp, knn
             "per_class": 10,  # also with so many labels of each class; 0: not
             "draws": 20,  # of few labels
@@ -279,7 +280,7 @@ def _patients(config: ConfigDict) -> None:
         {
             "tasks": ("AS", "AR", "MR", "MS", "N"),
             "folds": 5,
-            "aggregate": "subject",
+            "aggregate": "scores",
             "probes": ("linear",),
             "per_class": 0,
             "sentences": False,

@@ -83,8 +83,9 @@ def run(arguments: argparse.Namespace) -> Measured:
     if jax.process_index() == 0:
         suite = opened.suite
         found = measure(
-            suite.tasks, suite.plans, suite.subjects, [*stages, *plain], options.settings, guesses
-        )
+            suite.tasks, suite.plans, suite.subjects, [*stages, *plain], options.settings, guesses,
+            by_subject=options.aggregate == "scores",
+        )  # fmt: skip
         _write(Path(arguments.out), arguments, opened, stages, found)
     return found
 
@@ -220,9 +221,13 @@ def _summary(opened: _Opened) -> str:
     what = f"{suite.count} recordings of {len(set(suite.subjects))} subjects"
     how = "the manifest's splits"
     if options.folds:
-        how = f"{options.folds} folds by subject, predictions pooled"
+        how = f"{options.folds} folds by subject, AUROC by the pairs of each fold"
         how += f", dealt {options.repeats} times" if options.repeats > 1 else ""
-    rows = "a row is a subject's mean" if options.aggregate == "subject" else "a row is a recording"
+    rows = {
+        "recording": "a row is a recording",
+        "subject": "a row is a subject's mean",
+        "scores": "fitted on recordings, a subject's score is the mean of its recordings'",
+    }[options.aggregate]
     return (
         f"{what}; {how}; {rows}. Encoders are frozen; intervals are 95 % intervals over subjects."
     )
@@ -268,7 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         "--aggregate",
         default="recording",
         choices=AGGREGATES,
-        help="subject: the mean over a subject's recordings",
+        help="subject: a row is the mean of a subject's features; scores: a subject's score is the "
+        "mean of its recordings' scores",
     )
     add(
         "--probes",

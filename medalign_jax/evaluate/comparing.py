@@ -65,7 +65,8 @@ class _Table:
         for metric, statistic_of in _METRICS[task.kind].items():
             if metric == "accuracy" and kind not in PROBES:
                 continue  # of few labels the AUROC says it
-            by_stage = {s: statistic_of(truth, value, task.classes) for s, value in scores.items()}
+            by_stage = {s: statistic_of(truth, value, task.classes, self._folds(task, value))
+                        for s, value in scores.items()}  # fmt: skip
             runs = max(len(value) for value in scores.values())
             self._lines(
                 by_stage, rows, task=task.name, dataset=task.dataset, kind=kind, metric=metric,
@@ -84,7 +85,8 @@ class _Table:
             runs = max(runs, *map(len, found))
             parts = [
                 (np.searchsorted(rows, tested[task.name]),
-                 statistics.auroc_statistic(task.answers[tested[task.name]], value, task.classes))
+                 statistics.auroc_statistic(task.answers[tested[task.name]], value, task.classes,
+                                            self._folds(task, value)))
                 for task, value in zip(tasks, found, strict=True)
             ]  # fmt: skip
             by_stage[stage] = AverageOverTasks(parts)
@@ -94,6 +96,11 @@ class _Table:
                 kind=kind, metric="auroc", n_train=n_train, n_test=len(rows),
                 seeds=tuple(range(runs)),
             )  # fmt: skip
+
+    def _folds(self, task: Task, scores: np.ndarray) -> np.ndarray:
+        """(D, m) the fold that tested a recording in each column of scores (D, m, ...)."""
+        folds = self.into.folds[task.name]
+        return np.repeat(folds, len(scores) // len(folds), axis=0)
 
     def _lines(self, by_stage: Scores, rows: np.ndarray, **fields) -> None:
         subjects = self.subjects[rows]
@@ -164,13 +171,13 @@ class AverageOverTasks:
         return 1 / float(np.mean([1 / size for size in sizes]))
 
 
-def _accuracy(truth: np.ndarray, scores: np.ndarray, classes) -> statistics.Statistic:
-    del classes
+def _accuracy(truth: np.ndarray, scores: np.ndarray, classes, folds) -> statistics.Statistic:
+    del classes, folds
     return statistics.mean_statistic(scores.argmax(axis=-1) == truth, scale="share")
 
 
-def _error(truth: np.ndarray, predictions: np.ndarray, classes) -> statistics.Statistic:
-    del classes
+def _error(truth: np.ndarray, predictions: np.ndarray, classes, folds) -> statistics.Statistic:
+    del classes, folds
     return statistics.mean_statistic(np.abs(predictions - truth), scale="error")
 
 

@@ -5,13 +5,13 @@ tasks + folds + features of each stage -> problems -> probes -> predictions of t
                           values, paired differences, means over tasks, Holm's correction
 
 Every recording is predicted by probes that saw none of its subject's recordings. Where there are
-several folds their predictions are pooled; draws of few labels, seeds and repeats of the folds are
-columns of one statistic, and count in its interval.
+several folds their predictions are scored together, an AUROC by the pairs of each fold; draws of
+few labels, seeds and repeats of the folds are columns of one statistic, and count in its interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from medalign_jax.evaluate.measured import Measured, correct_for_tasks
 from medalign_jax.evaluate.stages import Guess, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 
+_LEAST_PROBABILITY = 1e-6  # of a class that a probe rules out, as neighbours may
 _SEEDED = frozenset({"mlp", "opera"})  # the others give the same whatever the seed
 
 
@@ -33,6 +34,7 @@ def measure(
     stages: Sequence[Stage],
     settings: Settings,
     guesses: Sequence[Guess] = (),
+    by_subject: bool = False,
 ) -> Measured:
     """Every task, probe and stage; differences from the first stage and from plain statistics.
 
@@ -43,6 +45,8 @@ def measure(
       stages: The first is what encoders, controls and references are compared with.
       settings: How.
       guesses: Baselines that need no features.
+      by_subject: Whether a subject has one score, the mean of its recordings': of log
+        probabilities, or of numbers. Answers of a subject's recordings must be the same.
 
     Raises:
       UserError: features that do not fit the recordings, or a probe that cannot be fitted.
@@ -53,12 +57,15 @@ def measure(
     for task in tasks:
         rows = np.concatenate([_known(task, fold.test) for fold in plans[0]])
         found.tested[task.name] = np.sort(rows)
+        found.folds[task.name] = np.stack([_fold_of(found.tested[task.name], p) for p in plans])
     notes: dict[tuple[str, str, str], dict[str, int]] = {}
     for stage in stages:
         for kind in settings.kinds:
             _probe(stage, kind, tasks, plans, groups, settings, found, notes)
     for guess in guesses:
         _guess(guess, tasks, plans, settings.probes[0], found)
+    if by_subject:
+        _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
     told = {key: _told(counts) for key, counts in notes.items()}
     add_stages(tasks, plans, subjects, stages, settings, told, found)
     correct_for_tasks(found)
@@ -87,6 +94,14 @@ def _check(stages: Sequence[Stage], plans: Sequence[Sequence[Fold]], count: int)
                     f"stage {stage.name!r}: features of shape {np.shape(stage.of(k))} for {count} "
                     "recordings"
                 )
+
+
+def _fold_of(rows: np.ndarray, plan: Sequence[Fold]) -> np.ndarray:
+    """The number of the fold that tests each row."""
+    number = np.full(rows.max(initial=0) + 1, -1)
+    for k, fold in enumerate(plan):
+        number[np.intersect1d(fold.test, rows)] = k
+    return number[rows]
 
 
 def _known(task: Task, rows: np.ndarray) -> np.ndarray:
@@ -159,6 +174,27 @@ def _note(notes: dict, key: tuple[str, str, str], note: str) -> None:
     """Several runs often say the same: it is told once, with how many said it."""
     counts = notes.setdefault(key, {})
     counts[note] = counts.get(note, 0) + 1
+
+
+def _average_by_subject(subjects: np.ndarray, guesses: Container[str], found: Measured) -> None:
+    """A subject's first tested recording stands for it, with the mean of all of them."""
+    own: dict[str, np.ndarray] = {}
+    for task, rows in found.tested.items():
+        _, first, number = np.unique(subjects[rows], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        own[task] = np.argsort(order)[number]
+        found.tested[task] = rows[first[order]]
+        found.folds[task] = found.folds[task][:, first[order]]
+    for (task, kind, stage), scores in found.scores.items():
+        logged = scores.ndim == 3 and stage not in guesses
+        values = np.log(np.maximum(scores, _LEAST_PROBABILITY)) if logged else scores
+        mean = np.zeros((len(scores), len(found.tested[task]), *scores.shape[2:]))
+        np.add.at(mean, (slice(None), own[task]), values)
+        mean = (mean.swapaxes(0, 1).T / np.bincount(own[task])).T.swapaxes(0, 1)
+        if logged:
+            mean = np.exp(mean - mean.max(axis=-1, keepdims=True))
+            mean /= mean.sum(axis=-1, keepdims=True)
+        found.scores[task, kind, stage] = mean
 
 
 def _guess(guess: Guess, tasks, plans, kind: str, found: Measured) -> None:

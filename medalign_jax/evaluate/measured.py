@@ -23,12 +23,14 @@ class Measured:
       intervals: (task, kind, stage, metric) -> interval, for results that have one.
       scores: (task, kind, stage) -> predictions, (R, m, C) or (R, m), of `tested[task]`.
       tested: task -> (m,) positions of the test recordings of all folds, ascending.
+      folds: task -> (P, m) the fold that tests each of them, for each repeat of the folds.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
     intervals: dict[tuple[str, str, str, str], Interval] = dataclasses.field(default_factory=dict)
     scores: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
     tested: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    folds: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def add_result(

@@ -109,9 +109,10 @@ def measure_sentences(
         notes="; ".join([how, f"the most frequent class alone {chance:.3f}", *never]),
     )  # fmt: skip
     truth, scores = task.answers[rows], np.concatenate([part.scores for part in parts])
+    of_fold = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     add_result(
-        into, auroc_statistic(truth, scores, task.classes), subject_of, task=task.name, kind=kind,
-        metric="auroc", notes=how, **shared,
+        into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, task=task.name,
+        kind=kind, metric="auroc", notes=how, **shared,
     )  # fmt: skip
     _add_retrieval(parts, subject_of, how, shared, into)
     return shown

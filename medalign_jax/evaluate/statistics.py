@@ -10,7 +10,7 @@ themselves; `evaluate.intervals` makes intervals of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -75,25 +75,51 @@ class AurocStatistic:
 
     scale = "share"
 
-    def __init__(self, labels: np.ndarray, scores: np.ndarray, names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        names: Sequence[str] | None = None,
+        folds: np.ndarray | None = None,
+    ):
         self._labels, self._scores = _check_scores(labels, scores)
         count = self._scores.shape[-1]
         self._names = names
+        self._folds = _check_folds(folds, self._scores.shape[:2])
         columns = range(1, 2) if count == 2 else range(count)
-        self._classes = [c for c in columns if 0 < np.sum(labels == c) < len(labels)]
+        self._classes = [c for c in columns if self._is_defined(c)]
         if not self._classes:
             raise StatisticsError(
                 "AUROC is not defined: all recordings of the sample are of one class "
                 f"({int(self._labels[0])}); a test split needs at least two"
+                if folds is None
+                else "AUROC is not defined: in no fold are test recordings of two classes"
             )
+
+    def _parts(self, d: int) -> list[np.ndarray]:
+        """Recordings that column d compares with each other."""
+        fold = self._folds[min(d, len(self._folds) - 1)]
+        return [np.flatnonzero(fold == number) for number in np.unique(fold)]
+
+    def _pairs(self, d: int, c: int) -> list[np.ndarray]:
+        """Those of `_parts` with recordings of class c and others."""
+        positive = self._labels == c
+        return [rows for rows in self._parts(d) if 0 < np.sum(positive[rows]) < len(rows)]
+
+    def _is_defined(self, c: int) -> bool:
+        return all(self._pairs(d, c) for d in range(len(self._folds)))
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """(B, D) values at weights (B, n)."""
         by_recording = np.ascontiguousarray(np.asarray(weights, np.float64).T)  # (n, B)
         total = np.zeros((len(self._scores), by_recording.shape[1]))
         for c in self._classes:
+            positive = self._labels == c
             for d, score in enumerate(self._scores[..., c]):
-                total[d] += _weighted_auroc(score, self._labels == c, by_recording)
+                total[d] += _share(
+                    _weighted_wins(score[rows], positive[rows], by_recording[rows])
+                    for rows in self._pairs(d, c)
+                )
         return (total / len(self._classes)).T
 
     def without_each(self, groups: np.ndarray) -> np.ndarray:
@@ -102,11 +128,16 @@ class AurocStatistic:
         By placements (DeLong, DeLong & Clarke-Pearson 1988), a subject's taken together
         (Obuchowski 1997): one sort a column and class.
         """
-        values = [
-            np.mean([_auroc_without(s[:, c], self._labels == c, groups) for c in self._classes], 0)
-            for s in self._scores
-        ]
-        return np.stack(values, axis=1)
+        count = groups.max() + 1
+        values = np.zeros((count, len(self._scores)))
+        for c in self._classes:
+            positive = self._labels == c
+            for d, score in enumerate(self._scores[..., c]):
+                values[:, d] += _share(
+                    _wins_without(score[rows], positive[rows], groups[rows], count)
+                    for rows in self._pairs(d, c)
+                )
+        return values / len(self._classes)
 
     def strata(self, groups: np.ndarray) -> np.ndarray:
         """(K,) the rarest class of each subject."""
@@ -128,11 +159,15 @@ class AurocStatistic:
         """
         spreads = []
         for c in self._classes:
-            positive = self._labels == c
-            m, n = _kish(groups[positive]), _kish(groups[~positive])
-            q = (1 - value) / (2 - value), value / (1 + value)
-            worst = max((m - 1) * q[0] + (n - 1) * q[1], (m - 1) * q[1] + (n - 1) * q[0])
-            spreads.append((1 + worst) / (m * n))
+            found = []  # of each fold (pairs, variance / (value (1 - value)))
+            for rows in self._pairs(0, c):
+                positive = self._labels[rows] == c
+                m, n = _kish(groups[rows][positive]), _kish(groups[rows][~positive])
+                q = (1 - value) / (2 - value), value / (1 + value)
+                worst = max((m - 1) * q[0] + (n - 1) * q[1], (m - 1) * q[1] + (n - 1) * q[0])
+                found.append((m * n, (1 + worst) / (m * n)))
+            pairs, spread = np.array(found).T
+            spreads.append(np.sum((pairs / pairs.sum()) ** 2 * spread))
         return 1 / float(np.mean(spreads))
 
 
@@ -193,9 +228,17 @@ class MeanStatistic:
 
 
 def auroc_statistic(
-    labels: np.ndarray, scores: np.ndarray, names: Sequence[str] | None = None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    names: Sequence[str] | None = None,
+    folds: np.ndarray | None = None,
 ) -> AurocStatistic:
     """Macro one-vs-rest AUROC as a function of the recordings' weights.
+
+    Where probes of several folds predicted, only recordings of the same fold are compared, and
+    the pairs of all folds count alike. Probes of different folds score on scales of their own, and
+    a training part that lacks a class has test recordings with more of it: pooled, scores without
+    any signal give less than 0.5 (Parker, Guenter & Bedo 2007; Airola et al. 2011).
 
     Ties count one half. With two classes only the scores of class 1 are read, which is the
     usual AUROC. Classes that the whole sample does not define (no positive, or no negative) are
@@ -205,6 +248,8 @@ def auroc_statistic(
       labels: (n,) integer classes.
       scores: (n, C) or (D, n, C); only their order over recordings matters.
       names: The C classes' names, for messages.
+      folds: (n,), or (D, n) where the columns were dealt differently: the fold that tested a
+        recording. None compares all.
 
     Returns:
       A function from weights (B, n) to values (B, D).
@@ -213,7 +258,7 @@ def auroc_statistic(
       StatisticsError: shapes disagree, a label is out of range, a score is not finite, or no
         class is defined.
     """
-    return AurocStatistic(labels, scores, names)
+    return AurocStatistic(labels, scores, names, folds)
 
 
 def mean_statistic(per_recording: np.ndarray, scale: str | None = None) -> MeanStatistic:
@@ -265,7 +310,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> Auroc:
     per_class = np.full(n_classes, np.nan)
     ones = np.ones((len(labels), 1))
     for c in range(n_classes):
-        per_class[c] = _weighted_auroc(stacked[0, :, c], labels == c, ones)[0]
+        per_class[c] = _share([_weighted_wins(stacked[0, :, c], labels == c, ones)])[0]
     undefined = tuple(int(c) for c in np.flatnonzero(np.isnan(per_class)))
     value = float(np.nanmean(per_class)) if len(undefined) < n_classes else float("nan")
     return Auroc(value, per_class, undefined)
@@ -290,8 +335,16 @@ def unweighted_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 # -------------------------------------------------------------------------------- helpers
 
 
-def _weighted_auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted AUROC of (n,) scores, (n,) booleans and (n, B) weights: (B,).
+def _share(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Wins over pairs, both summed over parts; NaN where there is no pair."""
+    wins, pairs = (np.sum(values, axis=0) for values in zip(*parts, strict=True))
+    return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+
+
+def _weighted_wins(
+    score: np.ndarray, positive: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs won, and pairs, of (n,) scores, (n,) booleans and (n, B) weights: (B,) each.
 
     For each positive the weight of the negatives below it, plus half of that at the same score
     (Mann-Whitney U), by one sort and one cumulative sum for all resamples.
@@ -307,8 +360,7 @@ def _weighted_auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray
     # Without ties, as nearly always, the second half is the first again.
     ties = np.flatnonzero(left != right)
     wins += 0.5 * np.einsum("pb,pb->b", weight[ties], below[right[ties]] - below[left[ties]])
-    pairs = weight.sum(axis=0) * below[-1]
-    return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    return wins, weight.sum(axis=0) * below[-1]
 
 
 def _check_scores(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -328,9 +380,10 @@ def _check_scores(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
     return labels, scores
 
 
-def _auroc_without(score: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """AUROC of (n,) scores without each of the K groups: (K,), NaN where no pair is left."""
-    count = groups.max() + 1
+def _wins_without(
+    score: np.ndarray, positive: np.ndarray, groups: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs won, and pairs, of (n,) scores without each of `count` groups: (count,) each."""
     rank = np.unique(score, return_inverse=True)[1]
     ranks = rank.max() + 1
     p, n = groups[positive], groups[~positive]
@@ -350,7 +403,17 @@ def _auroc_without(score: np.ndarray, positive: np.ndarray, groups: np.ndarray) 
         + np.bincount(p, within, minlength=count)
     )
     pairs = (len(p) - np.bincount(p, minlength=count)) * (len(n) - np.bincount(n, minlength=count))
-    return np.divide(wins, pairs, out=np.full(count, np.nan), where=pairs > 0)
+    return wins, pairs
+
+
+def _check_folds(folds: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    """(1, n) or (D, n)."""
+    if folds is None:
+        return np.zeros((1, shape[1]), int)
+    folds = np.atleast_2d(np.asarray(folds))
+    if folds.shape not in ((1, shape[1]), shape):
+        raise StatisticsError(f"folds {folds.shape} do not go with {shape} draws and recordings")
+    return folds
 
 
 def _wins(ranks: np.ndarray, others: np.ndarray, count: int) -> np.ndarray:

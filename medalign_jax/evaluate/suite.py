@@ -1,8 +1,10 @@
 """Tasks, folds and subjects of a data set, checked together: what every evaluation starts from.
 
 `Suite.of` needs the rows of a manifest and nothing else, so whatever is wrong with tasks, labels,
-splits and folds is said before a recording is opened. With `aggregate="subject"` a subject's
-recordings become one row: their features are averaged and their answers have to agree.
+splits and folds is said before a recording is opened. Where subjects are asked about, the answers
+of a subject's recordings have to agree. With `aggregate="subject"` they become one row, the mean of
+their features; with "scores" probes are fitted on recordings, and a subject's score is the mean of
+its recordings' scores.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from medalign_jax.evaluate.folds import Fold, check_folds, fold_of_splits, folds
 from medalign_jax.evaluate.stages import Settings, Stage
 from medalign_jax.evaluate.tasks import Task, TaskError, tasks_of
 
-AGGREGATES = ("recording", "subject")
+AGGREGATES = ("recording", "subject", "scores")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Options:
       folds: Folds by subject; 0 takes the manifest's column `split`.
       repeats: How often the folds are dealt anew.
       seed: Of the folds.
-      aggregate: "recording", or "subject": the mean over a subject's recordings.
+      aggregate: "recording"; "subject": the mean of a subject's features; "scores": the mean of the
+        scores of a subject's recordings.
       settings: Probes, draws and seeds.
     """
 
@@ -94,7 +97,11 @@ class Suite:
         tasks = tasks_of(rows, options.tasks, dataset)
         subjects = [row.subject_id or f"row {row.row}" for row in rows]
         members = _members(subjects, options.aggregate)
-        tasks = tuple(_gathered(task, members, rows) for task in tasks)
+        gathered = tuple(_gathered(task, members, rows) for task in tasks)
+        if options.aggregate == "scores":  # rows stay recordings, whose answers have to agree
+            for task in tasks:
+                _gathered(task, _members(subjects, "subject"), rows)
+        tasks = gathered
         of_row = tuple(subjects[group[0]] for group in members)
         if validation and options.folds == 2:
             raise TaskError("a model a fold takes 3 folds or more: one tests, one is for choices")
@@ -114,7 +121,7 @@ class Suite:
         """(N, D) of recordings -> (R, D) of rows: the mean over each row's recordings."""
         if len(features) != self.count:
             raise TaskError(f"{len(features)} rows of features for {self.count} recordings")
-        if self.options.aggregate == "recording":
+        if self.options.aggregate != "subject":
             return features
         return np.stack([features[group].mean(axis=0) for group in self.members])
 
@@ -154,7 +161,7 @@ class Suite:
 
 
 def _members(subjects: Sequence[str], aggregate: str) -> tuple[np.ndarray, ...]:
-    if aggregate == "recording":
+    if aggregate != "subject":
         return tuple(np.array([i]) for i in range(len(subjects)))
     found: dict[str, list[int]] = {}
     for i, subject in enumerate(subjects):

@@ -84,8 +84,9 @@ def measure_run(
     if jax.process_index():
         return
     found = measure(
-        suite.tasks, suite.plans, suite.subjects, [*stages, *plain], suite.options.settings, guesses
-    )
+        suite.tasks, suite.plans, suite.subjects, [*stages, *plain], suite.options.settings,
+        guesses, by_subject=suite.options.aggregate == "scores",
+    )  # fmt: skip
     shown = {}
     if words is not None:
         for stage, spaces in _spaces(run, embedded, aligned, vectors).items():

@@ -58,6 +58,18 @@ def test_the_score_without_each_subject_is_that_of_the_others(classes, decimals)
     np.testing.assert_allclose(statistic.without_each(subjects), slow, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_so_it_is_within_folds_and_where_labels_vary_within_a_subject(classes):
+    labels, scores, subjects = scored(24, 4, classes, draws=2)
+    labels = np.where(np.arange(96) % 7 == 0, (labels + 1) % classes, labels)
+    folds = np.stack([subjects % 3, subjects // 8])
+    statistic = st.auroc_statistic(labels, scores.round(1), folds=folds)
+    slow = np.concatenate([statistic((subjects != s)[None].astype(float)) for s in range(24)])
+    np.testing.assert_allclose(statistic.without_each(subjects), slow, rtol=0, atol=1e-12)
+    found = interval(statistic, subjects)
+    assert found.low < found.value < found.high
+
+
 def test_all_correct_is_not_certain():
     labels, scores, subjects = scored(20, 2, signal=50.0)
     found = interval(st.auroc_statistic(labels, scores), subjects)

@@ -1,5 +1,7 @@
 """Stages side by side, on features whose quality is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -64,12 +66,21 @@ def test_the_better_stage_wins_with_its_paired_interval(measured):
     assert control.ci_low < 0 < control.ci_high
 
 
-def test_values_are_those_of_the_pooled_predictions(measured, suite):
+def test_values_are_those_of_the_pairs_of_each_fold(measured, suite):
     scores = measured.scores["label", "linear", "after"]
     assert scores.shape == (1, COUNT, 2) and np.isfinite(scores).all()
     assert measured.tested["label"].tolist() == list(range(COUNT))
     value = one(measured, task="label", kind="linear", stage="after", metric="auroc")
-    expected = roc_auc_score(suite.tasks[0].answers, scores[0, :, 1])
+    wins, pairs = 0.0, 0
+    for fold in suite.plans[0]:
+        truth = suite.tasks[0].answers[fold.test]
+        there = int(truth.sum() * (1 - truth).sum())
+        wins += there * roc_auc_score(truth, scores[0, fold.test, 1])
+        pairs += there
+    expected = wins / pairs
+    assert expected != pytest.approx(
+        roc_auc_score(suite.tasks[0].answers, scores[0, :, 1]), abs=1e-4
+    )
     assert value.value == pytest.approx(expected, abs=1e-12)
     assert (value.n_train, value.n_test) == (120, COUNT)
     right = (scores[0].argmax(1) == suite.tasks[0].answers).mean()
@@ -111,6 +122,68 @@ def test_baselines_are_beside_and_no_differences_are_taken_of_them(measured):
     assert "shuffled minus spectral statistics" not in stages
 
 
+def test_scores_of_a_subjects_recordings_are_averaged(found):
+    """Against the probe's own scores of recordings, by hand."""
+    settings = Settings(per_class=0, probes=("linear", "knn"))
+    options = Options(("label", "age"), folds=4, settings=settings, aggregate="scores")
+    suite = Suite.of(found, options, "toy")
+    assert len(suite.members) == COUNT
+    stage = suite.stage("only", features(1, suite.tasks[0].answers, strength=0.7))
+    arguments = (suite.tasks, suite.plans, suite.subjects, [stage], settings)
+    single, whole = measure(*arguments), measure(*arguments, by_subject=True)
+    subjects = np.asarray(suite.subjects)
+    names = list(dict.fromkeys(suite.subjects))
+    assert [suite.subjects[i] for i in whole.tested["label"]] == names
+    for task, kind in (("label", "linear"), ("label", "knn"), ("age", "linear")):
+        of_recordings = single.scores[task, kind, "only"][0]
+        of_subjects = whole.scores[task, kind, "only"][0]
+        for name, got in zip(names, of_subjects, strict=True):
+            each = of_recordings[subjects == name]
+            if task == "age":
+                expected = each.mean()
+            else:
+                expected = np.exp(np.log(np.maximum(each, 1e-6)).mean(axis=0))
+                expected = expected / expected.sum()
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+    result = one(whole, task="label", kind="linear", stage="only", metric="auroc")
+    assert result.n_test == len(names)
+    assert (
+        result.value != one(single, task="label", kind="linear", stage="only", metric="auroc").value
+    )
+
+
+def test_answers_that_differ_within_a_subject_have_no_mean_score(found):
+    mixed = [dataclasses.replace(row, label=f"{i % 2}") for i, row in enumerate(found)]
+    with pytest.raises(UserError, match="no matter of the subject"):
+        Suite.of(mixed, Options(("label",), folds=4, aggregate="scores"), "toy")
+
+
+@pytest.mark.parametrize(("subjects", "folds"), [(30, 5), (60, 10)])
+def test_without_signal_folds_give_one_half(subjects, folds):
+    """Scores of all folds in one pool give 0.44 to 0.45 here."""
+    values, covered = [], 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.arange(subjects) % 2)
+        listed = rows(subjects, label=lambda i, labels=labels: f"class {labels[i]}",
+                      subject_id=lambda i: f"s{i}")  # fmt: skip
+        options = Options(("label",), folds=folds, seed=seed, settings=Settings(per_class=0))
+        suite = Suite.of(listed, options, "noise")
+        stage = suite.stage("noise", rng.standard_normal((subjects, 32)).astype(np.float32))
+        majority = Guess("majority", lambda task, fold: np.tile(
+            np.bincount(task.answers[fold.train], minlength=2) / len(fold.train),
+            (len(fold.test), 1)))  # fmt: skip
+        measured = measure(
+            suite.tasks, suite.plans, suite.subjects, [stage], options.settings, [majority]
+        )
+        result = one(measured, stage="noise", metric="auroc")
+        values.append(result.value)
+        covered += result.ci_low <= 0.5 <= result.ci_high
+        assert one(measured, stage="majority", metric="auroc").value == 0.5
+    assert abs(np.mean(values) - 0.5) < 3 * np.std(values, ddof=1) / 20**0.5
+    assert covered >= 17
+
+
 def test_repeats_of_folds_are_columns_of_one_score(found):
     options = Options(("label",), folds=3, repeats=2, settings=Settings(per_class=0))
     suite = Suite.of(found, options, "toy")
@@ -121,7 +194,7 @@ def test_repeats_of_folds_are_columns_of_one_score(found):
 
 
 def test_a_model_a_fold_is_probed_on_its_own_features(found):
-    """The second fold's model turns all signs: pooled predictions agree all the same."""
+    """The second fold's model turns all signs: the predictions agree all the same."""
     suite = Suite.of(found, Options(("label",), folds=2, settings=Settings(per_class=0)), "toy")
     x = features(1, 3.0 * suite.tasks[0].answers)
     stages = [suite.stage("one", x), suite.stage("two", [x, -x])]

@@ -48,6 +48,36 @@ def test_weighted_auroc_equals_sklearn_on_repeated_recordings(classes):
             assert values[b, d] == pytest.approx(roc_auc_score(target, score), abs=1e-12)
 
 
+def test_pairs_within_folds_by_hand():
+    """Fold 0: one pair, won; fold 1: two pairs, one lost, one tied; across folds none count."""
+    labels = np.array([0, 1, 0, 1, 1, 0])
+    score = np.array([0.1, 0.2, 5.0, 4.0, 5.0, 9.0])
+    folds = np.array([0, 0, 1, 1, 1, 2])
+    statistic = st.auroc_statistic(labels, np.stack([-score, score], 1), folds=folds)
+    assert statistic(np.ones((1, 6)))[0, 0] == pytest.approx(1.5 / 3)
+    assert statistic(np.array([[2.0, 1, 1, 1, 1, 1]]))[0, 0] == pytest.approx(2.5 / 4)
+    pooled = st.auroc_statistic(labels, np.stack([-score, score], 1))
+    assert pooled(np.ones((1, 6)))[0, 0] == pytest.approx(3.5 / 9)
+
+
+def test_columns_have_folds_of_their_own():
+    labels, scores = sample(n=40, draws=2)
+    folds = np.stack([np.arange(40) % 2, np.arange(40) // 20])
+    both = st.auroc_statistic(labels, scores, folds=folds)(np.ones((1, 40)))[0]
+    for d in range(2):
+        alone = st.auroc_statistic(labels, scores[d], folds=folds[d])(np.ones((1, 40)))[0]
+        assert both[d] == pytest.approx(alone[0])
+    assert both[0] != pytest.approx(st.auroc_statistic(labels, scores[0])(np.ones((1, 40)))[0, 0])
+
+
+def test_folds_without_pairs_or_of_another_shape_are_refused():
+    labels, scores = np.array([0, 0, 1, 1]), np.eye(2)[[0, 0, 1, 1]]
+    with pytest.raises(st.StatisticsError, match="in no fold"):
+        st.auroc_statistic(labels, scores, folds=labels)
+    with pytest.raises(st.StatisticsError, match="do not go with"):
+        st.auroc_statistic(labels, scores, folds=np.zeros(3))
+
+
 def test_class_absent_from_the_test_sample_is_left_out_and_named():
     labels, scores = sample(classes=4)
     labels = np.where(labels == 2, 1, labels)
