@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.quick import FLAGS
-
 ROOT = Path(__file__).resolve().parent.parent
 
 # Set before any test module imports jax. Processes of one run, and later runs, share compilations.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Small programs compile in less than the default of 1 s, and would be compiled anew each time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @pytest.fixture(scope="session")
