@@ -4,4 +4,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-dev.txt requirements-gguf.txt
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadscope "$@"
+exec "$python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadscope --no-loadscope-reorder "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -65,9 +66,7 @@ class Architecture:
 
     def abstract_params(self, mesh: Mesh | None = None) -> Any:
         """Shapes (and shardings, given a mesh) of the parameters."""
-        config = self.module.config
-        features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
-        tree = jax.eval_shape(self.module.init, jax.random.key(0), features)["params"]
+        tree = jax.tree.map(lambda leaf: leaf, _parameter_shapes(self.module))  # a caller's own
         if mesh is None:
             return tree
         places = shardings(tree, self.sharding, mesh)
@@ -102,6 +101,14 @@ class Architecture:
                 f"once, windows of {most / rate:g} s ({most} samples), not of {samples / rate:g} s "
                 f"({samples}); take shorter windows: longer recordings are cut into several"
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _parameter_shapes(module: nn.Module) -> Any:
+    """Tracing an initialisation takes a second or two: once for each size, not for each load."""
+    config = module.config
+    features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), features)["params"]
 
 
 def architecture(

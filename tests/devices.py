@@ -6,14 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.quick import FLAGS
+
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 900  # seconds: a process that hangs, not one on a machine that is busy
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def environment(devices: int, quick: bool = True) -> dict[str, str]:
-    """Variables for so many CPU devices; `quick` compiles in half the time, to slower programs."""
-    flags = f"--xla_force_host_platform_device_count={devices} {_QUICK if quick else ''}"
+    """Variables for so many CPU devices; `quick` as in `tests.quick`."""
+    flags = f"--xla_force_host_platform_device_count={devices} {FLAGS if quick else ''}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 

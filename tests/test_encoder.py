@@ -69,6 +69,21 @@ def test_an_export_comes_back_bit_for_bit(encoder, loaded):
     np.testing.assert_array_equal(loaded.embed(sounds, 16_000), encoder.embed(sounds, 16_000))
 
 
+def test_shapes_are_traced_once_a_size_and_are_the_callers_own(made, monkeypatch):
+    first = made.abstract_params()
+    wanted = named_leaves(first)
+    first.clear()
+
+    def refuse(*_):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(jax, "eval_shape", refuse)
+    again = architecture("vit_mae_small", SIZES, {"f_min": 40.0})
+    assert wanted and named_leaves(again.abstract_params()) == wanted
+    with pytest.raises(AssertionError, match="traced again"):
+        architecture("vit_mae_small", SIZES | {"depth": 2}).abstract_params()
+
+
 def test_a_workdir_stands_for_its_export(export, loaded):
     again = load_encoder("vit_mae_small", export.parent)
     for one, other in zip(

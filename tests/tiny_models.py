@@ -13,6 +13,7 @@ from medalign_jax.models.vit_mae import ViTMAE, ViTMAEConfig
 from medalign_jax.teachers.reading import Reading
 from medalign_jax.teachers.teacher import Teacher, random_teacher
 from medalign_jax.weights.tables.opera_gt import SHARDING
+from tests.quick import OPTIONS
 
 ENCODER = ViTMAEConfig(
     frames=16, patch=(4, 16), width=32, depth=1, heads=2,
@@ -22,7 +23,6 @@ FRONT_END = LogMel()
 SAMPLES = FRONT_END.samples(ENCODER.frames)
 TEXT_WIDTH = 24
 AUGMENT = Augment(noise=0.5, frame_mask=0.5)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TEACHER = BertConfig(
     vocab_size=64, width=TEXT_WIDTH, depth=1, heads=2, mlp_width=32, max_positions=16
 )
@@ -30,8 +30,8 @@ WORDS = ("murmur", "systolic", "diastolic", "wheeze", "crackle", "normal", "mitr
 
 
 def quick_jit(function, **options):
-    """jit that compiles in half the time, to slower programs."""
-    return jax.jit(function, compiler_options=QUICK, **options)
+    """jit with the options of `tests.quick`."""
+    return jax.jit(function, compiler_options=OPTIONS, **options)
 
 
 def student(config: ViTMAEConfig = ENCODER, augment: Augment = AUGMENT, params=None):

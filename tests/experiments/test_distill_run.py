@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import devices
+from tests.quick import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 9  # evaluated and saved every third
@@ -28,7 +29,7 @@ def start(place: Path, name: str, mode: str) -> subprocess.Popen:
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": FLAGS,
     }
     script = Path(__file__).with_name("run_distill.py")
     return subprocess.Popen(

@@ -20,7 +20,7 @@ def tiny():
     config = acula.get_config("demo")
     config.data.update({"simulated": 60, "seconds": 31 * 512 / 16_000, "mix": 0})
     config.encoder.overrides.update(
-        {"frames": 32, "patch": (8, 16), "width": 32, "depth": 2, "heads": 2,
+        {"frames": 32, "patch": (8, 16), "width": 32, "depth": 1, "heads": 2,
          "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
     )  # fmt: skip
     config.reports.wordings = 2

@@ -15,6 +15,7 @@ import soundfile
 
 from tests import devices
 from tests import tiny_models as tiny
+from tests.quick import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVAL_EVERY, RECORDS = 14, 4, 22
@@ -46,7 +47,7 @@ def start(place: Path, name: str, *changes: str) -> subprocess.Popen:
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": FLAGS,
     }
     script = Path(__file__).with_name("run_fit.py")
     return subprocess.Popen(
