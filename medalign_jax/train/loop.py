@@ -118,19 +118,19 @@ class _Run:
         frozen = jax.device_put(
             method.frozen, shardings(method.frozen, method.frozen_rules, self.mesh)
         )
-        step = self.checkpoints.latest()
-        if step is None:
-            params = jax.device_put(method.initial_params(key), layout.params)
-            make = jax.jit(
-                lambda params: init_state(params, self.optimizer, config.seed), out_shardings=layout
-            )
-            return make(params), frozen
         template = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             abstract,
             layout,
         )
-        state, position = self.checkpoints.restore(step, template)
+        found = self.checkpoints.restore_newest(template)
+        if found is None:
+            params = jax.device_put(method.initial_params(key), layout.params)
+            make = jax.jit(
+                lambda params: init_state(params, self.optimizer, config.seed), out_shardings=layout
+            )
+            return make(params), frozen
+        step, state, position = found
         self.data.iterator.set_state(position)
         print(f"{self.what}: going on from the checkpoint of step {step}", flush=True)
         return state, frozen
@@ -291,14 +291,10 @@ def _note(values: dict[str, float]) -> str:
 
 
 def _outcome(run: _Run) -> Fit:
-    last, best = run.checkpoints.latest(), run.checkpoints.best()
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), run.state
-    )
-    best_params = run.state.params
-    if best != last:
-        best_params = run.checkpoints.restore(best, template)[0].params
-    return Fit(best_params, best, run.checkpoints.metrics(best), run.state.params, last)
+    last = run.checkpoints.latest()
+    best, state = run.checkpoints.restore_best(last, run.state)
+    metrics = run.checkpoints.metrics(best)
+    return Fit(state.params, best, metrics, run.state.params, last)
 
 
 def _catch_signals(stopping: threading.Event) -> Callable[[], None]:
