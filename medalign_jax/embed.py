@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from medalign_jax.audio import io
 from medalign_jax.encoder import Encoder, load_encoder
 from medalign_jax.errors import UserError
+from medalign_jax.files import writing_whole
+from medalign_jax.locks import held
 from medalign_jax.train.progress import Progress
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -67,9 +69,11 @@ def embed_files(
 
     Returns:
       The number of files without an embedding.
+
+    Raises:
+      LockedError: another process writes the table.
+      UserError: the encoder gives numbers that are not finite; names the file.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
     progress = Progress(len(files), "embedding", "file")
     notes: deque[tuple[str, float, str | None]] = deque()
     problems = 0
@@ -81,13 +85,22 @@ def embed_files(
             if problem is None:
                 yield waveform, encoder.sample_rate
 
-    with pq.ParquetWriter(temporary, _SCHEMA) as writer:
+    with (
+        held(out, folder=False, advice="name another --out"),
+        writing_whole(out) as temporary,
+        pq.ParquetWriter(temporary, _SCHEMA) as writer,
+    ):
         rows: list[dict] = []
         for vector in _aligned(encoder.stream(readable()), notes):
             path, seconds, problem = notes.popleft()
             if problem is not None:
                 problems += 1
                 progress.say(f"{path}: {problem}")
+            elif not np.isfinite(vector).all():
+                raise UserError(
+                    f"{path}: its embedding is not finite; the encoder's weights or its precision "
+                    "(try float32) are at fault. Nothing was written"
+                )
             rows.append(
                 {"audio_path": path, "seconds": seconds, "embedding": vector, "problem": problem}
             )
@@ -98,7 +111,6 @@ def embed_files(
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
     progress.close()
-    os.replace(temporary, out)
     return problems
 
 

@@ -25,6 +25,7 @@ from medalign_jax.data import simulate_heart, simulate_lung, simulate_valves, sy
 from medalign_jax.data.synthesis import SAMPLE_RATE, SimulationError
 from medalign_jax.data.vocabulary import HEART_COLUMNS, LUNG_COLUMNS, PHASES, read_metadata
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole, writing_whole
 
 __all__ = ["LABELS", "SAMPLE_RATE", "Simulated", "SimulationError", "simulate", "write_dataset"]
 
@@ -269,15 +270,15 @@ def write_dataset(
     if _already_there(folder, request):
         return manifest
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    (folder / "simulation.json").write_text(json.dumps(request), encoding="utf-8")
+    write_whole(folder / "simulation.json", json.dumps(request).encode())
     rows = _write_recordings(folder, request)
     columns = [*_COLUMNS, *sorted({column for row in rows for column in row} - set(_COLUMNS))]
-    unfinished = folder / "metadata.csv.part"  # renamed when whole: its presence means "done"
-    with unfinished.open("w", newline="", encoding="utf-8") as stream:
+    # Its presence means "done".
+    with writing_whole(manifest) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    return unfinished.replace(manifest)
+    return manifest
 
 
 def _already_there(folder: Path, request: Mapping[str, object]) -> bool:

@@ -41,6 +41,7 @@ from medalign_jax.audio import io as audio_io
 from medalign_jax.data.tables import BadRecord, read_table
 from medalign_jax.datasets.splits import deal_folds
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 
 LABELS = ("AS", "AR", "MR", "MS", "N")
 REPORTS = ("full", "no_diagnosis")
@@ -198,9 +199,7 @@ def write_manifest(
     writer.writeheader()
     writer.writerows(manifest_rows(recordings, fold, out.parent, reports))
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, out)
+    write_whole(out, text.getvalue().encode())
     return notes
 
 

@@ -11,6 +11,7 @@ and another one with more tasks or encoders embeds only what is new.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -41,6 +42,7 @@ from medalign_jax.evaluate.stages import Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.progress import Progress
@@ -54,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if jax.process_index():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        run(arguments)
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                stack.enter_context(held(Path(arguments.out), advice="name another --out"))
+            run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
