@@ -7,7 +7,9 @@ import soundfile
 
 from medalign_jax import embed
 from medalign_jax.encoder import Encoder, architecture
+from medalign_jax.errors import UserError
 from medalign_jax.experiments.export import export_encoder
+from medalign_jax.locks import LockedError, held
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,31 @@ def test_missing_file_and_empty_folder_are_named(workdir, tmp_path, capsys):
         command = ["--checkpoint", str(workdir), "--out", str(tmp_path / "x"), str(path)]
         assert embed.main(command) == 1
         assert str(path) in capsys.readouterr().err
+
+
+class Loudness:
+    """Stands for an encoder: the deviation of a recording, NaN above some."""
+
+    sample_rate, width, limit = 4000, 1, np.inf
+
+    def stream(self, recordings):
+        for waveform, _ in recordings:
+            yield np.array([waveform.std() if len(waveform) < self.limit else np.nan])
+
+
+def test_two_commands_do_not_write_one_table(workdir, tmp_path):
+    out = tmp_path / "table.parquet"
+    told = pytest.raises(LockedError, match=r"table\.parquet is in use .*name another --out")
+    with held(out, folder=False), told:
+        embed.embed_files(Loudness(), [workdir / "a.wav"], out)
+    assert not any(tmp_path.iterdir())
+    assert embed.embed_files(Loudness(), [workdir / "a.wav"], out) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_an_embedding_that_is_not_finite_is_no_success(workdir, tmp_path):
+    encoder = Loudness()
+    encoder.limit = 8000
+    with pytest.raises(UserError, match=r"b\.flac: its embedding is not finite"):
+        embed.embed_files(encoder, [workdir / "a.wav", workdir / "b.flac"], tmp_path / "t.parquet")
+    assert not any(tmp_path.iterdir())
