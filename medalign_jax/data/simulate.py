@@ -13,6 +13,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,7 @@ def write_dataset(
     seconds: float = 8.0,
     kinds: Sequence[str] = ("heart", "lung"),
     recordings_per_subject: int = 2,
+    anew: bool = False,
 ) -> Path:
     """Write `count` recordings with their metadata and truth.
 
@@ -242,6 +244,7 @@ def write_dataset(
       seconds: length of each.
       kinds: of `LABELS`, one or several.
       recordings_per_subject: recordings that share a subject.
+      anew: whether a data set that was simulated otherwise is removed, instead of refused.
 
     Returns:
       Path of `metadata.csv` (`audio_path, subject_id, split, label, organ` and findings); beside
@@ -267,7 +270,7 @@ def write_dataset(
         "recordings_per_subject": recordings_per_subject,
     }
     manifest = folder / "metadata.csv"
-    if _already_there(folder, request):
+    if _already_there(folder, request, anew):
         return manifest
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "simulation.json", json.dumps(request).encode())
@@ -281,7 +284,7 @@ def write_dataset(
     return manifest
 
 
-def _already_there(folder: Path, request: Mapping[str, object]) -> bool:
+def _already_there(folder: Path, request: Mapping[str, object], anew: bool) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     record = folder / "simulation.json"
@@ -289,6 +292,9 @@ def _already_there(folder: Path, request: Mapping[str, object]) -> bool:
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
     except json.JSONDecodeError:
         found = None
+    if anew and found and found != request:
+        shutil.rmtree(folder)
+        return False
     if found != request:
         what = f"a data set simulated with {found}" if found else "other files"
         raise SimulationError(f"{folder} holds {what}; give an empty or a new folder")

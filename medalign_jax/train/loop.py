@@ -92,6 +92,11 @@ class _Run:
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", method.select)
         self.state, self.frozen = self._start(optimizer)
         self.begun = int(self.state.step)
+        if self.begun > config.total_steps:
+            raise UserError(
+                f"{what}: {self.workdir} is at step {self.begun}, past the {config.total_steps} "
+                "that are asked for: ask for as many or more, or begin anew with --restart"
+            )
         lines = read_metrics(self.workdir / "metrics.jsonl")
         past = [line for line in lines if line["step"] <= self.begun]
         self._scores = [self._score(line) for line in past if method.select[0] in line]
