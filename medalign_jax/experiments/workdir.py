@@ -187,7 +187,7 @@ def bind_recordings(folder: Path, recordings: Sequence[Recording]) -> None:
         changed = identity.compare_recordings(_read_lines(path), recordings)
         if changed and trained(folder):
             raise UserError(
-                f"{folder} was trained on other recordings: {'; '.join(changed)}. Give the same "
+                f"{folder} was begun with other recordings: {'; '.join(changed)}. Give the same "
                 "ones, choose another --workdir, or begin anew in this one with --restart"
             )
     lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in recordings).encode()
@@ -220,7 +220,7 @@ def bind(folder: Path, stage: str = "", shown: bool = False, **facts: str | None
     if other and begun:
         anew = f", or remove {', '.join(begun)} to train it anew" if stage else ""
         raise UserError(
-            f"{begun[0]} was trained with others: {'; '.join(other)}. Give the same ones, choose "
+            f"{begun[0]} was begun with others: {'; '.join(other)}. Give the same ones, choose "
             f"another --workdir, or begin anew in this one with --restart{anew}"
         )
     content["bound"] = content.get("bound", {}) | facts

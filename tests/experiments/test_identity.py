@@ -138,7 +138,7 @@ def test_an_arm_that_went_and_comes_back_otherwise_is_refused(begun):
     bind(begun, "arms/one", **{"arm one": "a" * 16})
     train(begun / "arms" / "one")
     bind(begun, "arms/one", **{"arm one": "a" * 16})
-    with pytest.raises(UserError, match=r"arms/one was trained with others: arm one aaa.*bbb"):
+    with pytest.raises(UserError, match=r"arms/one was begun with others: arm one aaa.*bbb"):
         bind(begun, "arms/one", **{"arm one": "b" * 16})
 
 
@@ -193,7 +193,7 @@ def changed(row: int, **values) -> list:
 def test_other_recordings_are_refused_with_how_many_and_which_first(begun, now, words):
     bind_recordings(begun, ROWS)
     bind_recordings(begun, ROWS)
-    with pytest.raises(UserError, match=f"was trained on other recordings: .*{words}"):
+    with pytest.raises(UserError, match=f"was begun with other recordings: .*{words}"):
         bind_recordings(begun, now)
     bind_recordings(begun, ROWS)  # the refused ones were not remembered
 
