@@ -72,7 +72,6 @@ def embed_files(
 
     Raises:
       LockedError: another process writes the table.
-      UserError: the encoder gives numbers that are not finite; names the file.
     """
     progress = Progress(len(files), "embedding", "file")
     notes: deque[tuple[str, float, str | None]] = deque()
@@ -96,11 +95,6 @@ def embed_files(
             if problem is not None:
                 problems += 1
                 progress.say(f"{path}: {problem}")
-            elif not np.isfinite(vector).all():
-                raise UserError(
-                    f"{path}: its embedding is not finite; the encoder's weights or its precision "
-                    "(try float32) are at fault. Nothing was written"
-                )
             rows.append(
                 {"audio_path": path, "seconds": seconds, "embedding": vector, "problem": problem}
             )

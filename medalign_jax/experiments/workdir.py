@@ -71,11 +71,16 @@ def open_workdir(
     folder = Path(folder)
     path = folder / "config.json"
     given = _json(config)
-    if not path.exists() or not trained(folder):
+    if not trained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write(path, {"config": given, "provenance": provenance()})
         _remove(folder / RECORDINGS)
         return folder
+    if not path.exists():
+        raise UserError(
+            f"{folder} holds something that was trained, but no config.json that says how: put it "
+            "back, choose another --workdir, or begin anew in this one with --restart"
+        )
     found = _differences(_read(path), config, defaults)
     refused = [text for difference in found if (text := _refusal(folder, difference, given))]
     if refused:

@@ -225,6 +225,13 @@ def test_two_runs_do_not_work_in_one_workdir(tmp_path):
     assert run(None, tmp_path / "w") == "done"
 
 
+def test_what_was_trained_nobody_knows_how_is_refused(begun):
+    (begun / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json that says how"):
+        open_workdir(begun, config())
+    assert not (begun / "config.json").exists()
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"config": 1, "provenance": {}}'])
 def test_a_damaged_config_is_named(begun, text):
     (begun / "config.json").write_text(text)
