@@ -68,8 +68,7 @@ def check_seal(folder: Path, under: str = "", share: tuple[int, int] = (0, 1)) -
         what = [name + (" (missing)" if found[name] is None else "") for name in wrong[:5]]
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DamagedError(
-            f"{folder} is damaged: {', '.join(what)}{more} not as when written (SHA-256). "
-            f"Where that was meant, delete {folder / NAME}"
+            f"{folder} is damaged: {', '.join(what)}{more} not as when written (SHA-256)"
         )
     return True
 
@@ -86,7 +85,13 @@ def check_seal_once(folder: Path) -> bool:
 @functools.lru_cache(maxsize=64)
 def _checked(folder: Path, states: tuple) -> bool:
     del states
-    return check_seal(folder)
+    try:
+        return check_seal(folder)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}; copy or export it again, or, where it was changed on purpose, delete "
+            f"{folder / NAME}"
+        ) from error
 
 
 def _names(folder: Path) -> list[str]:
