@@ -140,7 +140,7 @@ def _paper() -> ConfigDict:
         {
             "tasks": ("label",),  # columns, see evaluate/tasks.py
             "folds": 0,  # folds by subject, a model each; 0 takes the manifest's splits
-            # recording; subject: mean of a subject's features; scores: mean of its recordings' scores
+            # recording; subject: mean of a subject's features; scores: of its recordings' scores
             "aggregate": "recording",
             "probes": ("linear", "opera"),  # the first is the headline; also mlp, knn
             "per_class": 10,  # also with so many labels of each class; 0: not

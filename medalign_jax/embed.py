@@ -27,6 +27,7 @@ from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.files import printable
+from medalign_jax.locks import held
 from medalign_jax.train.progress import Progress
 
 SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff",
@@ -96,7 +97,7 @@ def embed_files(
       The number of files without an embedding.
 
     Raises:
-      UserError: a table of another kind.
+      UserError: a table of another kind, or another process writes it.
     """
     items = [file if isinstance(file, Item) else Item(file) for file in files]
     beside = tuple(dict.fromkeys(name for item in items for name in item.beside))
@@ -111,7 +112,10 @@ def embed_files(
             if problem is None:
                 yield waveform, encoder.sample_rate
 
-    with TableWriter(out, encoder.width, beside) as table:
+    with (
+        held(out, folder=False, advice="name another --out"),
+        TableWriter(out, encoder.width, beside) as table,
+    ):
         for vector in _aligned(encoder.stream(readable()), notes):
             item, seconds, problem = notes.popleft()
             if vector is not None and not np.isfinite(vector).all():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medalign_jax.errors import UserError
+from medalign_jax.files import writing_whole
 
 OWN_COLUMNS = ("audio_path", "seconds", "embedding", "problem")
 _PARQUET, _CSV = ("", ".parquet", ".pq"), (".csv",)
@@ -33,7 +34,7 @@ class TableWriter:
         self.check(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._width, self._beside = path, width, tuple(beside)
-        self._temporary = path.with_name(f".{path.name}.partial")
+        self._whole = contextlib.ExitStack()
         self._rows: list[dict[str, Any]] = []
         self._csv = path.suffix.lower() in _CSV
         texts = [(name, pa.string()) for name in self._beside]
@@ -54,14 +55,15 @@ class TableWriter:
             raise UserError(f"{path}: a table of embeddings ends in .parquet or .csv")
 
     def __enter__(self) -> TableWriter:
+        temporary = self._whole.enter_context(writing_whole(self._path))
         if self._csv:
-            self._file = open(self._temporary, "w", newline="", encoding="utf-8")
+            self._file = open(temporary, "w", newline="", encoding="utf-8")
             names = [f"embedding_{n}" for n in range(self._width)]
             csv.writer(self._file).writerow(
                 ["audio_path", "seconds", *self._beside, *names, "problem"]
             )
         else:
-            self._file = pq.ParquetWriter(self._temporary, self._schema)
+            self._file = pq.ParquetWriter(temporary, self._schema)
         return self
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -91,11 +93,12 @@ class TableWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
-                self._flush()
-        finally:
-            self._file.close()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+            try:
+                if kind is None:
+                    self._flush()
+            finally:
+                self._file.close()
+        except BaseException as failed:
+            self._whole.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._whole.__exit__(kind, error, trace)

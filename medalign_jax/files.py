@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-import tempfile
+import re
+import socket
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+# The host and the process that writes: what the dead have left can be told from work in progress.
+_TEMPORARY = re.compile(r"\.writing-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}")
+
+
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write a file to; it gets its name when the block ends.
+
+    A reader sees the old file or the whole new one, several writers do not meet, and where the
+    block raises there is nothing new. What killed processes have left in the folder is removed.
+    """
+    path = Path(path)
+    _clear_once(path.parent.absolute())
+    name = f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    temporary = path.parent / name
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes beside `path`, then renames: a reader sees the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    with writing_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def clear_remains(folder: Path) -> None:
+    """Removes what `writing_whole` of processes of this host that are dead has left there."""
+    for entry in Path(folder).glob(".writing-*"):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and match["host"] == socket.gethostname() and not is_running(match["process"]):
+            entry.unlink(missing_ok=True)
+
+
+_clear_once = functools.lru_cache(maxsize=None)(clear_remains)
+
+
+def is_running(process: int | str) -> bool:
+    """Whether this host has a process of that number."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's are for its maker alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def printable(path: str | os.PathLike) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from jax.sharding import Mesh
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 from medalign_jax.language_export import for_transformers
 from medalign_jax.models.audio_lm import (
     AudioLM,
@@ -33,6 +33,7 @@ from medalign_jax.models.audio_lm import (
 )
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.seals import seal
 from medalign_jax.train.mesh import Rules, shardings
 from medalign_jax.weights.identity import parameter_count
 from medalign_jax.weights.load import export, load, save
@@ -144,11 +145,12 @@ class LanguageModel:
             )
             save(folder / "model.safetensors", tensors)
             text = json.dumps(config, indent=2) + "\n"
-            (folder / "config.json").write_text(text, encoding="utf-8")
+            write_whole(folder / "config.json", text.encode())
             for path in sorted(self.tokenizer.folder.iterdir()):
                 own = path.resolve() == (folder / path.name).resolve()
                 if path.name.startswith(_BESIDE) and not own:
-                    shutil.copyfile(path, folder / path.name)
+                    write_whole(folder / path.name, path.read_bytes())
+            seal(folder)
         return folder
 
 

@@ -28,6 +28,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default workdirs/<config>_<variant>"
 )
+_RESTART = flags.DEFINE_bool(
+    "restart",
+    False,
+    "Begin anew: what the workdir holds of a run is moved to WORKDIR/earlier_runs; caches stay",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes: start jax.distributed (pods, Slurm)"
 )
@@ -59,7 +64,10 @@ def main() -> None:
     if config.method not in METHODS:
         raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
     check_numbers(config)
-    importlib.import_module(METHODS[config.method]).run(config, _workdir())
+    method = importlib.import_module(METHODS[config.method])
+    if _RESTART.value:
+        _set_aside(_workdir())
+    method.run(config, _workdir(), _defaults())
 
 
 def _config() -> ConfigDict:
@@ -71,6 +79,29 @@ def _config() -> ConfigDict:
         reason = " ".join(str(error).split())
         raise UserError(f"--config={path} holds no config with a `method`: {reason}") from error
     return config
+
+
+def _defaults() -> ConfigDict:
+    """The config as its file makes it, without what the command line changes."""
+    path, _, variant = flags.FLAGS["config"].config_filename.partition(":")
+    spec = importlib.util.spec_from_file_location("config_without_changes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _set_aside(workdir: Path) -> None:
+    """--restart: what there is of a run makes room for a new one."""
+    import jax
+
+    from medalign_jax.experiments.workdir import set_aside
+
+    if jax.process_index() == 0 and (place := set_aside(workdir)) is not None:
+        print(f"the run in {workdir} was moved to {place}", flush=True)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the run before was moved")
 
 
 def _cpu_only() -> bool:

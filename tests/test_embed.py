@@ -14,6 +14,7 @@ from medalign_jax.encoder import Encoder, architecture
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import embedding_table
 from medalign_jax.experiments.export import export_encoder
+from medalign_jax.locks import LockedError, held
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,23 @@ def test_an_embedding_that_is_not_finite_is_refused_by_name(workdir, tmp_path, c
     assert row["problem"].startswith(f"{workdir / 'a.wav'}: its embedding holds NaN")
     with pytest.raises(UserError, match="recording 0: its embedding holds NaN or infinite"):
         broken.embed([np.full(100, 0.1, np.float32)], 16_000)
+
+
+class Loudness:
+    """Stands for an encoder: the deviation of a recording."""
+
+    sample_rate, width = 4000, 1
+
+    def stream(self, recordings):
+        for waveform, _ in recordings:
+            yield np.array([waveform.std()])
+
+
+def test_two_commands_do_not_write_one_table(workdir, tmp_path):
+    out = tmp_path / "table.parquet"
+    told = pytest.raises(LockedError, match=r"table\.parquet is in use .*name another --out")
+    with held(out, folder=False), told:
+        embed.embed_files(Loudness(), [workdir / "a.wav"], out)
+    assert not any(tmp_path.iterdir())
+    assert embed.embed_files(Loudness(), [workdir / "a.wav"], out) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]

@@ -1,5 +1,6 @@
 """The command line: what is wrong is one line that says it, without a stack trace."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import acula
 from tests import devices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,3 +73,24 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
     done = run(f"--config={path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "SyntaxError" in done.stderr and "notes.py" in done.stderr
+
+
+def test_another_config_is_refused_and_restart_makes_room_for_it(tmp_path):
+    """The keys that the run there did not have yet count as their defaults, if they have them."""
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+    (workdir / "teacher_cache").mkdir()
+    there = json.loads(acula.get_config("demo").to_json_best_effort())
+    del there["evaluate"]["copies"], there["teacher"]["others"], there["optimizer"]["clip"]
+    (workdir / "config.json").write_text(json.dumps({"config": there, "provenance": {}}))
+    changes = ("--config.optimizer.clip=2.0", "--config.data.manifest=nowhere/m.csv")
+    refused = run(f"--workdir={workdir}", CONFIG, *changes)
+    said = refused.stderr[refused.stderr.index("error:") :].splitlines()
+    assert said[0] == f"error: {workdir} holds a run with another config:"
+    assert said[1] == "  optimizer.clip: 1.0 there, 2.0 now" and len(said) == 3
+    assert "--restart" in said[2]
+    anew = run(f"--workdir={workdir}", CONFIG, "--restart", *changes)
+    assert "no manifest" in anew.stderr
+    assert f"the run in {workdir} was moved to {workdir}/earlier_runs/1" in anew.stdout
+    assert (workdir / "earlier_runs" / "1" / "checkpoints" / "3").is_dir()
+    assert (workdir / "teacher_cache").is_dir() and not (workdir / "checkpoints").exists()

@@ -37,8 +37,11 @@ class AudioDataset:
         rows: Iterable[Row],
         clips: Iterable[tuple[CachedSource, int]],
         problems: Iterable[Problem] = (),
+        sounds: Iterable[str] | None = None,
     ):
         """`clips[i]` is the source of recording i, and its position there.
+
+        `sounds[i]` is its `sources.Clip.sound`, where that is known already.
 
         Raises:
             ManifestError: no recordings, or sources of different sample rates.
@@ -46,6 +49,7 @@ class AudioDataset:
         self.rows = tuple(rows)
         self.problems = tuple(problems)
         self._clips = tuple(clips)
+        self._sounds = None if sounds is None else tuple(sounds)
         if not self.rows or len(self.rows) != len(self._clips):
             raise ManifestError(f"{len(self.rows)} rows for {len(self._clips)} recordings")
         rates = sorted({source.sample_rate for source, _ in self._clips})
@@ -72,6 +76,16 @@ class AudioDataset:
         """
         return self.clip(index).waveform()
 
+    @property
+    def sounds(self) -> tuple[str, ...]:
+        """What each recording sounds like, in short: equal for equal waveforms.
+
+        Known from the check of a manifest or from a prepared folder; else all are read once.
+        """
+        if self._sounds is None:
+            self._sounds = tuple(self.clip(i).sound() for i in range(len(self)))
+        return self._sounds
+
     def reports(self, index: int, count: int, seed: int) -> tuple[str, ...]:
         """The manifest's own report, or up to `count` wordings of the metadata.
 
@@ -95,21 +109,21 @@ class AudioDataset:
             indices = [int(i) for i in which]
         if not indices:
             raise ManifestError(f"no row is left of {len(self)} after filtering")
-        return AudioDataset(
-            [self.rows[i] for i in indices], [self._clips[i] for i in indices], self.problems
-        )
+        sounds = self._sounds and [self._sounds[i] for i in indices]
+        clips = [self._clips[i] for i in indices]
+        return AudioDataset([self.rows[i] for i in indices], clips, self.problems, sounds)
 
     def with_splits(self, splits: Sequence[str]) -> "AudioDataset":
         """The same recordings in other splits, one name each; "" is in none."""
         pairs = zip(self.rows, splits, strict=True)
         rows = [dataclasses.replace(row, split=split) for row, split in pairs]
-        return AudioDataset(rows, self._clips, self.problems)
+        return AudioDataset(rows, self._clips, self.problems, self._sounds)
 
     def with_subjects(self, subjects: Sequence[str]) -> "AudioDataset":
         """The same recordings of other subjects, one name each; "" is not named."""
         pairs = zip(self.rows, subjects, strict=True)
         rows = [dataclasses.replace(row, subject_id=subject) for row, subject in pairs]
-        return AudioDataset(rows, self._clips, self.problems)
+        return AudioDataset(rows, self._clips, self.problems, self._sounds)
 
     def splits(self) -> dict[str, int]:
         """Number of recordings by split."""
@@ -137,7 +151,7 @@ class AudioDataset:
         sources = {id(source): source for source, _ in self._clips}
         renewed = {key: CachedSource(s.source, cache_bytes) for key, s in sources.items()}
         clips = [(renewed[id(source)], position) for source, position in self._clips]
-        return AudioDataset(self.rows, clips, self.problems)
+        return AudioDataset(self.rows, clips, self.problems, self._sounds)
 
 
 def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
@@ -157,7 +171,8 @@ def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
                 f"subject '{subject}' is in split '{splits[subject]}' of one data set and in "
                 f"'{row.split}' of another; make their subject names distinct"
             )
-    return AudioDataset(rows, clips, problems)
+    sounds = [sound for dataset in datasets for sound in dataset.sounds]
+    return AudioDataset(rows, clips, problems, sounds)
 
 
 def check_joined(base: AudioDataset, added: AudioDataset) -> None:
@@ -231,22 +246,31 @@ def open_dataset(
         found = records.open_records(path, targets, max_seconds, sample_rate)
         cached = CachedSource(found.source, cache_bytes)
         clips = [(cached, n) for n in found.numbers]
-        return AudioDataset(_with_organ(found.rows), clips, found.problems)
+        return AudioDataset(_with_organ(found.rows), clips, found.problems, found.sounds)
     rows, problems = read_manifest(path, targets, reports_required=reports_required)
     paths = [row.audio_path for row in rows]
     cached = CachedSource(FileSource(paths, sample_rate, max_seconds), cache_bytes)
     position = {row.row: i for i, row in enumerate(rows)}
+    sounds: dict[int, str] = {}
+
+    def hear(row: Row) -> bytes:
+        """Fills the memory that the first epoch reads from."""
+        clip = cached.clip(position[row.row])
+        digest = clip.digest()
+        sounds[row.row] = clip.sound(digest)
+        return digest
+
     checked = check(
         rows,
         problems,
         max_bad_fraction=max_bad_fraction,
         max_seconds=max_seconds,
-        # Decoding to check fills the memory that the first epoch reads from.
-        read=lambda row: cached.clip(position[row.row]).samples,
+        hear=hear,
         progress=progress,
     )
     clips = [(cached, position[row.row]) for row in checked.rows]
-    return AudioDataset(_with_organ(checked.rows), clips, checked.problems)
+    heard = [sounds[row.row] for row in checked.rows]
+    return AudioDataset(_with_organ(checked.rows), clips, checked.problems, heard)
 
 
 def _with_organ(rows: Iterable[Row]) -> list[Row]:

@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data import reports
 from medalign_jax.data.tables import (
@@ -33,6 +31,7 @@ from medalign_jax.data.tables import (
     read_table,
 )
 from medalign_jax.data.vocabulary import says_nothing
+from medalign_jax.files import write_whole
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
@@ -263,7 +262,7 @@ def check(
     check_audio: bool = True,
     max_bad_fraction: float = 0.01,
     max_seconds: float | None = None,
-    read: Callable[[Row], np.ndarray] | None = None,
+    hear: Callable[[Row], bytes] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
     """Checks recordings and what holds between rows, and decides whether to go on.
@@ -273,8 +272,9 @@ def check(
         check_audio: decode every file (in threads); without it files only have to exist.
         max_bad_fraction: share of rows that may be unusable, 0 to 1.
         max_seconds: what is read of a recording; None reads all of it.
-        read: decodes and checks a row's file and gives its samples, or raises `AudioError`; a
-            caller that keeps them does not decode twice. By default read at 16 kHz, forgotten.
+        hear: decodes and checks a row's file and gives a digest of its samples, or raises
+            `AudioError`; a caller that keeps them does not decode twice. By default read at 16 kHz,
+            forgotten.
         progress: called with (files looked at, files in all).
 
     Raises:
@@ -292,7 +292,7 @@ def check(
     problems += duplicates
     same = {problem.row for problem in duplicates}
     look = [row for row in rows if row.row not in same]
-    problems += _audio_problems(look, check_audio, max_seconds, read, progress)
+    problems += _audio_problems(look, check_audio, max_seconds, hear, progress)
     problems.sort(key=lambda p: (not p.fatal, p.row is not None, p.row or 0))
     bad = {problem.row for problem in problems if problem.fatal}
     kept = tuple(row for row in rows if row.row not in bad)
@@ -379,15 +379,15 @@ def _audio_problems(
     rows: Sequence[Row],
     decode: bool,
     max_seconds: float | None,
-    read: Callable[[Row], np.ndarray] | None,
+    hear: Callable[[Row], bytes] | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[Problem]:
-    def read_and_forget(row: Row) -> np.ndarray:
+    def read_and_forget(row: Row) -> bytes:
         waveform = audio_io.read(row.audio_path, max_seconds=max_seconds)
         audio_io.check_waveform(waveform, row.audio_path)
-        return waveform
+        return hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
 
-    read = read or read_and_forget
+    hear = hear or read_and_forget
 
     def look(row: Row) -> tuple[list[Problem], bytes | None]:
         """What is wrong with a recording, and a digest of its samples."""
@@ -397,7 +397,7 @@ def _audio_problems(
             if info.frames == 1:  # said here: resampled upwards it would be more than one
                 raise audio_io.AudioError(row.audio_path, "holds a single sample; remove the row")
             if decode:
-                digest = hashlib.blake2b(read(row).tobytes(), digest_size=16).digest()
+                digest = hear(row)
         except audio_io.AudioError as error:
             return [Problem(row.row, row.audio_path, error.reason, fatal=True)], None
         if max_seconds is not None and info.seconds > max_seconds:
@@ -448,11 +448,8 @@ def list_problems(problems: Sequence[Problem], out: str) -> None:
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes one JSON object a problem; the file appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     lines = (json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(Path(path), "".join(lines).encode())
 
 
 def without_folder(row: Row, folder: str | Path) -> Row:

@@ -5,6 +5,7 @@ processes, threads, the number of processes and restarts change nothing: every r
 drawn from (seed, position in the whole run), and the state of an iterator is a batch number.
 """
 
+import hashlib
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -216,7 +217,7 @@ class BatchIterator(grain.DatasetIterator):
         other = [
             f"{name} is {state.get(name)!r} in the state and {value!r} here"
             for name, value in self._identity.items()
-            if state.get(name) != value
+            if state.get(name, value) != value  # earlier versions did not count in all of it
         ]
         number = state.get("batch")
         if other or not isinstance(number, int) or number < 0:
@@ -275,7 +276,7 @@ def make_iterator(
         batches = number.map_with_index(_OnePerSubject(dataset, spec))
     else:
         batches = _order(records, used, spec)
-    return BatchIterator(batches.map_with_index(load), spec, _identity(records, spec))
+    return BatchIterator(batches.map_with_index(load), spec, _identity(dataset, spec))
 
 
 def _order(records: int, used: int, spec: BatchSpec) -> grain.MapDataset:
@@ -309,7 +310,12 @@ class _OnePerSubject:
         return np.array([rng.choice(self._members[subject]) for subject in drawn])
 
 
-def _identity(records: int, spec: BatchSpec) -> dict[str, object]:
+def _identity(dataset: AudioDataset, spec: BatchSpec) -> dict[str, object]:
     """What decides the content of a batch besides its number."""
     free = ("epochs", "workers", "prefetch")
-    return {"records": records} | {k: v for k, v in asdict(spec).items() if k not in free}
+    pairs = zip(dataset.sounds, dataset.rows, strict=True)
+    grouped = spec.one_per_subject  # else it does not matter who was recorded
+    told = "".join(f"{sound} {row.subject_id * grouped}\n" for sound, row in pairs)
+    shape = {name: value for name, value in asdict(spec).items() if name not in free}
+    digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    return {"records": len(dataset), **shape, "digest of the recordings": digest}

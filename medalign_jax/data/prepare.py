@@ -9,7 +9,6 @@ A run that is killed leaves nothing under the name of `--out`; the next one clea
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -38,6 +37,9 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.records import Recipe
 from medalign_jax.data.sources import Clip
+from medalign_jax.files import sync
+from medalign_jax.locks import held
+from medalign_jax.seals import seal
 
 TEXT_COLUMNS = ("audio_path", "subject_id", "split", "label", "report")
 
@@ -62,7 +64,8 @@ def write_records(
         Whether something was written.
 
     Raises:
-        ManifestError: `out` holds something else, or another process writes to it.
+        ManifestError: `out` holds something else.
+        LockedError: another process writes to it.
         AudioError: a file has become unreadable since it was checked.
     """
     out, manifest = Path(out), Path(manifest)
@@ -73,11 +76,11 @@ def write_records(
     out.parent.mkdir(parents=True, exist_ok=True)
     with _stage(out) as stage:
         folder, cut = _write_tfds(dataset, rows, recipe, stage, progress)
-        _write_rows(folder, rows, content)
+        _write_rows(folder, dataset, content)
         description = {"manifest": manifest.name, "rows": len(rows), "cut": cut}
         _write_description(folder, recipe, description | {"content": _digest(content)})
         os.rename(folder, out)
-        _sync(out.parent)
+        sync(out.parent)
     return True
 
 
@@ -179,21 +182,14 @@ def _ahead(read: Callable[[int], Clip], indices: Sequence[int]) -> Iterator[tupl
 def _stage(out: Path) -> Iterator[Path]:
     """An empty folder beside `out` that one process at a time may have."""
     stage = out.with_name(out.name + ".incomplete")
-    stage.mkdir(exist_ok=True)
-    lock = os.open(stage, os.O_RDONLY)
-    try:
+    with held(out, folder=False, advice="name another --out"):
+        if stage.exists():  # left by a run that was killed
+            shutil.rmtree(stage)
+        stage.mkdir()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ManifestError(f"another process is writing '{out}'; wait until it ends") from None
-        try:
-            for left in stage.iterdir():  # by a run that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 def _content(rows: Sequence[Row], paths: Sequence[str]) -> list[dict[str, object]]:
@@ -207,13 +203,13 @@ def _digest(content: list[dict[str, object]]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write_rows(folder: Path, rows: Sequence[Row], content: list[dict[str, object]]) -> None:
-    order = [i for split in SPLITS for i, row in enumerate(rows) if row.split == split]
+def _write_rows(folder: Path, dataset: AudioDataset, content: list[dict[str, object]]) -> None:
+    order = [i for split in SPLITS for i, row in enumerate(dataset.rows) if row.split == split]
     number = {index: record for record, index in enumerate(order)}
     with open(folder / records.ROWS, "w", encoding="utf-8") as file:
         for index, columns in enumerate(content):
-            line = json.dumps(columns | {"record": number[index]}, ensure_ascii=False)
-            file.write(line + "\n")
+            place = {"record": number[index], "sound": dataset.sounds[index]}
+            file.write(json.dumps(columns | place, ensure_ascii=False) + "\n")
 
 
 def _write_description(folder: Path, recipe: Recipe, facts: dict[str, object]) -> None:
@@ -227,17 +223,10 @@ def _write_description(folder: Path, recipe: Recipe, facts: dict[str, object]) -
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / records.DESCRIPTION).write_text(text, encoding="utf-8")
+    seal(folder, but=records.shards(description["files"]))
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(file)
+    sync(folder)
 
 
 def refuse_other_content(out: str | Path, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ so that opening it decodes no audio, and TFDS can open it too (`tfds.builder_fro
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -22,11 +22,13 @@ import numpy as np
 from medalign_jax.data.manifest import SPLITS, Problem, Row
 from medalign_jax.data.sources import Clip
 from medalign_jax.data.tables import ManifestError, did_you_mean
+from medalign_jax.seals import DamagedError, check_seal
 
 FORMAT = 1
 NAME = "auscultation"
 DESCRIPTION = "prepared.json"
 ROWS = "rows.jsonl"
+_AGAIN = "delete it and prepare the data set again"
 _SHARD = re.compile(rf"{NAME}-({'|'.join(SPLITS)})\.array_record-\d{{5}}-of-\d{{5}}")
 
 
@@ -88,17 +90,29 @@ class RecordSource:
         return len(self._records)
 
     def clip(self, position: int) -> Clip:
-        """Record `position`."""
-        found = self._features.deserialize_example_np(self._records[position])
+        """Record `position`.
+
+        Raises:
+            ManifestError: it is damaged.
+        """
+        try:
+            found = self._features.deserialize_example_np(self._records[position])
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            folder = Path(self.paths[0]).parent
+            reason = " ".join(str(error).split())
+            raise ManifestError(
+                f"'{folder}' is damaged: record {position} cannot be read ({reason}); {_AGAIN}"
+            ) from error
         return Clip(found["audio"][: self.max_samples], float(found["scale"]))
 
 
 @dataclass(frozen=True)
 class Records:
-    """A prepared folder, opened: rows, the record number of each, and the clips."""
+    """A prepared folder, opened: rows, the record number and the sound of each, and the clips."""
 
     rows: tuple[Row, ...]
     numbers: tuple[int, ...]
+    sounds: tuple[str, ...]
     source: RecordSource
     problems: tuple[Problem, ...]
 
@@ -124,7 +138,7 @@ def open_records(
     try:
         rate, limit, cut = (description[name] for name in ("sample_rate", "max_seconds", "cut"))
         prepared = tuple(description["targets"])
-        rows, numbers = _rows(folder, tuple(targets) or prepared)
+        rows, numbers, sounds = _rows(folder, tuple(targets) or prepared)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(
             f"'{folder}' is damaged ({error!r}); delete it and prepare the data set again"
@@ -149,11 +163,11 @@ def open_records(
         raise ManifestError(
             f"'{folder}' is damaged: {len(rows)} rows for {len(source)} records; prepare it again"
         )
-    return Records(tuple(rows), tuple(numbers), source, tuple(problems))
+    return Records(tuple(rows), tuple(numbers), tuple(sounds), source, tuple(problems))
 
 
-def _rows(folder: Path, targets: tuple[str, ...]) -> tuple[list[Row], list[int]]:
-    rows, numbers = [], []
+def _rows(folder: Path, targets: tuple[str, ...]) -> tuple[list[Row], list[int], list[str]]:
+    rows, numbers, sounds = [], [], []
     with open(folder / ROWS, encoding="utf-8") as file:
         for line in file:
             found = json.loads(line)
@@ -161,7 +175,9 @@ def _rows(folder: Path, targets: tuple[str, ...]) -> tuple[list[Row], list[int]]
             columns = {field.name: found[field.name] for field in fields(Row)}
             rows.append(Row(**columns | {"targets": kept}))
             numbers.append(found["record"])
-    return rows, numbers
+            # Folders of earlier versions know the recording's file only.
+            sounds.append(found.get("sound") or f"file {found['sha256']}")
+    return rows, numbers, sounds
 
 
 def read_description(folder: Path) -> dict[str, object]:
@@ -187,7 +203,8 @@ def check_files(folder: Path, description: dict[str, object]) -> list[str]:
     """The record files in record order, after seeing that every file is there and whole.
 
     Raises:
-        ManifestError: a file is missing, has another size, or the row table another hash.
+        ManifestError: a file is missing or has another size, or one beside the records has
+            other bytes than when it was written.
     """
     sizes = description.get("files")
     if not isinstance(sizes, dict) or not all(Path(name).name == name for name in sizes):
@@ -197,11 +214,19 @@ def check_files(folder: Path, description: dict[str, object]) -> list[str]:
         wrong = [ROWS]
     if wrong:
         raise ManifestError(
-            f"'{folder}' is damaged: missing or changed are {', '.join(wrong)}; delete it and "
-            "prepare the data set again"
+            f"'{folder}' is damaged: missing or changed are {', '.join(wrong)}; {_AGAIN}"
         )
-    shards = sorted(name for name in sizes if _SHARD.fullmatch(name))
-    return [name for split in SPLITS for name in shards if _SHARD.fullmatch(name)[1] == split]
+    try:
+        check_seal(folder)
+    except DamagedError as error:
+        raise ManifestError(f"{error}; {_AGAIN}") from error
+    return shards(sizes)
+
+
+def shards(names: Iterable[str]) -> list[str]:
+    """The array_record files among them, in record order; each record has a hash of its own."""
+    found = sorted(name for name in names if _SHARD.fullmatch(name))
+    return [name for split in SPLITS for name in found if _SHARD.fullmatch(name)[1] == split]
 
 
 def _size(path: Path) -> int:

@@ -13,6 +13,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from medalign_jax import commands
 from medalign_jax.data import simulate_heart, simulate_lung, simulate_valves, synthesis
 from medalign_jax.data.synthesis import SAMPLE_RATE, SimulationError
 from medalign_jax.data.vocabulary import HEART_COLUMNS, LUNG_COLUMNS, PHASES, read_metadata
+from medalign_jax.files import write_whole, writing_whole
 
 __all__ = ["LABELS", "SAMPLE_RATE", "Simulated", "SimulationError", "simulate", "write_dataset"]
 
@@ -228,6 +230,7 @@ def write_dataset(
     seconds: float = 8.0,
     kinds: Sequence[str] = ("heart", "lung"),
     recordings_per_subject: int = 2,
+    anew: bool = False,
 ) -> Path:
     """Write `count` recordings with their metadata and truth.
 
@@ -241,6 +244,7 @@ def write_dataset(
       seconds: length of each.
       kinds: of `LABELS`, one or several.
       recordings_per_subject: recordings that share a subject.
+      anew: whether a data set that was simulated otherwise is removed, instead of refused.
 
     Returns:
       Path of `metadata.csv` (`audio_path, subject_id, split, label, organ`, of hearts with a
@@ -267,21 +271,21 @@ def write_dataset(
         "recordings_per_subject": recordings_per_subject,
     }
     manifest = folder / "metadata.csv"
-    if _already_there(folder, request):
+    if _already_there(folder, request, anew):
         return manifest
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    (folder / "simulation.json").write_text(json.dumps(request), encoding="utf-8")
+    write_whole(folder / "simulation.json", json.dumps(request).encode())
     rows = _write_recordings(folder, request)
     columns = [*_COLUMNS, *sorted({column for row in rows for column in row} - set(_COLUMNS))]
-    unfinished = folder / "metadata.csv.part"  # renamed when whole: its presence means "done"
-    with unfinished.open("w", newline="", encoding="utf-8") as stream:
+    # Its presence means "done".
+    with writing_whole(manifest) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    return unfinished.replace(manifest)
+    return manifest
 
 
-def _already_there(folder: Path, request: Mapping[str, object]) -> bool:
+def _already_there(folder: Path, request: Mapping[str, object], anew: bool) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     record = folder / "simulation.json"
@@ -289,6 +293,9 @@ def _already_there(folder: Path, request: Mapping[str, object]) -> bool:
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
     except json.JSONDecodeError:
         found = None
+    if anew and found and found != request:
+        shutil.rmtree(folder)
+        return False
     if found != request:
         what = f"a data set simulated with {found}" if found else "other files"
         raise SimulationError(f"{folder} holds {what}; give an empty or a new folder")

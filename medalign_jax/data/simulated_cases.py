@@ -18,6 +18,7 @@ import soundfile
 from medalign_jax.data.simulate import SAMPLE_RATE, simulate
 from medalign_jax.data.synthesis import band_pass, shaped_noise
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 
 VALVES = {"AV": "aortic", "PV": "pulmonary", "TV": "tricuspid", "MV": "mitral"}
 PITCHES = ("low", "high")
@@ -154,7 +155,7 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
     if listing.is_file():
         return listing
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(request), encoding="utf-8")  # first: it tells whose folder this is
+    write_whole(record, json.dumps(request).encode())  # first: it tells whose folder this is
     (folder / "audio").mkdir(exist_ok=True)
     lines = []
     for number, case in enumerate(random_cases(count, seed)):
@@ -162,9 +163,8 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
         one = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
         soundfile.write(folder / path, sound(case, one, seconds), SAMPLE_RATE, subtype="PCM_16")
         lines.append(json.dumps({"audio_path": path} | asdict(case)))
-    unfinished = listing.with_suffix(".part")  # renamed when whole
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return unfinished.replace(listing)
+    write_whole(listing, ("\n".join(lines) + "\n").encode())
+    return listing
 
 
 def read_cases(listing: str | os.PathLike) -> list[tuple[Case, str]]:

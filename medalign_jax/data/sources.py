@@ -4,6 +4,7 @@ Both give the same thing, a clip as 16-bit integers times a power of two, so tha
 the data set prepared from it, a first epoch and one from memory, agree bit for bit.
 """
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,14 @@ class Clip:
     def waveform(self) -> np.ndarray:
         """The waveform (n,) float32."""
         return self.samples.astype(np.float32) * np.float32(self.scale)
+
+    def digest(self) -> bytes:
+        """Of the samples, however loud: 16 bytes."""
+        return hashlib.sha256(self.samples.tobytes()).digest()[:16]
+
+    def sound(self, digest: bytes | None = None) -> str:
+        """What is heard, in short: equal for equal waveforms. `digest` where it is known."""
+        return f"{(digest or self.digest()).hex()}:{self.scale!r}"
 
 
 def quantise(waveform: np.ndarray) -> Clip:

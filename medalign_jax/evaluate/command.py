@@ -11,6 +11,7 @@ and another one with more tasks or encoders embeds only what is new.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -42,6 +43,7 @@ from medalign_jax.evaluate.stages import Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.progress import Progress
@@ -58,7 +60,10 @@ def _run(arguments: argparse.Namespace) -> None:
         jax.distributed.initialize()
         if jax.process_index():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    run(arguments)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(held(Path(arguments.out), advice="name another --out"))
+        run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> Measured:

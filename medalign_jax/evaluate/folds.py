@@ -119,6 +119,11 @@ def check_folds(tasks: Sequence[Task], folds: Sequence[Fold], per_class: int = 0
             raise TaskError(
                 f"task {task.name!r}: every test recording is {name!r}; AUROC needs a second class"
             )
+        if task.kind == "regression" and len(np.unique(task.answers[tested])) < 2:
+            raise TaskError(
+                f"task {task.name!r}: every test recording has {task.answers[tested[0]]:g}: there "
+                "is no variance to predict"
+            )
         for fold in folds:
             _check_training(task, fold, per_class)
 

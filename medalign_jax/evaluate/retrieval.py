@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from medalign_jax.errors import UserError
 
 MapKind = Literal["none", "procrustes", "ridge"]
+MAPS: tuple[str, ...] = get_args(MapKind)
 
 
 class RetrievalError(UserError):

@@ -125,6 +125,13 @@ class Suite:
             return features
         return np.stack([features[group].mean(axis=0) for group in self.members])
 
+    def answers(self, task: Task) -> np.ndarray:
+        """(N,) of recordings: the answer of the row that each is in."""
+        found = np.zeros(self.count, task.answers.dtype)
+        for group, answer in zip(self.members, task.answers, strict=True):
+            found[group] = answer
+        return found
+
     def stage(self, name: str, features: np.ndarray | Sequence[np.ndarray], **fields) -> Stage:
         """A stage from features of recordings; several are those of one model a fold."""
         if isinstance(features, np.ndarray):

@@ -13,7 +13,7 @@ all folds pooled, beside baselines:           evaluation.json, evaluation.csv, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.experiments import build, choosing, measuring
+from medalign_jax.experiments import build, choosing, measuring, texts
 from medalign_jax.experiments.alignment import (
     Aligned,
     Run,
@@ -34,16 +34,21 @@ from medalign_jax.experiments.alignment import (
     starting_params,
     supervise,
 )
-from medalign_jax.experiments.arms import MAIN, arms_of
-from medalign_jax.experiments.workdir import open_workdir
+from medalign_jax.experiments.arms import MAIN, Arm, arms_of
+from medalign_jax.experiments.identity import digest
+from medalign_jax.experiments.recordings import bind_dataset
+from medalign_jax.experiments.workdir import alone, bind, open_workdir, record_config
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+@alone
+def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
     arms = arms_of(config)
     measuring.check_sentences(config, arms)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, defaults)
     this = _prepare(config, workdir)
+    _bind(this, arms)
+    record_config(workdir, config, defaults)
     embed = _Embedding(this)
     outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
@@ -81,7 +86,9 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
     options, name = options_of(config), build.data_name(config)
 
     def suite_of(rows) -> Suite:
-        return Suite.of(rows, options, name, validation=True)
+        suite = Suite.of(rows, options, name, validation=True)
+        measuring.check_settings(config, made, suite)
+        return suite
 
     data = build.open_data(config, workdir, made, check=suite_of)
     looked = config.evaluate.enabled and config.evaluate.copies
@@ -91,6 +98,23 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
     print(*findings, sep="\n", flush=True)
     reports = build.Reports.of(data, config.reports.wordings, config.seed)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
+
+
+def _bind(run: Run, arms: Sequence[Arm]) -> None:
+    """Refuses to go on with other data than what is there was trained on."""
+    grouped = any(arm.config.data.one_per_subject for arm in arms)
+    folds = run.suite.training_folds()
+    bind_dataset(run.workdir, run.data, folds, run.reports.texts, grouped)
+    for arm in arms:
+        if arm.name != MAIN:
+            bind(run.workdir, arm.folder, **{f"arm {arm.name}": digest(arm.changes)})
+        if arm.config.reports.pairing == "classes":
+            answers = texts.answers_of(run.data.rows, run.suite.options.tasks)
+            bind(run.workdir, arm.folder, **{f"answers of arm {arm.name}": digest(answers)})
+    if run.config.supervised.enabled:
+        answers = run.suite.answers(run.suite.tasks[0])
+        learnt = np.unique(np.concatenate([[*fold.train, *fold.valid] for fold in folds]))
+        bind(run.workdir, "supervised", supervised_labels=digest(answers[learnt].tolist()))
 
 
 class _Embedding:

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.encoder import Architecture
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.experiments import build
@@ -23,7 +22,7 @@ from medalign_jax.experiments.arms import Arm
 from medalign_jax.experiments.export import export_encoder, export_heads, host_params
 from medalign_jax.experiments.pretrain import pretrain
 from medalign_jax.experiments.texts import Targets, Texts, targets_of
-from medalign_jax.experiments.workdir import note_provenance
+from medalign_jax.experiments.workdir import bind
 from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.pretrain import Supervised
 from medalign_jax.teachers.whitening import Whitening
@@ -59,12 +58,10 @@ class Run:
         if key not in self._texts:
             mixed = [part.train_reports for part in self.parts if config.data.mix]
             found = Texts.of(config, self.workdir, self.mesh, [self.reports, *mixed])
-            note_provenance(self.workdir, **{self._hash_name(): found.teacher.identity})
+            name = f"teacher_weights {config.teacher.source}" if self._texts else "teacher_weights"
+            bind(self.workdir, shown=True, **{name: found.teacher.identity})
             self._texts[key] = found
         return self._texts[key]
-
-    def _hash_name(self) -> str:
-        return "teacher_weights" + (f"_{len(self._texts)}" if self._texts else "")
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -135,7 +132,7 @@ def starting_params(part: Part) -> Any:
     run, config = part.run, part.run.config
     if config.encoder.source:
         params, identity = build.published_params(config, run.made, run.mesh)
-        note_provenance(run.workdir, encoder_weights=identity)
+        bind(run.workdir, shown=True, encoder_weights=identity)
         return params
     if config.pretrain.enabled:
         folder = part.folder / "pretrain"
@@ -230,15 +227,10 @@ def supervise(part: Part, start: Any) -> Any:
     """The same encoder fine-tuned with the labels of the first task, as a reference."""
     run, config = part.run, part.run.config
     task = run.suite.tasks[0]
-    if task.kind != "classification":
-        raise UserError(
-            f"supervised.enabled: the first task, {task.name!r}, is a regression; put a "
-            "classification first, or turn it off"
-        )
     block = config.copy_and_resolve_references()
     with block.unlocked():
         block.update(config.supervised.changes)
-    answers = _spread(run.suite, task.answers)
+    answers = run.suite.answers(task)
     train, train_column = _labelled(part.data, part.fold.train, answers)
     valid, valid_column = _labelled(part.data, part.fold.valid, answers)
     folder = part.folder / "supervised"
@@ -251,14 +243,6 @@ def supervise(part: Part, start: Any) -> Any:
     )
     fitted = fit(method, data, optimizer, loop, folder, run.mesh, f"{part.what}supervised")
     return host_params(fitted.best_params["encoder"])
-
-
-def _spread(suite: Suite, answers: np.ndarray) -> np.ndarray:
-    """Answers of rows -> of recordings."""
-    found = np.full(suite.count, -1)
-    for group, answer in zip(suite.members, answers, strict=True):
-        found[group] = answer
-    return found
 
 
 def _labelled(data: AudioDataset, rows: np.ndarray, answers: np.ndarray):

@@ -30,12 +30,14 @@ class Arm:
       role: "encoder" for what is claimed, "control" for what must not gain, "candidate" for what
         may stand in the place of the run's own alignment, fold by fold (`choosing`).
       identity: Equal for arms that would train the same.
+      changes: Of the config, as JSON.
     """
 
     name: str
     config: ConfigDict
     role: str
     identity: str
+    changes: str = "{}"
 
     @property
     def folder(self) -> str:
@@ -78,4 +80,5 @@ def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:
             raise UserError(f"config.arms.{name}.{key} changes {unknown}, which is not there")
         block[key].update(values)
     told = {key: json.loads(block[key].to_json_best_effort()) for key in BLOCKS}
-    return Arm(name, block, role, json.dumps(told, sort_keys=True))
+    own = json.dumps({key: dict(values) for key, values in changes.items()}, sort_keys=True)
+    return Arm(name, block, role, json.dumps(told, sort_keys=True), own)

@@ -202,19 +202,18 @@ def data_name(config: ConfigDict) -> str:
 
 
 def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str) -> Path:
-    """Simulated recordings under ``workdir/name``, written once."""
+    """Simulated recordings under ``workdir/name``, written once (anew for another request)."""
     folder = workdir / name
-    manifest = folder / "metadata.csv"
-    if not manifest.exists():
+    if not (folder / "metadata.csv").exists():
         print(f"simulating {count} recordings of auscultation", flush=True)
-        write_dataset(
-            folder,
-            count,
-            config.seed,
-            seconds=config.data.simulated_seconds,
-            kinds=tuple(config.data.simulated_kinds),
-        )
-    return manifest
+    return write_dataset(
+        folder,
+        count,
+        config.seed,
+        seconds=config.data.simulated_seconds,
+        kinds=tuple(config.data.simulated_kinds),
+        anew=True,
+    )
 
 
 def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> AudioDataset:

@@ -26,26 +26,32 @@ from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments import distill_results as scoring
 from medalign_jax.experiments.distill_data import published_setting
 from medalign_jax.experiments.distill_world import simulated_setting
-from medalign_jax.experiments.workdir import note_provenance, open_workdir
+from medalign_jax.experiments.identity import digest
+from medalign_jax.experiments.recordings import bind_questions, sounds_of
+from medalign_jax.experiments.workdir import (
+    alone,
+    bind,
+    note_provenance,
+    open_workdir,
+    record_config,
+)
 from medalign_jax.language_model import LanguageModel
 from medalign_jax.train.progress import Progress
+from medalign_jax.weights.identity import params_identity
 from medalign_jax.weights.peft import export_peft
 
 Answers = dict[str, dict[str, str]]  # task -> question id -> response
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+@alone
+def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/distill.py``."""
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, defaults)
     mesh = build.mesh_of(config)
     make = published_setting if config.data.questions else simulated_setting
     setting = make(config, workdir, mesh)
-    note_provenance(
-        workdir,
-        student_weights=setting.student.identity,
-        teacher_weights=None if setting.teacher is None else setting.teacher.identity,
-        training_questions=scoring.trained_on(setting),
-    )
+    _bind(setting)
+    record_config(workdir, config, defaults)
     found: dict[str, list[Answers]] = {}
     if config.evaluate.enabled:
         found["before"] = [answers_of(setting, setting.student, workdir / "before", "before")]
@@ -61,6 +67,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
             found.setdefault(arm or "after", []).append(answers)
     if config.evaluate.enabled and jax.process_index() == 0:
         distill_page.write(setting, found)
+
+
+def _bind(setting: parts.Setting) -> None:
+    """Refuses to go on with other data or weights than what is there was trained with."""
+    workdir, config = setting.workdir, setting.config
+    bind(
+        workdir,
+        shown=True,
+        student_weights=setting.student.identity,
+        teacher_weights=None if setting.teacher is None else setting.teacher.identity,
+    )
+    tests = {fold.name: fold.test for fold in setting.folds}  # of a fold the others are learnt
+    bind_questions(workdir, {"train": setting.train, "valid": setting.valid, **tests})
+    if not config.arms:  # else each seed has folders of its own
+        bind(workdir, seed=str(config.seeds[0]))
+    for arm, seed, _ in arms_of(config):
+        if arm:
+            folder = distill_page.arm_folder(workdir, arm, seed).relative_to(workdir)
+            changes = json.loads(config.arms[arm].to_json_best_effort())
+            bind(workdir, str(folder), **{f"arm {arm}": digest(changes)})
+    note_provenance(workdir, training_questions=scoring.trained_on(setting))
 
 
 def arms_of(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
@@ -114,17 +141,50 @@ def _folds(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) 
 
 
 def answers_of(setting: parts.Setting, model: LanguageModel, folder: Path, what: str) -> Answers:
-    """The model's responses to every task, kept in ``answers.json`` of the folder."""
-    path = folder / "answers.json"
-    found: Answers = json.loads(path.read_text()) if path.is_file() else {}
+    """The model's responses to every task, kept in ``answers.json`` of the folder.
+
+    ``answered.json`` beside it says by what each task was answered (weights, questions, settings):
+    what is not of that is answered anew.
+    """
+    path, origin = folder / "answers.json", folder / "answered.json"
+    kept: Answers = _object(path)
+    by = _object(origin)
+    weights = model.identity or params_identity(model.params)
     folder.mkdir(parents=True, exist_ok=True)
+    found: Answers = {}
     for task in setting.tasks:
-        if task.name in found:
+        asked = _asked(setting, task, weights)
+        if task.name in kept and by.get(task.name) == asked:
+            found[task.name] = kept[task.name]
             continue
         found[task.name] = _answer(setting, model, task, what)
         if jax.process_index() == 0:
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            by[task.name] = asked
+            write_atomically(origin, json.dumps(by, indent=1) + "\n")
     return found
+
+
+def _object(path: Path) -> dict:
+    """A JSON file of an earlier start; {} where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        print(f"{path} is damaged ({error}): its questions are answered anew", flush=True)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _asked(setting: parts.Setting, task: parts.Task, weights: str) -> str:
+    """Digest of all that decides the responses to a task."""
+    config = setting.config
+    settings = {"how": task.how, "max_length": config.data.max_length}
+    if task.how == "generate":
+        settings["max_new_tokens"] = config.evaluate.max_new_tokens
+    told = [[q.id, q.question, q.choices] for q in task.questions]
+    return digest([weights, settings, told, sounds_of(task.questions)])
 
 
 def _answer(

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 from medalign_jax.encoder import SETTINGS_FILE, Encoder
+from medalign_jax.files import write_whole
+from medalign_jax.seals import seal
 from medalign_jax.weights.load import export, save
 from medalign_jax.weights.table import LINEAR, Rule, Table
 
@@ -47,7 +49,9 @@ def export_encoder(folder: Path, encoder: Encoder) -> None:
     tensors = export(host_params(encoder.params), encoder.architecture.table)
     if jax.process_index() == 0:
         save(folder / "encoder.safetensors", tensors)
-        (folder / SETTINGS_FILE).write_text(json.dumps(encoder.settings(), indent=2) + "\n")
+        text = json.dumps(encoder.settings(), indent=2) + "\n"
+        write_whole(folder / SETTINGS_FILE, text.encode())
+        seal(folder)
 
 
 def export_heads(folder: Path, heads: Any) -> None:
@@ -55,10 +59,12 @@ def export_heads(folder: Path, heads: Any) -> None:
 
     Without heads the file of an earlier export is removed.
     """
-    if not heads:
-        if jax.process_index() == 0:
-            (folder / "heads.safetensors").unlink(missing_ok=True)
+    path = folder / "heads.safetensors"
+    tensors = export(host_params(heads), HEADS) if heads else None
+    if jax.process_index():
         return
-    tensors = export(host_params(heads), HEADS)
-    if jax.process_index() == 0:
-        save(folder / "heads.safetensors", tensors)
+    if tensors is None:
+        path.unlink(missing_ok=True)
+    else:
+        save(path, tensors)
+    seal(folder)

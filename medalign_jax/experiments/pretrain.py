@@ -12,20 +12,24 @@ from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.encoder import Architecture
 from medalign_jax.experiments import build
 from medalign_jax.experiments.export import export_encoder
-from medalign_jax.experiments.workdir import note_provenance, open_workdir
+from medalign_jax.experiments.recordings import bind_dataset
+from medalign_jax.experiments.workdir import alone, bind, open_workdir, record_config
 from medalign_jax.methods.pretrain import Pretrain
 from medalign_jax.train.loop import Fit, fit
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+@alone
+def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/pretrain.py``: data, training, export."""
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, defaults)
     mesh, made = build.mesh_of(config), build.architecture_of(config)
     params = None
     if config.encoder.source:
         params, identity = build.published_params(config, made, mesh)
-        note_provenance(workdir, encoder_weights=identity)
+        bind(workdir, shown=True, encoder_weights=identity)
     dataset = build.open_data(config, workdir, made)
+    bind_dataset(workdir, dataset, subjects=config.data.one_per_subject)
+    record_config(workdir, config, defaults)
     fitted = pretrain(config, workdir, dataset, made, mesh, params)
     encoder = build.encoder_of(config, made, fitted.best_params["encoder"], mesh)
     export_encoder(workdir / "export", encoder)

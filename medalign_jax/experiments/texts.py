@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.data.manifest import Row
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import build
 from medalign_jax.teachers import Teacher
@@ -109,10 +110,7 @@ def targets_of(
     ]
     rng = np.random.default_rng((config.seed, 13))
     if how == "classes":
-        names = [
-            () if part is None else tuple(_answers(row, tasks) for row in part.rows)
-            for part in parts
-        ]
+        names = [() if part is None else answers_of(part.rows, tasks) for part in parts]
         return _one_a_name(names, lambda n: np.eye(n, dtype=np.float32))
     if how == "random":
         width = texts.vectors.shape[1]
@@ -124,9 +122,13 @@ def targets_of(
     return Targets(_arrays(config, texts, whitening), *rows)
 
 
-def _answers(row, tasks: Sequence[str]) -> tuple[str, ...]:
+def answers_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Each recording's answers to some tasks, as text."""
     columns = [task.partition(":")[0] for task in tasks]
-    return tuple((row.label if c == "label" else row.targets.get(c)) or "" for c in columns)
+    return tuple(
+        tuple((row.label if c == "label" else row.targets.get(c)) or "" for c in columns)
+        for row in rows
+    )
 
 
 def _one_a_name(names: Sequence[Sequence], vectors) -> Targets:

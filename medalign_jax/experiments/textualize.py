@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from medalign_jax.data.prompts import PromptFormat, SequenceBuilder
 from medalign_jax.data.questions import Loaded, Question
 from medalign_jax.data.questions_readers import write_questions
+from medalign_jax.data.records import sha256
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.experiments import build
@@ -41,29 +42,46 @@ from medalign_jax.experiments.describing import (
 )
 from medalign_jax.experiments.distill_data import read_training
 from medalign_jax.experiments.journal import Journal
-from medalign_jax.experiments.workdir import note_provenance, open_workdir
+from medalign_jax.experiments.recordings import bind_questions
+from medalign_jax.experiments.workdir import (
+    alone,
+    bind,
+    note_provenance,
+    open_workdir,
+    record_config,
+)
 from medalign_jax.language_model import LanguageModel, load_language_model
 
 OUTPUT, FAILED, PARTIAL = "textualised.jsonl", "failed.jsonl", "textualised.partial.jsonl"
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+@alone
+def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/textualize.py``."""
     prompting, sampling = _settings(config)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, defaults)
+    bind(workdir, questions_file=_digest(Path(config.data.questions)))
     if (workdir / OUTPUT).is_file():
         print(f"{workdir / OUTPUT} is finished; for other descriptions choose another --workdir")
         return
     mesh = build.mesh_of(config)
     loaded = read_training(config.data, workdir / "unusable_rows.jsonl", decode=True)
+    bind_questions(workdir, {"to describe": loaded.questions})
     model = _model(config, mesh)
-    note_provenance(workdir, model_weights=model.identity, questions=len(loaded.questions))
+    bind(workdir, shown=True, model_weights=model.identity)
+    record_config(workdir, config, defaults)
+    note_provenance(workdir, questions=len(loaded.questions))
     builder = _builder(config, model, prompting)
     plan = plan_records(loaded.questions, builder, prompting, sampling.max_new_tokens)
     with Journal(workdir / PARTIAL, _run_of(model, plan, sampling, config.seed)) as journal:
         if plan.data is not None:
             describe(model, plan.data, sampling, config.seed, journal, mesh)
         _finish(workdir, loaded, plan, journal, _Origin(model, builder, sampling, config.seed))
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file's bytes; None of what is no file, which reading tells more about."""
+    return sha256(path) if path.is_file() else None
 
 
 def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:

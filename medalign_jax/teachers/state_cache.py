@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from medalign_jax.files import write_whole
 from medalign_jax.teachers.state_record import (
     KEY_BYTES,
     Fingerprint,
@@ -54,7 +55,6 @@ from medalign_jax.teachers.state_shards import (
     find_examples,
     open_reader,
     read_record,
-    replace,
     shard_paths,
 )
 
@@ -253,10 +253,8 @@ class StateCacheWriter:
                 f"{self.folder} has teacher states but no {_DESCRIPTION} that says whose; name "
                 "another folder, or delete it"
             )
-        temporary = self.folder / f"{self._temporary}{_DESCRIPTION}"
         text = json.dumps(self.fingerprint.as_dict(), indent=1)
-        temporary.write_text(text, encoding="utf-8")
-        replace(temporary, self.folder / _DESCRIPTION)
+        write_whole(self.folder / _DESCRIPTION, text.encode())
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._known

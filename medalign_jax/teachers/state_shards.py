@@ -13,6 +13,7 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from medalign_jax.files import sync
 from medalign_jax.teachers.state_record import KEY_BYTES, MAGIC, StateCacheError
 
 _TABLE = struct.Struct("<4sI")  # magic, number of keys, which follow
@@ -128,11 +129,6 @@ class NewShard:
 
 def replace(temporary: Path, target: Path) -> None:
     """Gives a file its name once it is on the disk."""
-    for path in (temporary, temporary.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if path == temporary:
-            os.replace(temporary, target)
+    sync(temporary)
+    os.replace(temporary, target)
+    sync(target.parent)

@@ -1,18 +1,30 @@
-"""Orbax checkpoints of a run: state, iterator, metrics; the latest and the best are kept."""
+"""Orbax checkpoints of a run: state, iterator, metrics; the newest and the best are kept.
+
+Every checkpoint is sealed (`medalign_jax.seals`) before it gets its name, and compared with its
+checksums before it is believed.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from medalign_jax.errors import UserError
+from medalign_jax.seals import DamagedError, check_seal, seal
 
 Tree = Any
+KEEP = 2  # newest checkpoints: where one is damaged there is another
+_TIMES = "_CHECKPOINT_METADATA"  # in which Orbax notes the time when a checkpoint gets its name
+DAMAGED = "damaged_checkpoints"  # beside the folder of the others
 
 
 class Checkpoints:
@@ -21,10 +33,16 @@ class Checkpoints:
     A save that is killed half-way is not seen as a checkpoint; the next start removes its remains.
     """
 
-    def __init__(self, folder: Path, select: tuple[str, str], keep_latest: int = 1):
-        """`select` is (metric name, "max" or "min") of the best checkpoint, kept besides."""
+    def __init__(self, folder: Path, select: tuple[str, str], keep_latest: int = KEEP):
+        """`select` is (metric name, "max" or "min") of the best checkpoint, kept besides.
+
+        Raises:
+          UserError: the metrics of every checkpoint are damaged.
+        """
         self.folder = Path(folder).absolute()
         self._metric, self._mode = select
+        self._saving: int | None = None
+        self._check_metrics()
         keep = [
             policies.LatestN(keep_latest),
             policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False),
@@ -34,6 +52,8 @@ class Checkpoints:
             best_fn=self._score,  # without it Orbax does not store the metrics
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            # Called when all files are written, before the checkpoint gets its name.
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -43,11 +63,28 @@ class Checkpoints:
             return -float("inf")
         return value if self._mode == "max" else -value
 
+    def _seal(self) -> None:
+        if jax.process_index() == 0:
+            (unfinished,) = self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            seal(unfinished, but=(_TIMES,))
+
+    def _check_metrics(self) -> None:
+        """Sets aside checkpoints with damaged metrics: the choice of the best goes by them."""
+        failed, steps = {}, steps_in(self.folder)
+        for step in steps:
+            try:
+                _check(self.folder / str(step), under="metrics/")
+            except DamagedError as error:
+                failed[step] = error
+        self._set_aside(failed, [step for step in steps if step not in failed])
+
     def save(self, step: int, state: Tree, iterator: Any, metrics: dict[str, float]) -> None:
         """Starts an asynchronous save; `iterator` is JSON-able, `metrics` plain floats."""
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), iterator=ocp.args.JsonSave({"state": iterator})
         )
+        self.wait()  # Orbax would too; the number of the save before is needed until then
+        self._saving = step
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def latest(self) -> int | None:
@@ -72,18 +109,85 @@ class Checkpoints:
         """State (laid out as `abstract_state` says) and iterator state of a step.
 
         Raises:
-          UserError: the checkpoint is of another model or damaged; names the folder.
+          DamagedError: files of the checkpoint are not as they were saved, or numbers in it are
+            not finite; names them.
+          UserError: it is of another model; names the folder.
         """
+        place = self.folder / str(step)
+        if not _check(place):
+            print(f"checkpoint {place} has no checksums (an earlier version saved it): damage to "
+                  "it may go unnoticed", flush=True)  # fmt: skip
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), iterator=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            position = restored.iterator["state"]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
-                f"checkpoint {self.folder / str(step)} cannot be restored into this model: {error}"
+                f"checkpoint {place} cannot be restored into this model: {error}"
             ) from error
-        return restored.state, restored.iterator["state"]
+        if not _all_finite(restored.state):
+            raise DamagedError(f"checkpoint {place} holds numbers that are not finite")
+        return restored.state, position
+
+    def restore_newest(self, abstract_state: Tree) -> tuple[int, Tree, Any] | None:
+        """(step, state, iterator state) of the newest whole checkpoint; None where there is none.
+
+        Damaged ones are told, and moved to ``damaged_checkpoints`` beside the folder of the others,
+        so that training can pass their steps again.
+
+        Raises:
+          UserError: no checkpoint can be restored, be it damaged or of another model.
+        """
+        failed: dict[int, UserError] = {}
+        found = None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = step, *self.restore(step, abstract_state)
+                break
+            except UserError as error:
+                failed[step] = error
+        self._set_aside(failed, [found[0]] if found else [])
+        if failed:
+            self._manager.reload()
+        return found
+
+    def restore_best(self, step: int, state: Tree) -> tuple[int, Tree]:
+        """(step, state) of the best whole checkpoint; damaged ones are told and moved away.
+
+        Args:
+          step: of the newest checkpoint.
+          state: as it is in memory: what there is without reading. Others are laid out like it.
+        """
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        while (best := self.best()) != step:
+            try:
+                return best, self.restore(best, template)[0]
+            except UserError as error:
+                self._set_aside({best: error}, [step])
+                self._manager.reload()
+        return step, state
+
+    def _set_aside(self, failed: Mapping[int, UserError], whole: Sequence[int]) -> None:
+        """Moves checkpoints away and says so; refuses where no whole one is left."""
+        if failed and not whole:
+            raise UserError(
+                "; ".join(map(str, failed.values())) + ". No other checkpoint is there: begin anew "
+                "with --restart, or in another --workdir"
+            )
+        place = self.folder.parent / DAMAGED
+        _together("checkpoints are looked at")
+        for step, error in failed.items() if jax.process_index() == 0 else ():
+            place.mkdir(exist_ok=True)
+            taken = [int(p.suffix[1:]) for p in place.glob(f"{step}.*") if p.suffix[1:].isdigit()]
+            target = place / f"{step}.{max(taken, default=0) + 1}"
+            (self.folder / str(step)).rename(target)
+            print(f"{error}. It was moved to {target}; step {max(whole)} is the newest other one",
+                  flush=True)  # fmt: skip
+        _together("damaged checkpoints were moved")
 
     def wait(self) -> None:
         """Returns when every started save is on disk."""
@@ -92,6 +196,49 @@ class Checkpoints:
     def close(self) -> None:
         """Finishes saves and releases the manager."""
         self._manager.close()
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the committed checkpoints in a ``checkpoints`` folder, in order."""
+    # A save gets its number as its name when it is whole; other folders may be called so too.
+    found = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    return sorted(int(p.name) for p in found if re.fullmatch(r"\d+", p.name) and _is_save(p))
+
+
+def _is_save(folder: Path) -> bool:
+    return (folder / "state").is_dir()
+
+
+def _check(place: Path, under: str = "") -> bool:
+    """Whether a checkpoint has checksums, and agrees with them: each process reads a share.
+
+    Raises:
+      DamagedError: on all processes, where any has found damage.
+    """
+    found, sealed = None, False
+    try:
+        sealed = check_seal(place, under, (jax.process_index(), jax.process_count()))
+    except DamagedError as error:
+        found = error
+    if jax.process_count() > 1:
+        bad = np.asarray(multihost_utils.process_allgather(np.array(found is not None)))
+        if bad.any() and found is None:
+            found = DamagedError(f"{place} is damaged, as process {int(bad.argmax())} found")
+    if found is not None:
+        raise DamagedError(f"checkpoint {place} cannot be restored: {found}") from found
+    return sealed
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _all_finite(tree: Tree) -> bool:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not leaves:
+        return True
+    return bool(jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]).all())(leaves))
 
 
 def restore_params(folder: Path, step: int | None = None) -> tuple[Tree, int]:
@@ -103,14 +250,14 @@ def restore_params(folder: Path, step: int | None = None) -> tuple[Tree, int]:
 
     Raises:
       UserError: no whole checkpoint there.
+      DamagedError: it is damaged.
     """
     folder = Path(folder).absolute()
-    # A save gets its number as its name when it is whole; other folders may be called so too.
-    found = folder.iterdir() if folder.is_dir() else ()
-    steps = sorted(int(p.name) for p in found if p.name.isdigit() and (p / "state").is_dir())
+    steps = steps_in(folder)
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{folder} has no checkpoint{'' if step is None else f' {step}'}: {steps}")
     step = steps[-1] if step is None else step
+    _check(folder / str(step))
     with ocp.StandardCheckpointer() as reader:
         path = folder / str(step) / "state"
         tree = reader.metadata(path).item_metadata.tree

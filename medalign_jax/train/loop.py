@@ -92,6 +92,11 @@ class _Run:
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", method.select)
         self.state, self.frozen = self._start(optimizer)
         self.begun = int(self.state.step)
+        if self.begun > config.total_steps:
+            raise UserError(
+                f"{what}: {self.workdir} is at step {self.begun}, past the {config.total_steps} "
+                "that are asked for: ask for as many or more, or begin anew with --restart"
+            )
         lines = read_metrics(self.workdir / "metrics.jsonl")
         past = [line for line in lines if line["step"] <= self.begun]
         self._scores = [self._score(line) for line in past if method.select[0] in line]
@@ -118,19 +123,19 @@ class _Run:
         frozen = jax.device_put(
             method.frozen, shardings(method.frozen, method.frozen_rules, self.mesh)
         )
-        step = self.checkpoints.latest()
-        if step is None:
-            params = jax.device_put(method.initial_params(key), layout.params)
-            make = jax.jit(
-                lambda params: init_state(params, self.optimizer, config.seed), out_shardings=layout
-            )
-            return make(params), frozen
         template = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             abstract,
             layout,
         )
-        state, position = self.checkpoints.restore(step, template)
+        found = self.checkpoints.restore_newest(template)
+        if found is None:
+            params = jax.device_put(method.initial_params(key), layout.params)
+            make = jax.jit(
+                lambda params: init_state(params, self.optimizer, config.seed), out_shardings=layout
+            )
+            return make(params), frozen
+        step, state, position = found
         self.data.iterator.set_state(position)
         print(f"{self.what}: going on from the checkpoint of step {step}", flush=True)
         return state, frozen
@@ -291,14 +296,10 @@ def _note(values: dict[str, float]) -> str:
 
 
 def _outcome(run: _Run) -> Fit:
-    last, best = run.checkpoints.latest(), run.checkpoints.best()
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), run.state
-    )
-    best_params = run.state.params
-    if best != last:
-        best_params = run.checkpoints.restore(best, template)[0].params
-    return Fit(best_params, best, run.checkpoints.metrics(best), run.state.params, last)
+    last = run.checkpoints.latest()
+    best, state = run.checkpoints.restore_best(last, run.state)
+    metrics = run.checkpoints.metrics(best)
+    return Fit(state.params, best, metrics, run.state.params, last)
 
 
 def _catch_signals(stopping: threading.Event) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from medalign_jax.errors import UserError
+from medalign_jax.files import write_whole
 
 
 class MetricWriter:
@@ -31,9 +32,7 @@ class MetricWriter:
 
     def _keep_until(self, step: int) -> None:
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line; values that are not finite are written as strings, as JSON has none."""

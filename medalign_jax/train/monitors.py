@@ -57,7 +57,7 @@ class Monitors:
             raise TrainingStoppedError(
                 f"step {step}: {' and '.join(broken)} became NaN or infinite, so training stopped. "
                 f"The last good checkpoint is {last_good}. Lower optimizer.learning_rate or check "
-                "the recordings, then start again"
+                "the recordings, and begin anew with --restart or in another --workdir"
             )
         for name, value in metrics.items():
             self._first.setdefault(name, value)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import struct
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from medalign_jax.files import writing_whole
 from medalign_jax.weights.lazy import SAFETENSORS_DTYPES, LazyTensor, WeightError
 from medalign_jax.weights.match import Problems, Slot, flatten, match
 from medalign_jax.weights.source import WeightSource, resolve
@@ -374,15 +374,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> Non
     text += b" " * (-len(text) % 8)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for _, array in ordered:
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing_whole(target) as temporary, temporary.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, array in ordered:
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from medalign_jax.files import write_whole
 from medalign_jax.methods.lora import LoraConfig
+from medalign_jax.seals import DamagedError, seal
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.table import (
@@ -143,7 +145,8 @@ def export_peft(
     )
     save(Path(folder) / WEIGHTS_FILE, tensors)
     text = json.dumps(_config(config, base_name, modules), indent=2, sort_keys=True)
-    (Path(folder) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(Path(folder) / CONFIG_FILE, f"{text}\n".encode())
+    seal(Path(folder))
     return modules
 
 
@@ -191,7 +194,7 @@ def import_peft(
     problems = _config_problems(folder / CONFIG_FILE, config)
     try:
         lora = load(folder / WEIGHTS_FILE, peft_table(table), abstract, dtype=np.float32)
-    except WeightError as error:
+    except (WeightError, DamagedError) as error:
         problems.append(str(error))
     if problems:
         raise WeightError(f"{folder}: not the adapter expected:\n" + "\n".join(problems))

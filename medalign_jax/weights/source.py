@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from medalign_jax.seals import check_seal_once
 from medalign_jax.weights.hub import Snapshot, open_snapshot
 from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError, WeightFile
 from medalign_jax.weights.readers import SUFFIXES, open_file, open_index
@@ -166,6 +167,8 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
 
 
 def _open(path: Path) -> WeightFile:
+    """A weight file or index; an export of ours is compared with its checksums first."""
+    check_seal_once(path.parent)
     return open_index(path) if path.name.endswith(_INDEX) else open_file(path)
 
 

@@ -1,6 +1,7 @@
 """Opening manifests: waveforms, reports, selections, memory."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -236,3 +237,19 @@ def test_recordings_that_are_their_own_subjects_may_share_a_name(tmp_path):
         row = {"audio_path": "audio/1.wav", "split": split, "report": "x"}
         made.append(open_dataset(manifests.write_csv(tmp_path / folder / "m.csv", [row])))
     check_joined(*made)
+
+
+def test_sounds_are_equal_for_equal_waveforms_wherever_they_come_from(tmp_path):
+    samples = (manifests.tone(1) * 8000).astype(np.int16)
+    for name, content in (("a", samples), ("b", samples // 2), ("c", samples[:-1])):
+        soundfile.write(tmp_path / f"{name}.wav", content, 16_000)
+    rows = [{"audio_path": f"{n}.wav", "subject_id": n, "report": "r"} for n in "abc"]
+    data = open_dataset(manifests.write_csv(tmp_path / "m.csv", rows))
+    assert len(set(data.sounds)) == 3
+    assert data.sounds == tuple(data.clip(i).sound() for i in range(3))
+    assert data.select([2, 0]).sounds == (data.sounds[2], data.sounds[0])
+    assert data.with_subjects(["x", "y", "z"]).with_splits(["train"] * 3).sounds == data.sounds
+    shutil.copyfile(tmp_path / "a.wav", tmp_path / "moved.wav")
+    again = [{"audio_path": "moved.wav", "report": "r"}]
+    moved = open_dataset(manifests.write_csv(tmp_path / "again.csv", again))
+    assert moved.sounds == data.sounds[:1]

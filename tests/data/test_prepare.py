@@ -186,7 +186,8 @@ def test_killed_while_writing(manifest, tmp_path, capsys):
             time.sleep(0.05)
         # While it lives nobody else may write there.
         assert run(manifest, out) == 1
-        assert "another process is writing" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{out} is in use by another process (process {process.pid} on " in said
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

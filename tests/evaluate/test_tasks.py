@@ -143,6 +143,16 @@ def test_one_class_in_the_test_part_is_refused():
         check_folds(tasks_of(found, ["label"], "t"), [fold_of_splits(found)])
 
 
+def test_a_number_that_does_not_vary_where_it_is_tested_is_refused():
+    found = rows(age=lambda i: 30 + i % 7)
+    (task,) = tasks_of(found, ["age"], "toy")
+    fold = fold_of_splits(found)
+    check_folds([task], [fold])
+    task.answers[fold.test] = 41.0
+    with pytest.raises(TaskError, match="'age': every test recording has 41: there is no variance"):
+        check_folds([task], [fold])
+
+
 def test_a_class_that_training_lacks_is_refused():
     found = _single(
         20, lambda i: "c" if i == 15 else "ab"[i % 2], lambda i: ["train", "test"][i // 10]

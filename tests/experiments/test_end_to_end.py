@@ -1,6 +1,8 @@
 """The contract of a workdir, from a config to the page, on a tiny encoder and simulated sounds."""
 
+import csv
 import json
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +14,9 @@ from configs import pretrain as pretrain_config
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import acula as experiment
 from medalign_jax.experiments import pretrain as pretrain_experiment
+from medalign_jax.experiments.workdir import set_aside
 from medalign_jax.train.metrics import read_metrics
+from medalign_jax.train.monitors import TrainingStoppedError
 from medalign_jax.weights.readers import open_safetensors
 
 
@@ -115,6 +119,74 @@ def test_another_config_in_the_same_workdir_is_refused(finished):
     config.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"optimizer\.learning_rate: .* there, 0\.5 now"):
         experiment.run(config, finished)
+
+
+def with_splits_exchanged(manifest, target):
+    """The same recordings, with training and test subjects exchanged."""
+    other = {"train": "test", "test": "train"}
+    rows = list(csv.DictReader(manifest.open()))
+    for row in rows:
+        row["split"] = other.get(row["split"], row["split"])
+        row["audio_path"] = str(manifest.parent / row["audio_path"])
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(target)
+
+
+def test_other_splits_of_the_same_recordings_are_refused(finished, tmp_path):
+    config = tiny()
+    manifest = finished / "simulated" / "metadata.csv"
+    config.data.manifest = with_splits_exchanged(manifest, tmp_path / "metadata.csv")
+    page = (finished / "report.html").read_bytes()
+    words = (
+        r"54 of 60 are changed, the first: row 1 \('.*sim1-00000-0\.wav'\): split train there, test"
+    )
+    with pytest.raises(UserError, match=words):
+        experiment.run(config, finished)
+    assert (finished / "report.html").read_bytes() == page
+
+
+def test_a_finished_run_is_measured_otherwise_lengthened_and_given_an_arm(finished, tmp_path):
+    workdir = tmp_path / "more"
+    shutil.copytree(finished, workdir)
+    before = read_metrics(workdir / "pretrain" / "metrics.jsonl")
+    config = tiny()
+    config.evaluate.update({"map": "none", "probes": ("knn",), "per_class": 0})
+    config.train.steps = 6
+    config.arms.update({"no self-supervised term": {"loss": {"ssm_weight": 0.0}}})
+    config.supervised.enabled = False
+    experiment.run(config, workdir)
+    trained = [line["step"] for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
+    assert trained == [1, 2, 3, 4, 5, 6]
+    assert read_metrics(workdir / "pretrain" / "metrics.jsonl") == before
+    assert (
+        read_metrics(workdir / "metrics.jsonl")[:4] == read_metrics(finished / "metrics.jsonl")[:4]
+    )
+    results = json.loads((workdir / "evaluation.json").read_text())["results"]
+    assert {"no self-supervised term", "after"} <= {r["stage"] for r in results}
+    assert "knn" in {r["kind"] for r in results}
+    (entry,) = json.loads((workdir / "config.json").read_text())["changes"]
+    assert entry["changed"]["train.steps"] == [4, 6]
+
+
+def test_the_advice_after_numbers_that_are_not_finite_works(finished, tmp_path):
+    config = tiny()
+    config.data.manifest = str(finished / "simulated" / "metadata.csv")
+    config.encoder.source = str(finished / "pretrain")
+    config.pretrain.enabled = config.supervised.enabled = config.evaluate.enabled = False
+    config.train.eval_every = 1
+    config.optimizer.learning_rate = 1e25
+    workdir = tmp_path / "run"
+    with pytest.raises(TrainingStoppedError, match=r"Lower optimizer\.learning_rate.*--restart"):
+        experiment.run(config, workdir)
+    config.optimizer.learning_rate = 1e-3
+    with pytest.raises(UserError, match=r"learning_rate: 1e\+25 there, 0\.001 now(.|\n)*--restart"):
+        experiment.run(config, workdir)
+    assert set_aside(workdir) == workdir / "earlier_runs" / "1"  # what --restart does
+    experiment.run(config, workdir)
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")][-1] == 4
 
 
 def test_online_teacher_with_simulated_recordings_mixed_in(finished, tmp_path):

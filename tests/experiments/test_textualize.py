@@ -194,7 +194,7 @@ def test_other_data_does_not_go_on_with_the_old_descriptions(
         with pytest.raises(KeyError):
             run(config_of(model, path), tmp_path / "run")
     write_questions(path, tiny.undescribed(questions[:5]))
-    with pytest.raises(UserError, match="begun with other data"):
+    with pytest.raises(UserError, match="begun with others: questions file"):
         run(config_of(model, path), tmp_path / "run")
 
 

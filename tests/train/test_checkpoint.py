@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.errors import UserError
+from medalign_jax.seals import NAME as SEAL
 from medalign_jax.train.checkpoint import Checkpoints, restore_params
 
 SELECT = ("valid/cka", "max")
@@ -49,10 +50,10 @@ def test_a_state_comes_back_with_its_iterator(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 4)])
-def test_the_latest_and_the_best_are_kept(tmp_path, mode, best):
+def test_the_two_latest_and_the_best_are_kept(tmp_path, mode, best):
     checkpoints = filled(tmp_path, cka(0.5, 0.9, 0.4, 0.1, 0.3), ("valid/cka", mode))
     assert (checkpoints.latest(), checkpoints.best()) == (5, best)
-    assert steps(tmp_path) == {best, 5}
+    assert steps(tmp_path) == {best, 4, 5}
     assert checkpoints.metrics(best) == cka(0.5, 0.9, 0.4, 0.1, 0.3)[best]
     checkpoints.close()
 
@@ -63,7 +64,7 @@ def test_the_best_survives_a_restart(tmp_path):
     assert checkpoints.best() == 2
     checkpoints.save(4, state(4.0), {}, {"valid/cka": 0.5})
     checkpoints.wait()
-    assert (checkpoints.latest(), checkpoints.best(), steps(tmp_path)) == (4, 2, {2, 4})
+    assert (checkpoints.latest(), checkpoints.best(), steps(tmp_path)) == (4, 2, {2, 3, 4})
     checkpoints.close()
 
 
@@ -84,7 +85,7 @@ def test_a_score_that_is_not_finite_is_never_best(tmp_path):
 
 def test_without_scores_the_latest_is_best(tmp_path):
     checkpoints = filled(tmp_path, {1: {}, 2: {}})
-    assert (checkpoints.best(), steps(tmp_path)) == (2, {2})
+    assert (checkpoints.best(), steps(tmp_path)) == (2, {1, 2})
     checkpoints.close()
 
 
@@ -157,3 +158,85 @@ def test_parameters_that_are_not_there(tmp_path):
     (tmp_path / "7").mkdir()  # not a save
     with pytest.raises(UserError, match=r"has no checkpoint 7: \[1\]"):
         restore_params(tmp_path, 7)
+
+
+def flip(path, bit: int = 77) -> None:
+    content = bytearray(path.read_bytes())
+    bit %= 8 * len(content)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, p))
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_in_words(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    filled(folder, cka(0.1, 0.2, 0.3)).close()
+    flip(largest(folder / "3" / "state"))
+    checkpoints = Checkpoints(folder, SELECT)
+    step, restored, iterator = checkpoints.restore_newest(abstract())
+    assert (step, iterator) == (2, {"batch": 2})
+    np.testing.assert_array_equal(restored["params"]["w"], np.full((4, 3), 2.0))
+    said = capsys.readouterr().out
+    assert f"{folder / '3'} is damaged: state/" in said and "step 2 is the newest other" in said
+    assert (tmp_path / "damaged_checkpoints" / "3.1" / "state").is_dir()
+    checkpoints.save(
+        3, state(3.5), {"batch": 3}, {"valid/cka": 0.2}
+    )  # its step can be passed again
+    checkpoints.wait()
+    assert float(checkpoints.restore_newest(abstract())[1]["step"]) == 3.5
+    checkpoints.close()
+
+
+def test_damaged_metrics_do_not_choose_another_best(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    filled(folder, cka(0.9, 0.2, 0.3)).close()
+    (folder / "1" / "metrics" / "metrics").write_text('{"valid/cka": 0.1}')
+    checkpoints = Checkpoints(folder, SELECT)
+    assert (checkpoints.latest(), checkpoints.best(), steps(folder)) == (3, 3, {2, 3})
+    assert "metrics/metrics not as when written" in capsys.readouterr().out
+    checkpoints.close()
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next_best_in_words(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    filled(folder, cka(0.9, 0.5, 0.4, 0.3)).close()
+    flip(largest(folder / "1" / "state"))
+    checkpoints = Checkpoints(folder, SELECT)
+    step, found = checkpoints.restore_best(4, jax.tree.map(jnp.asarray, state(4.0)))
+    assert step == 3 and float(found["step"]) == 3.0  # kept as one of the two newest
+    assert f"{folder / '1'} is damaged" in capsys.readouterr().out
+    checkpoints.close()
+
+
+def test_where_all_are_damaged_nothing_begins_anew_by_itself(tmp_path):
+    filled(tmp_path / "run", cka(0.1, 0.2)).close()
+    for step in ("1", "2"):
+        flip(largest(tmp_path / "run" / step / "state"))
+    checkpoints = Checkpoints(tmp_path / "run", SELECT)
+    with pytest.raises(UserError, match=r"run/2 is damaged.*run/1 is damaged.*--restart"):
+        checkpoints.restore_newest(abstract())
+    assert steps(tmp_path / "run") == {1, 2}
+    checkpoints.close()
+
+
+def test_numbers_that_are_not_finite_are_refused_though_they_are_as_saved(tmp_path):
+    checkpoints = filled(tmp_path, cka(0.1))
+    broken = state(2.0)
+    broken["params"]["w"] = broken["params"]["w"].at[1, 1].set(jnp.nan)
+    checkpoints.save(2, broken, {"batch": 2}, {})
+    checkpoints.wait()
+    with pytest.raises(UserError, match=r"2 holds numbers that are not finite"):
+        checkpoints.restore(2, abstract())
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_and_told(tmp_path, capsys):
+    filled(tmp_path, cka(0.1)).close()
+    (tmp_path / "1" / SEAL).unlink()
+    checkpoints = Checkpoints(tmp_path, SELECT)
+    assert float(checkpoints.restore(1, abstract())[0]["step"]) == 1.0
+    assert "has no checksums" in capsys.readouterr().out
+    checkpoints.close()

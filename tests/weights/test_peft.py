@@ -15,6 +15,7 @@ import safetensors.numpy
 import torch
 import transformers
 
+from medalign_jax import seals
 from medalign_jax.methods.lora import LoraConfig, as_variables, init_lora, merge
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import DECODER_CONFIGS
@@ -201,6 +202,7 @@ def rewrite(folder, change):
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
     safetensors.numpy.save_file(tensors, path)
+    (folder / seals.NAME).unlink()  # it was meant
 
 
 def test_all_that_does_not_fit_is_said_in_one_error(exported):
