@@ -9,9 +9,12 @@ with the cross-entropy or half the squared error; the intercept is free. Two cla
 of weights, more have one each. In scikit-learn's terms C = 1 / l2, and alpha = l2 of its Ridge.
 
 The penalty comes from a grid by inner folds of the training rows (`inner_folds.py`): least mean
-over folds of the mean loss of the rows held out, the stronger of two that are equal. The
-standardisation is not repeated inside. These losses are known to a thousandth: penalties nearer to
-each other than that may change places.
+over folds of the mean loss of the rows held out, the stronger of two that are equal; of classes
+only among penalties whose AUROC of the rows held out, by the pairs of each inner fold, is within
+`ALIKE` of the best one. The loss alone prefers a probe that says nothing to one that ranks well and
+is too sure of itself, which is what few subjects and many features give (`benchmarks.penalties`).
+The standardisation is not repeated inside. The losses are known to a thousandth: penalties nearer
+to each other than that may change places.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ from medalign_jax.evaluate.probes import linear_solver, newton
 from medalign_jax.evaluate.probes.designs import Design, Scaling, stacks
 from medalign_jax.evaluate.probes.inner_folds import FOLDS, InnerFolds, inner_folds
 from medalign_jax.evaluate.probes.problem import Prediction, ProbeError, Problem, check
+from medalign_jax.evaluate.statistics import StatisticsError, auroc_statistic
 
 GRID = np.logspace(3, -3, 10)
+ALIKE = 0.005  # AUROC
 SEPARATED = "classes are separable and there is no penalty: the weights have no limit"
 SHARED_WIDTH = 256  # from here on, designs with more rows than features share their axes
 
@@ -57,6 +62,7 @@ class LinearModel:
       penalty: l2.
       losses: (P,) mean loss of the held-out rows for each penalty, falling; NaN where none was
         measured.
+      aurocs: (P,) AUROC of the held-out rows for each penalty; NaN where it is not defined.
       note: What is not as it should be.
     """
 
@@ -67,6 +73,7 @@ class LinearModel:
     unit: tuple[float, float]
     penalty: float
     losses: np.ndarray
+    aurocs: np.ndarray
     note: str
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -74,10 +81,7 @@ class LinearModel:
         z = self.scaling(x) @ self.weights + self.intercept
         if self.classes == 0:
             return z[:, 0] * self.unit[1] + self.unit[0]
-        if self.classes == 2:
-            z = np.concatenate([-z, z], axis=1) / 2
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return z / z.sum(axis=1, keepdims=True)
+        return _probabilities(z)
 
 
 def linear(
@@ -186,12 +190,14 @@ class _Stack:
         path = self._paths(grid, folds, axes)
         losses, decrements = path.losses, path.decrements
         chosen = np.full(self.weight.shape[::2], len(grid) // 2)
-        mean = np.full((*chosen.shape, len(grid)), np.nan)
+        mean, aurocs = np.full((2, *chosen.shape, len(grid)), np.nan)
         for s, p, number in self._members():
             usable = folds[number].usable.sum() if folds else 0
             if usable:
                 mean[s, p] = losses[s, :, p, :usable].mean(axis=1)
-                chosen[s, p] = np.argmin(mean[s, p])
+                if self.classes:
+                    aurocs[s, p] = self._aurocs(path.outputs[s, :, :, p], number, folds[number])
+                chosen[s, p] = _choice(mean[s, p], aurocs[s, p])
         theta = np.take_along_axis(path.theta, chosen[:, None, None, :, None], axis=1)[:, 0]
         theta, left, products = linear_solver.finish(
             self.z, self.y, self.weight, grid[chosen], theta, path.basis, kind=self.kind
@@ -204,9 +210,22 @@ class _Stack:
                 note = "; ".join(filter(None, (note, SEPARATED)))
             models[number] = LinearModel(
                 self.scalings[s], theta[s, :-1, p], theta[s, -1, p], self.classes,
-                self.units.get(number, (0.0, 1.0)), float(grid[chosen[s, p]]), mean[s, p], note,
+                self.units.get(number, (0.0, 1.0)), float(grid[chosen[s, p]]), mean[s, p],
+                aurocs[s, p], note,
             )  # fmt: skip
         return models
+
+    def _aurocs(self, outputs: np.ndarray, number: int, folds: InnerFolds) -> np.ndarray:
+        """(P,) from the outputs (P, n, c) of the fits that held a row out."""
+        problem = self.problems[number]
+        rows = np.flatnonzero(folds.usable[folds.number])
+        labels = np.asarray(problem.targets)[problem.train][rows]
+        scores = _probabilities(outputs[:, rows].astype(np.float64))
+        try:
+            statistic = auroc_statistic(labels, scores, folds=folds.number[rows])
+        except StatisticsError:  # no fold holds two classes
+            return np.full(len(outputs), np.nan)
+        return statistic(np.ones((1, len(rows))))[0]
 
     def _separated(self, s: int, p: int, theta: np.ndarray) -> bool:
         """Whether the classes of a problem's training rows are all but certain."""
@@ -240,6 +259,21 @@ class _Stack:
                                              weight, held, grid)),
             axes, kind=self.kind,
         )  # fmt: skip
+
+
+def _choice(losses: np.ndarray, aurocs: np.ndarray) -> int:
+    """Number of the penalty, of the losses and AUROCs (P,) of the rows held out."""
+    if np.isnan(aurocs).any():
+        return int(np.argmin(losses))
+    return int(np.argmin(np.where(aurocs >= aurocs.max() - ALIKE, losses, np.inf)))
+
+
+def _probabilities(z: np.ndarray) -> np.ndarray:
+    """(..., classes) of the outputs (..., c); c is 1 for two classes."""
+    if z.shape[-1] == 1:
+        z = np.concatenate([-z, z], axis=-1) / 2
+    z = np.exp(z - z.max(axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
 
 
 def _note(folds, grid, chosen, decrements, left) -> str:

@@ -32,10 +32,12 @@ class Basis(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """Held-out losses (S, P, p, K), decrements (S, P, p, K + 1), coefficients (S, P, r + 1, p, c)
-    of the fits on all rows, the basis that these are in, and the products of a matrix spent."""
+    """Held-out losses (S, P, p, K), outputs (S, P, n, p, c) for each row of the fit that held it
+    out (0 where none did), decrements (S, P, p, K + 1), coefficients (S, P, r + 1, p, c) of the
+    fits on all rows, the basis that these are in, and the products of a matrix spent."""
 
     losses: np.ndarray
+    outputs: np.ndarray
     decrements: np.ndarray
     theta: np.ndarray
     basis: Basis
@@ -135,11 +137,12 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
     shape = weight.shape[:2]
     rows, fits = np.maximum(weight.sum(axis=1), 1), weight.shape[2:]
     weight = (weight / rows[:, None]).reshape(*shape, -1)
+    out = held[..., None]
     held = held / np.maximum(held.sum(axis=1, keepdims=True), 1)
     y = np.repeat(y, fits[1], axis=2)
     turned = _Turned(matrix, basis.variance)
     theta = np.zeros((len(z), matrix.shape[2] + 1, *y.shape[2:]), z.dtype)
-    losses, decrements, kept, products = [], [], [], 0
+    losses, outputs, decrements, kept, products = [], [], [], [], 0
     for penalty in penalties:
         ridge = (penalty / rows).reshape(len(z), -1)
         found = minimise(Fits(kind, turned, y, weight, ridge), theta, CHOICE, STEPS,
@@ -147,9 +150,11 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
         theta, products = found.theta, products + found.products
         by_row = row_losses(kind, found.z, y).reshape(*shape, *fits)
         losses.append(np.sum(held * by_row[..., :-1], axis=1, dtype=np.float64))
+        outputs.append(np.sum(out * found.z.reshape(*shape, *fits, -1)[..., :-1, :], axis=3))
         decrements.append(found.decrement.reshape(len(z), *fits))
         kept.append(theta.reshape(*theta.shape[:2], *fits, -1)[:, :, :, -1])
-    return Paths(*(np.stack(a, axis=1) for a in (losses, decrements, kept)), basis, products)
+    parts = (losses, outputs, decrements, kept)
+    return Paths(*(np.stack(a, axis=1) for a in parts), basis, products)
 
 
 def finish(z, y, weight, penalty, theta, basis: Basis, *, kind: str):
