@@ -234,7 +234,7 @@ def test_notes_say_what_the_choice_stands_on():
     assert alone.penalty == pytest.approx(150 * 10 ** (3 - 6 * 5 / 9))
     single = np.where(np.arange(len(y)) == 4, 1, 0)  # one row of class 1
     assert "1 of 5 inner folds left out" in linear(x, [problem(single, 60, 2)])[0].note
-    noise = problem(np.random.default_rng(1).integers(0, 2, len(y)), 60, 2)
+    noise = problem(np.random.default_rng(1).standard_normal(len(y)), 60, 0)
     assert "strongest of the grid" in linear(x, [noise], [1e9, 1.0])[0].note
 
 
