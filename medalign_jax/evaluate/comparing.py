@@ -10,7 +10,7 @@ from medalign_jax.evaluate import statistics
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measured import MEAN_OF, Measured, add_result
 from medalign_jax.evaluate.probes import PROBES
-from medalign_jax.evaluate.stages import PLAIN, Settings, Stage
+from medalign_jax.evaluate.stages import MINUS, PLAIN, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 
 Scores = Mapping[str, statistics.Statistic]  # by stage
@@ -103,7 +103,7 @@ class _Table:
         for later, earlier in self._pairs(by_stage):
             add_result(
                 self.into, (by_stage[earlier], by_stage[later]), subjects,
-                stage=f"{later} minus {earlier}", notes="paired interval", **fields,
+                stage=f"{later}{MINUS}{earlier}", notes="paired interval", **fields,
             )  # fmt: skip
 
     def _pairs(self, by_stage: Scores) -> list[tuple[str, str]]:

@@ -13,6 +13,11 @@ from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.tasks import Task
 
 PLAIN = "spectral statistics"  # the baseline that every encoder is held against
+METADATA = "metadata"
+CONSTANT = "majority or mean"
+NEAREST = "nearest training waveform"
+BASELINE_STAGES = frozenset({PLAIN, METADATA, CONSTANT, NEAREST})  # no other stage is called so
+MINUS = " minus "  # between the names of two stages: the difference of their results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.findings import Findings, subjects_told
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.experiments import build, choosing, measuring
@@ -87,8 +88,11 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
     looked = config.evaluate.enabled and config.evaluate.copies
     searched = search(data, config.evaluate.aggregate, looked)
     data, suite = searched.data, suite_of(searched.data.rows)
-    findings = tuple(searched.findings(suite)) if config.evaluate.enabled else ()
-    print(*findings, sep="\n", flush=True)
+    findings = Findings()
+    if config.evaluate.enabled:
+        found = tuple(searched.findings(suite))
+        findings = Findings(found, subjects_told(data.rows, suite))
+        print(*findings.told, sep="\n", flush=True)
     reports = build.Reports.of(data, config.reports.wordings, config.seed)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.encoder import Architecture
 from medalign_jax.errors import UserError
+from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.experiments import build
@@ -38,7 +39,7 @@ class Run:
       data: All recordings of the manifest.
       reports: Wordings of each of them.
       suite: Tasks and folds.
-      findings: What near-copies there are among the recordings.
+      findings: What may have leaked from training into testing.
     """
 
     config: ConfigDict
@@ -48,7 +49,7 @@ class Run:
     data: AudioDataset
     reports: build.Reports
     suite: Suite
-    findings: tuple[str, ...] = ()
+    findings: Findings = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
         self._texts: dict[str, Texts] = {}

@@ -90,7 +90,7 @@ def measure_run(
     if words is not None:
         for stage, spaces in _spaces(run, embedded, aligned, vectors).items():
             shown[stage] = _sentences(run, stage, spaces, words, found)
-    facts = note_provenance(run.workdir, recordings=len(run.data), near_copies=list(run.findings))
+    facts = note_provenance(run.workdir, recordings=len(run.data), **run.findings.provenance())
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), flush=True)

@@ -171,9 +171,9 @@ def _spread(run: Run) -> list[int]:
 def _limits(run: Run) -> list[str]:
     limits = [
         "The embeddings describe sounds; they are not a diagnosis.",
-        *limits_of(run.suite, [row.subject_id for row in run.data.rows]),
+        *limits_of(run.suite, run.data.rows),
     ]
-    limits += run.findings
+    limits += run.findings.told
     if not run.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
     return limits
