@@ -12,13 +12,13 @@ from medalign_jax.data.tables import did_you_mean
 from medalign_jax.datasets.nearest import nearest_waveform
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baselines import SpectralStatistics, constant, metadata_features
-from medalign_jax.evaluate.context import context_columns, context_of
+from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.probes import Problem
 from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Guess, Stage
 from medalign_jax.evaluate.suite import Suite
-from medalign_jax.evaluate.tasks import Task, columns_of
+from medalign_jax.evaluate.tasks import Task
 
 BASELINES = ("majority", "metadata", "spectral", "nearest", "random")  # random: see the callers
 
@@ -80,10 +80,9 @@ def _constant(task: Task, fold: Fold) -> np.ndarray:
 
 
 def _metadata(suite: Suite, rows: Sequence[Row], more: Sequence[str]) -> Stage | None:
+    check_metadata(more, suite.options.tasks)
     columns = {name for row in rows for name in (*row.targets, *row.metadata)}
     named = [*context_columns(sorted(columns), suite.options.tasks), *more]
-    if asked := sorted(set(named) & set(columns_of(suite.options.tasks))):
-        raise UserError(f"the metadata baseline may not read {asked[0]!r}, which is asked for")
     features, names = metadata_features(context_of(rows, list(dict.fromkeys(named))))
     if not names:
         return None

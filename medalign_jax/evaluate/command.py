@@ -29,7 +29,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.evaluate import report, sources
 from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
 from medalign_jax.evaluate.baselines import random_encoder
-from medalign_jax.evaluate.context import context_columns
+from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
@@ -109,6 +109,7 @@ class _Opened:
 
 def _options(arguments: argparse.Namespace) -> Options:
     check_baselines(arguments.baselines)
+    check_metadata(arguments.metadata, arguments.tasks)
     settings = Settings(
         tuple(arguments.probes), arguments.per_class, arguments.draws, arguments.seeds
     )

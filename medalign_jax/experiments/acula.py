@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.evaluate.baseline_stages import check_baselines
+from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.findings import Findings, subjects_told
@@ -43,8 +45,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
     arms = arms_of(config)
     measuring.check_sentences(config, arms)
+    options = options_of(config)
     workdir = open_workdir(workdir, config)
-    this = _prepare(config, workdir)
+    this = _prepare(config, workdir, options)
     embed = _Embedding(this)
     outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
@@ -72,14 +75,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def options_of(config: ConfigDict) -> Options:
     """What config.evaluate asks for."""
     block = config.evaluate
+    check_baselines(tuple(block.baselines))
+    check_metadata(tuple(block.metadata), tuple(block.tasks))
     settings = Settings(tuple(block.probes), block.per_class, block.draws, block.seeds)
     return Options(tuple(block.tasks), block.folds, 1, config.seed, block.aggregate, settings)
 
 
-def _prepare(config: ConfigDict, workdir: Path) -> Run:
+def _prepare(config: ConfigDict, workdir: Path, options: Options) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
     mesh, made = build.mesh_of(config), build.architecture_of(config)
-    options, name = options_of(config), build.data_name(config)
+    name = build.data_name(config)
 
     def suite_of(rows) -> Suite:
         return Suite.of(rows, options, name, validation=True)

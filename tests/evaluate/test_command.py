@@ -108,6 +108,8 @@ def test_embeddings_made_elsewhere_stand_beside_or_alone(world, capsys):
         (("--tasks", "label", "--folds", "30"), "30 folds of 24 subjects"),
         (("--tasks", "label", "--per_class", "20"), "20 labels of each class"),
         (("--tasks", "label", "--baselines", "spectrum"), "did you mean 'spectral'"),
+        (("--tasks", "label", "--metadata", "label"), "may not read 'label', which is asked for"),
+        (("--tasks", "age", "--metadata", "age"), "may not read 'age', which is asked for"),
         (("--encoder", "nowhere"), "nothing at 'nowhere'"),
     ],
 )

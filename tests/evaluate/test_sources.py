@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medalign_jax.errors import UserError
-from medalign_jax.evaluate.context import context_columns, context_of
+from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.sources import joined, rows_of, sources_of
 from tests.evaluate.evaluation_rows import row, rows
@@ -113,8 +113,27 @@ def test_a_table_called_as_a_baseline_keeps_apart(tmp_path):
     assert found == ["metadata (given)", "spectral statistics (given)", "a-minus-b"]
 
 
+@pytest.mark.parametrize(
+    ("column", "tasks", "message"),
+    [
+        ("label", ("age", "label"), "'label', which is asked for"),
+        ("Heart Rate", ("heart_rate:regression",), "'Heart Rate', which is asked for"),
+        ("age_group", ("label", "age"), "'age_group', which tells the task 'age'"),
+        ("weight", ("bmi",), "'weight', which tells the task 'bmi'"),
+    ],
+)
+def test_the_metadata_baseline_may_not_read_answers(column, tasks, message):
+    with pytest.raises(UserError, match=message):
+        check_metadata(("device", column), tasks)
+    check_metadata((column,), ("murmur",))
+
+
 def test_circumstances_are_read_and_findings_are_not():
     columns = ("audio_path", "label", "diagnosis", "murmur", "Age", "sex", "Recording location")
     assert context_columns(columns, ["sex"]) == ("Age", "Recording location")
+    assert context_columns(columns, ["age:regression"]) == ("sex", "Recording location")
+    derived = ("age_group", "weight", "height", "bmi", "Gender")
+    assert context_columns(derived, ["age", "bmi", "Sex"]) == ()
+    assert context_columns(derived, ["weight"]) == ("age_group", "height", "Gender")
     found = context_of(rows(2, Age=lambda i: 30 + i, site=lambda i: ""), ["Age", "site"])
     assert found == {"Age": ["30", "31"]}
