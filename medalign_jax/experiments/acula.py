@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.encoder import Architecture
 from medalign_jax.evaluate.baseline_stages import check_baselines
 from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
@@ -39,15 +40,17 @@ from medalign_jax.experiments.alignment import (
 )
 from medalign_jax.experiments.arms import MAIN, arms_of
 from medalign_jax.experiments.workdir import open_workdir
+from medalign_jax.models.pooling import check_pooling
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
-    arms = arms_of(config)
+    made, options = build.architecture_of(config), options_of(config)
+    arms = arms_of(config, made.module.config.depth)
     measuring.check_sentences(config, arms)
-    options = options_of(config)
+    check_pooling(made.module.config, config.evaluate.pooling, config.evaluate.layer)
     workdir = open_workdir(workdir, config)
-    this = _prepare(config, workdir, options)
+    this = _prepare(config, workdir, made, options)
     embed = _Embedding(this)
     outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
@@ -81,10 +84,9 @@ def options_of(config: ConfigDict) -> Options:
     return Options(tuple(block.tasks), block.folds, 1, config.seed, block.aggregate, settings)
 
 
-def _prepare(config: ConfigDict, workdir: Path, options: Options) -> Run:
+def _prepare(config: ConfigDict, workdir: Path, made: Architecture, options: Options) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
-    mesh, made = build.mesh_of(config), build.architecture_of(config)
-    name = build.data_name(config)
+    mesh, name = build.mesh_of(config), build.data_name(config)
 
     def suite_of(rows) -> Suite:
         return Suite.of(rows, options, name, validation=True)

@@ -19,6 +19,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
+from medalign_jax.evaluate.tasks import Task
 from medalign_jax.experiments import build
 from medalign_jax.experiments.arms import Arm
 from medalign_jax.experiments.export import export_encoder, export_heads, host_params
@@ -164,7 +165,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     if config.encoder.random:
         start = random_params(run)
     texts = run.texts(config)
-    whitening = texts.whitening(config, part.train_reports, _classes(run))
+    whitening = texts.whitening(config, part.train_reports, _classes(run.suite))
     if whitening is not None:
         print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
     columns = run.suite.options.tasks
@@ -185,9 +186,23 @@ def export_aligned(run: Run, aligned: Aligned, folder: Path) -> None:
     export_heads(folder / "export", aligned.heads)
 
 
-def _classes(run: Run) -> int:
-    """Classes of the first task, which whitened reports have to tell apart."""
-    return len(run.suite.tasks[0].classes)
+def _classes(suite: Suite) -> int:
+    """How many classes whitened reports have to tell apart, of all tasks together.
+
+    It is one more than the directions that the answers span: C classes of one task span C - 1, and
+    five yes-or-no tasks up to five. 0 where no task has classes.
+    """
+    told = [_centred(task) for task in suite.tasks if task.classes]
+    if not told:
+        return 0
+    table = np.concatenate(told, axis=1)
+    return int(np.linalg.matrix_rank(table - table.mean(axis=0))) + 1
+
+
+def _centred(task: Task) -> np.ndarray:
+    """(R, C) what a row's answer is, less the mean over the classes; zeros where it has none."""
+    count = len(task.classes)
+    return (task.answers[:, None] == np.arange(count)) - task.known[:, None] / count
 
 
 def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
