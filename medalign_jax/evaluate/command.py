@@ -25,6 +25,7 @@ from medalign_jax import commands
 from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
 from medalign_jax.data.manifest import Problem, Row, check_rows, read_manifest, write_problems
 from medalign_jax.data.tables import read_table as read_manifest_table
+from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import report, sources
 from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
@@ -168,6 +169,12 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
         rows, _ = read_manifest(path, targets, reports_required=False)
         if rows:  # else `open_dataset` says what is wrong with them
             Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
+    joinable = {}
+    for source in given:
+        if source.is_table:
+            joinable[source.name] = (source.path, sources.read_joinable(source.path))
+        else:
+            source.check()
     progress = Progress(None, f"checking {path}", "file")
     data = open_dataset(
         path,
@@ -180,7 +187,7 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     progress.close()
     _write_problems(arguments, data.problems)
     print(f"{path}: {len(data)} recordings", flush=True)
-    tables = {s.name: sources.joined(s.path, data.rows) for s in given if s.is_table}
+    tables = {name: sources.joined(*table, data.rows) for name, table in joinable.items()}
     searched = search(data, options.aggregate, not arguments.ignore_copies)
     suite = Suite.of(searched.data.rows, options, name)
     rows, found = searched.data.rows, tuple(searched.findings(suite))
@@ -190,21 +197,25 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
 
 
 def _stages(arguments: argparse.Namespace, opened: _Opened, given, store) -> list[Stage]:
-    """Encoders in the order that they were given, then the first one with random weights."""
+    """Encoders in the order that they were given, then random weights of each kind of encoder."""
     mesh = make_mesh() if jax.process_count() == 1 else None
     encoders = {s.name: s.load(mesh) for s in given if not s.is_table}
-    random = {}
-    if encoders and "random" in arguments.baselines:
-        random = {
-            f"{name}, random weights": random_encoder(encoder, arguments.seed)
-            for name, encoder in list(encoders.items())[:1]
-        }
+    random = _random(encoders, arguments.seed) if "random" in arguments.baselines else {}
     embedded = dict(opened.tables)
     if encoders:
         embedded |= store.embed(encoders | random, opened.data)
     order = [s.name for s in given] or list(opened.tables)
     stages = [opened.suite.stage(name, embedded[name]) for name in order]
     return stages + [opened.suite.stage(name, embedded[name], role="baseline") for name in random]
+
+
+def _random(encoders: Mapping[str, Encoder], seed: int) -> dict[str, Encoder]:
+    """One for all encoders of the same architecture and settings, named by the first of them."""
+    first: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        first.setdefault(json.dumps(encoder.settings(), sort_keys=True), name)
+    return {f"{name}, random weights": random_encoder(encoders[name], seed)
+            for name in first.values()}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- output

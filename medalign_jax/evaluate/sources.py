@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from medalign_jax.data.manifest import COLUMNS, Problem, Row, rows_of_table
 from medalign_jax.data.tables import Table, did_you_mean, renamed
-from medalign_jax.encoder import Encoder, load_encoder
+from medalign_jax.encoder import Encoder, check_encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import EmbeddingTable, read_table
 from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS
@@ -47,6 +47,17 @@ class Source:
     def is_table(self) -> bool:
         """Whether these are embeddings and not an encoder."""
         return self.path.endswith((".parquet", ".pq"))
+
+    def check(self) -> None:
+        """Refuses what `load` would refuse, from settings, names and shapes.
+
+        Raises:
+          UserError: naming the source.
+        """
+        try:
+            check_encoder(self.encoder, self.path, **self.options)
+        except UserError as error:
+            raise UserError(f"--encoder {self.path}: {error}") from error
 
     def load(self, mesh: Mesh | None) -> Encoder:
         """The encoder."""
@@ -120,27 +131,41 @@ def _options(text: str, options: str) -> dict[str, str | int]:
     return found
 
 
-def joined(path: str, rows: Sequence[Row]) -> np.ndarray:
-    """(N, D): the table's embeddings in the order of the manifest's rows.
-
-    Files are matched by path, else by their names where these are unique on both sides.
+def read_joinable(path: str) -> EmbeddingTable:
+    """A table that can be joined to a manifest.
 
     Raises:
-      UserError: a recording without an embedding or with two of them, by row.
+      UserError: it names no recordings, or one twice.
     """
     table = read_table(path)
     paths = table.columns.get("audio_path")
     if paths is None:
         raise UserError(f"{path} has no column audio_path to join it to the manifest by")
-    resolved = [str(Path(p).resolve()) for p in paths]
-    if (twice := _first_twice(resolved)) is not None:
+    if (twice := _first_twice(_resolved(paths))) is not None:
         first, second = twice
         raise UserError(
             f"{path} has two embeddings of '{paths[second]}' (its rows {table.numbers[first]} and "
             f"{table.numbers[second]}); keep one"
         )
-    places = {p: i for i, p in enumerate(resolved)}
-    order = [places.get(str(Path(row.audio_path).resolve())) for row in rows]
+    return table
+
+
+def joined(path: str, table: EmbeddingTable, rows: Sequence[Row]) -> np.ndarray:
+    """(N, D): a table's embeddings in the order of the manifest's rows.
+
+    Files are matched by path, else by their names where these are unique on both sides.
+
+    Args:
+      path: Of the table, for messages.
+      table: From `read_joinable`.
+      rows: Of the manifest.
+
+    Raises:
+      UserError: a recording without an embedding, or one whose file name another has, by row.
+    """
+    paths = table.columns["audio_path"]
+    places = {p: i for i, p in enumerate(_resolved(paths))}
+    order = [places.get(p) for p in _resolved([row.audio_path for row in rows])]
     order = _by_name(path, paths, rows, order)
     for row, place in zip(rows, order, strict=True):
         if place is None:
@@ -148,6 +173,10 @@ def joined(path: str, rows: Sequence[Row]) -> np.ndarray:
                 f"{path} has no embedding of '{row.audio_path}' (row {row.row} of the manifest)"
             )
     return table.embeddings[order]
+
+
+def _resolved(paths: Sequence[str]) -> list[str]:
+    return [str(Path(p).resolve()) for p in paths]
 
 
 def _by_name(path: str, paths: Sequence[str], rows: Sequence[Row], order: Sequence[int | None]):

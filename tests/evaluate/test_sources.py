@@ -8,7 +8,7 @@ import pytest
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embedding_table import read_table
-from medalign_jax.evaluate.sources import joined, rows_of, sources_of
+from medalign_jax.evaluate.sources import joined, read_joinable, rows_of, sources_of
 from tests.evaluate.evaluation_rows import row, rows
 
 
@@ -52,6 +52,10 @@ def _table(path, **columns):
     return path
 
 
+def join(path, found):
+    return joined(str(path), read_joinable(str(path)), found)
+
+
 def test_a_table_is_joined_by_path_or_by_name(tmp_path):
     found = rows(3)
     vectors = [[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
@@ -59,9 +63,9 @@ def test_a_table_is_joined_by_path_or_by_name(tmp_path):
         tmp_path / "x.parquet", audio_path=["other/2.wav", "other/0.wav", "other/1.wav"],
         embedding=vectors,
     )  # fmt: skip
-    np.testing.assert_array_equal(joined(str(path), found), np.float32(vectors)[[1, 2, 0]])
+    np.testing.assert_array_equal(join(path, found), np.float32(vectors)[[1, 2, 0]])
     with pytest.raises(UserError, match=r"no embedding of '3\.wav' \(row 4"):
-        joined(str(path), rows(4))
+        join(path, rows(4))
 
 
 def test_two_embeddings_of_one_recording_are_refused_by_row(tmp_path):
@@ -70,7 +74,7 @@ def test_two_embeddings_of_one_recording_are_refused_by_row(tmp_path):
         embedding=[[1.0], [2.0], [3.0]],
     )  # fmt: skip
     with pytest.raises(UserError, match=r"two embeddings of '\./0\.wav' \(its rows 1 and 3\)"):
-        joined(str(path), rows(2))
+        join(path, rows(2))
 
 
 def test_a_name_that_two_recordings_have_joins_neither(tmp_path):
@@ -79,9 +83,9 @@ def test_a_name_that_two_recordings_have_joins_neither(tmp_path):
     )
     found = [row(0, audio_path="a/1.wav"), row(1, audio_path="b/1.wav")]
     with pytest.raises(UserError, match=r"a file named '1\.wav', and the manifest's rows 1 and 2"):
-        joined(str(path), found)
+        join(path, found)
     both = [row(0, audio_path="a/1.wav"), row(1, audio_path="c/2.wav")]
-    np.testing.assert_array_equal(joined(str(path), both), np.float32([[1], [2]]))
+    np.testing.assert_array_equal(join(path, both), np.float32([[1], [2]]))
 
 
 def test_a_table_brings_rows_of_its_own(tmp_path):
