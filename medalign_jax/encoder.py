@@ -30,7 +30,7 @@ from medalign_jax.models.pooling import check_pooling, embed_pooled
 from medalign_jax.train.mesh import Rules, batch_sharding, shardings
 from medalign_jax.weights import WeightSource, resolve
 from medalign_jax.weights.identity import parameter_count, params_identity
-from medalign_jax.weights.load import load
+from medalign_jax.weights.load import check_weights, load
 from medalign_jax.weights.table import Table, first_layers
 
 SETTINGS_FILE = "encoder.json"
@@ -475,6 +475,56 @@ def load_encoder(
         is longer than the model takes.
       WeightError: the weights do not fit; lists every difference.
     """
+    options = {"samples": samples, "pad": pad, "trim": trim, "pooling": pooling, "layer": layer}
+    opened = _opened(name, source, options, overrides)
+    return opened.encoder(opened.load(mesh), mesh)
+
+
+def check_encoder(
+    name: str | None,
+    source: Any,
+    *,
+    pooling: str | None = None,
+    layer: int | None = None,
+) -> None:
+    """Refuses what `load_encoder` would refuse; no parameter is read.
+
+    Args:
+      name, source, pooling, layer: as for `load_encoder`.
+
+    Raises:
+      UserError: as `load_encoder`.
+      WeightError: the weights do not fit; lists every difference.
+    """
+    opened = _opened(name, source, {"pooling": pooling, "layer": layer}, None)
+    abstract = opened.made.abstract_params()
+    check_weights(opened.source, opened.made.table, abstract, dtype=jnp.float32)
+    opened.encoder(abstract, None)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What `load_encoder` knows before it reads a parameter; `options` are of `Encoder`."""
+
+    source: WeightSource
+    made: Architecture
+    options: Mapping[str, Any]
+
+    def load(self, mesh: Mesh | None) -> Any:
+        abstract = self.made.abstract_params(mesh)
+        return load(self.source, self.made.table, abstract, dtype=jnp.float32)
+
+    def encoder(self, params: Any, mesh: Mesh | None) -> Encoder:
+        return Encoder(self.made, params, mesh=mesh, **self.options)
+
+
+def _opened(
+    name: str | None,
+    source: Any,
+    asked: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None,
+) -> _Opened:
+    """Settings > what is exported > what was published."""
     source, settings = open_encoder(source)
     if name is None and "name" not in settings:
         raise UserError(
@@ -488,17 +538,21 @@ def load_encoder(
         settings.get("front_end_overrides"),
         source.config,
     )
-    window = made.entry.window
-    samples = samples or settings.get("samples") or made.window
-    pad = pad or settings.get("pad", window.pad)
-    trim = settings.get("trim", window.trim) if trim is None else trim
+    window, trim = made.entry.window, asked.get("trim")
+    pooling, layer = asked["pooling"], asked["layer"]
     if pooling is None:
         pooling = settings.get("pooling", "mean")
         layer = settings.get("layer") if layer is None else layer
-    made.check_window(samples)
+    options = {
+        "samples": asked.get("samples") or settings.get("samples") or made.window,
+        "pad": asked.get("pad") or settings.get("pad", window.pad),
+        "trim": settings.get("trim", window.trim) if trim is None else trim,
+        "pooling": pooling,
+        "layer": layer,
+    }
+    made.check_window(options["samples"])
     check_pooling(made.module.config, pooling, layer)
-    params = load(source, made.table, made.abstract_params(mesh), dtype=jnp.float32)
-    return Encoder(made, params, samples, pad, trim, mesh, pooling=pooling, layer=layer)
+    return _Opened(source, made, options)
 
 
 def open_encoder(source: Any) -> tuple[WeightSource, dict[str, Any]]:

@@ -19,6 +19,7 @@ from medalign_jax.data.manifest import (
     read_manifest,
 )
 from medalign_jax.data.sources import CACHE_BYTES, CachedSource, Clip, FileSource
+from medalign_jax.data.subjects import plain_subject
 
 MAX_SECONDS = 120.0
 
@@ -183,17 +184,19 @@ def check_joined(base: AudioDataset, added: AudioDataset) -> None:
         added: what is to be trained on beside its training split.
 
     Raises:
-        ManifestError: a subject of another split than "train", or, sample for sample, a recording
-            of any split is among them; names the first.
+        ManifestError: a subject of another split than "train" (also in another spelling, see
+            `data.subjects`), or, sample for sample, a recording of any split is among them; names
+            the first.
     """
-    held = {_subject(row): row for row in base.rows if row.split != "train"}
+    held = {_plain_subject(row): row for row in base.rows if row.split != "train"}
     sounds = {_digest(base, i): row for i, row in enumerate(base.rows)}
     sounds.pop(None, None)
     for i, row in enumerate(added.rows):
-        if (other := held.get(_subject(row))) is not None:
+        if (other := held.get(_plain_subject(row))) is not None:
+            spelt = "" if other.subject_id == row.subject_id else f" as '{other.subject_id}'"
             raise ManifestError(
                 f"'{row.audio_path}' cannot be trained on: its subject '{row.subject_id}' is in "
-                f"split '{other.split}' ('{other.audio_path}'); leave it out"
+                f"split '{other.split}'{spelt} ('{other.audio_path}'); leave it out"
             )
         if (other := sounds.get(_digest(added, i))) is not None:
             raise ManifestError(
@@ -207,6 +210,12 @@ def _subject(row: Row) -> str:
     "audio/1.wav"."""
     own = row.audio_path.endswith(os.path.normpath(row.subject_id))
     return row.audio_path if own else row.subject_id
+
+
+def _plain_subject(row: Row) -> str:
+    """The same whatever the spelling; a path has only one."""
+    subject = _subject(row)
+    return subject if subject == row.audio_path else plain_subject(subject)
 
 
 def _digest(data: AudioDataset, index: int) -> bytes | None:

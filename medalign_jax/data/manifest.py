@@ -11,7 +11,6 @@ recordings and at the manifest as a whole.
 import hashlib
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +20,11 @@ from pathlib import Path
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data import reports
+from medalign_jax.data.subjects import alike_subjects
 from medalign_jax.data.tables import (
     BadRecord,
     ManifestError,
+    Table,
     did_you_mean,
     is_missing,
     is_none_in_words,
@@ -37,6 +38,7 @@ SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
                  "testing": "test"}  # fmt: skip
 COLUMNS = ("audio_path", "report", "subject_id", "split", "label")
+COPIES_OF = "near-copies "  # begins the id that near-copies without a subject share
 LINES_IN_MESSAGE = 40
 
 __all__ = ["SPLITS", "Checked", "ManifestError", "Problem", "Row", "check", "problem_table",
@@ -72,7 +74,7 @@ class Row:
     def names_subject(self) -> bool:
         """Whether the manifest says who was recorded."""
         own_path = self.audio_path.endswith(os.path.normpath(self.subject_id))
-        return bool(self.subject_id) and not own_path
+        return bool(self.subject_id) and not own_path and not self.subject_id.startswith(COPIES_OF)
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,46 @@ def read_manifest(
         return name in targets or reports.normalise_column(name) in reports.METADATA_COLUMNS
 
     table = read_table(path, "audio_path", COLUMNS, is_read)
+    return rows_of_table(
+        path, table, targets, folder=path.parent, reports_required=reports_required
+    )
+
+
+def rows_of_table(
+    path: Path,
+    table: Table,
+    targets: Sequence[str] = (),
+    *,
+    folder: str | Path = "",
+    reports_required: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> tuple[list[Row], list[Problem]]:
+    """Rows of a table that was read, whatever it was read from; see `read_manifest`.
+
+    Args:
+        path: of the table, for messages.
+        table: its columns under their known names, `audio_path` among them.
+        targets: further columns to keep for probes.
+        folder: that paths of recordings are relative to; "" leaves them as they are written.
+        reports_required: whether a row has to have a report or metadata to make one from.
+        numbers: of the records in their file, counted from 1; None for all of them in order.
+
+    Raises:
+        ManifestError: a named target is no column.
+    """
     places = {target: _place(target, table.columns) for target in targets}
     used, problems = _columns(path, table.columns, places)
     words: Counter[tuple[str, str]] = Counter()
     rows = []
-    for number, record in enumerate(table.records, start=1):
+    numbers = range(1, len(table.records) + 1) if numbers is None else numbers
+    for number, record in zip(numbers, table.records, strict=True):
         if isinstance(record, BadRecord):
             audio_path = record.cells.get("audio_path", "")
             problems.append(Problem(number, audio_path, record.reason, fatal=True))
             continue
         cells = {name: record.get(name, "").strip() for name in table.columns}
         words.update(_words_for_nothing(cells, used, places))
-        row, found = _row(number, cells, used, places, path.parent, reports_required)
+        row, found = _row(number, cells, used, places, folder, reports_required)
         problems.extend(found)
         if row is not None:
             rows.append(row)
@@ -200,7 +230,7 @@ def _row(
     cells: dict[str, str],
     metadata_columns: dict[str, str],
     places: dict[str, str],
-    folder: Path,
+    folder: str | Path,
     reports_required: bool,
 ) -> tuple[Row | None, list[Problem]]:
     record = {name: _value(name, cells[name]) for name in COLUMNS if name in cells}
@@ -282,22 +312,38 @@ def check(
             left. `.problems` has everything.
     """
     rows, problems = list(rows), list(problems)
-    if not 0 <= max_bad_fraction <= 1:
-        raise ManifestError(f"max_bad_fraction is {max_bad_fraction}; it has to be 0 to 1")
+    _check_fraction(max_bad_fraction)
+    duplicates = _duplicates(rows)
+    same = {problem.row for problem in duplicates}
+    look = [row for row in rows if row.row not in same]
+    sounds = _audio_problems(look, check_audio, max_seconds, hear, progress)
+    return check_rows(rows, [*problems, *duplicates, *sounds], max_bad_fraction)
+
+
+def check_rows(
+    rows: Iterable[Row], problems: Iterable[Problem], max_bad_fraction: float = 0.01
+) -> Checked:
+    """The part of `check` that opens no recording: what holds between rows, and whether to go on.
+
+    Raises:
+        ManifestError: as `check`.
+    """
+    rows, problems = list(rows), list(problems)
+    _check_fraction(max_bad_fraction)
     unusable = {problem.row for problem in problems if problem.fatal}
     total = len(rows) + len(unusable - {None} - {row.row for row in rows})
     problems += _subjects_in_two_splits(rows)
     problems += _alike_subjects_in_two_splits(rows)
-    duplicates = _duplicates(rows)
-    problems += duplicates
-    same = {problem.row for problem in duplicates}
-    look = [row for row in rows if row.row not in same]
-    problems += _audio_problems(look, check_audio, max_seconds, hear, progress)
     problems.sort(key=lambda p: (not p.fatal, p.row is not None, p.row or 0))
     bad = {problem.row for problem in problems if problem.fatal}
     kept = tuple(row for row in rows if row.row not in bad)
     _stop_if_unusable(kept, problems, len(bad - {None}), total, max_bad_fraction)
     return Checked(kept, tuple(problems))
+
+
+def _check_fraction(max_bad_fraction: float) -> None:
+    if not 0 <= max_bad_fraction <= 1:
+        raise ManifestError(f"max_bad_fraction is {max_bad_fraction}; it has to be 0 to 1")
 
 
 def _stop_if_unusable(
@@ -335,24 +381,14 @@ def _subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
 
 def _alike_subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
     """Notes on subjects of different splits whose names differ as spellings of one name do."""
-    alike: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        if row.names_subject:
-            alike.setdefault(_plain_name(row.subject_id), {}).setdefault(row.subject_id, row)
     found = []
-    for spellings in alike.values():
-        if len(spellings) > 1 and len({row.split for row in spellings.values()}) > 1:
-            where = ", ".join(f"'{s}' in {r.split} (row {r.row})" for s, r in spellings.items())
+    for places in alike_subjects(rows):
+        first = {subject: rows[place] for subject, place in places.items()}
+        if len({row.split for row in first.values()}) > 1:
+            where = ", ".join(f"'{s}' in {r.split} (row {r.row})" for s, r in first.items())
             reason = f"subjects that may be one, in different splits: {where}"
             found.append(Problem(None, "", reason, fatal=False))
     return found
-
-
-def _plain_name(subject: str) -> str:
-    """Without case, spaces, decimals and leading zeros: "P 01" and "p1", "1.0" and "001"."""
-    name = re.sub(r"\s", "", subject.casefold())
-    name = re.sub(r"(?<=\d)\.0*$", "", name)
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", name)
 
 
 def _duplicates(rows: Sequence[Row]) -> list[Problem]:

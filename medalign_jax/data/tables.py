@@ -102,7 +102,7 @@ def read_table(
         table = _read_csv(path, data, required, is_read) if csv_file else _read_jsonl(data, is_read)
     if not table.records:
         raise ManifestError(f"'{path}' has no rows")
-    table = _renamed(path, table, known)
+    table = renamed(path, table, known)
     if required not in table.columns:
         raise ManifestError(
             f"'{path}' has no column '{required}'{did_you_mean(required, table.columns)}; "
@@ -111,8 +111,12 @@ def read_table(
     return table
 
 
-def _renamed(path: Path, table: Table, known: Sequence[str]) -> Table:
-    """The known columns under their known names."""
+def renamed(path: Path, table: Table, known: Sequence[str]) -> Table:
+    """The known columns under their known names.
+
+    Raises:
+        ManifestError: two columns that have one of these names.
+    """
     names = {name: plain_name(name) for name in table.columns if plain_name(name) in known}
     for name in dict.fromkeys(names.values()):
         if len(same := [column for column, to in names.items() if to == name]) > 1:
@@ -121,13 +125,13 @@ def _renamed(path: Path, table: Table, known: Sequence[str]) -> Table:
     if all(name == to for name, to in names.items()):
         return table
 
-    def renamed(cells: dict[str, str]) -> dict[str, str]:
+    def of(cells: dict[str, str]) -> dict[str, str]:
         return {names.get(name, name): cell for name, cell in cells.items()}
 
     records = (
-        dataclasses.replace(record, cells=renamed(record.cells))
+        dataclasses.replace(record, cells=of(record.cells))
         if isinstance(record, BadRecord)
-        else renamed(record)
+        else of(record)
         for record in table.records
     )
     return Table(tuple(names.get(name, name) for name in table.columns), tuple(records))

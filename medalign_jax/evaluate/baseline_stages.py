@@ -12,16 +12,15 @@ from medalign_jax.data.tables import did_you_mean
 from medalign_jax.datasets.nearest import nearest_waveform
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baselines import SpectralStatistics, constant, metadata_features
-from medalign_jax.evaluate.context import context_columns, context_of
+from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.probes import Problem
-from medalign_jax.evaluate.stages import PLAIN, Guess, Stage
+from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Guess, Stage
 from medalign_jax.evaluate.suite import Suite
-from medalign_jax.evaluate.tasks import Task, columns_of
+from medalign_jax.evaluate.tasks import Task
 
 BASELINES = ("majority", "metadata", "spectral", "nearest", "random")  # random: see the callers
-_NEAREST = "nearest training waveform"
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -61,7 +60,7 @@ def baseline_stages(
     check_baselines(names)
     stages, guesses = [], []
     if "majority" in names:
-        guesses.append(Guess("majority or mean", _constant))
+        guesses.append(Guess(CONSTANT, _constant))
     if "metadata" in names and (stage := _metadata(suite, rows, metadata)):
         stages.append(stage)
     if data is not None and "spectral" in names:
@@ -69,7 +68,7 @@ def baseline_stages(
         found = store.embed({PLAIN: SpectralStatistics()}, data)[PLAIN]
         stages.append(suite.stage(PLAIN, found, role="baseline"))
     if data is not None and "nearest" in names:
-        guesses.append(Guess(_NEAREST, _Nearest(suite, data)))
+        guesses.append(Guess(NEAREST, _Nearest(suite, data)))
     return stages, guesses
 
 
@@ -81,15 +80,14 @@ def _constant(task: Task, fold: Fold) -> np.ndarray:
 
 
 def _metadata(suite: Suite, rows: Sequence[Row], more: Sequence[str]) -> Stage | None:
+    check_metadata(more, suite.options.tasks)
     columns = {name for row in rows for name in (*row.targets, *row.metadata)}
     named = [*context_columns(sorted(columns), suite.options.tasks), *more]
-    if asked := sorted(set(named) & set(columns_of(suite.options.tasks))):
-        raise UserError(f"the metadata baseline may not read {asked[0]!r}, which is asked for")
     features, names = metadata_features(context_of(rows, list(dict.fromkeys(named))))
     if not names:
         return None
     told = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in names))
-    return suite.stage("metadata", features, role="baseline", notes=f"from {told}")
+    return suite.stage(METADATA, features, role="baseline", notes=f"from {told}")
 
 
 class _Nearest:

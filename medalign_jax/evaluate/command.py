@@ -24,16 +24,18 @@ import numpy as np
 
 from medalign_jax import commands
 from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
-from medalign_jax.data.manifest import Row, read_manifest, write_problems
+from medalign_jax.data.manifest import Problem, Row, check_rows, read_manifest, write_problems
 from medalign_jax.data.tables import read_table as read_manifest_table
+from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import report, sources
 from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
 from medalign_jax.evaluate.baselines import random_encoder
-from medalign_jax.evaluate.context import context_columns
+from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.findings import Findings, equals_told, rows_of_equals, subjects_told
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
@@ -100,18 +102,21 @@ class _Opened:
     """What there is to be measured on; `data` is None where there are only embeddings.
 
     Attributes:
-      findings: Of near-copies among the recordings, for a note beside the results.
+      problems: Of rows that were left out, and notes.
+      findings: What may have leaked from training into testing.
     """
 
     suite: Suite
     rows: Sequence[Row]
     data: AudioDataset | None
     tables: Mapping[str, np.ndarray]
-    findings: Sequence[str] = ()
+    problems: Sequence[Problem]
+    findings: Findings
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     check_baselines(arguments.baselines)
+    check_metadata(arguments.metadata, arguments.tasks)
     settings = Settings(
         tuple(arguments.probes), arguments.per_class, arguments.draws, arguments.seeds
     )
@@ -128,10 +133,35 @@ def _opened_table(arguments: argparse.Namespace, options: Options) -> _Opened:
             "--embeddings brings its own columns; beside a manifest give the table as "
             "--encoder x.parquet"
         )
-    table, name = read_table(arguments.embeddings), Path(arguments.embeddings).stem
-    rows = sources.rows_of(table, sorted(table.columns))
-    suite = Suite.of(rows, options, arguments.dataset or name)
-    return _Opened(suite, rows, None, {name: table.embeddings})
+    path, name = arguments.embeddings, sources.stage_name(Path(arguments.embeddings))
+    table = read_table(path)
+    rows, problems = sources.rows_of(path, table, _targets(arguments, table.columns))
+    checked = check_rows(rows, problems, arguments.max_bad_fraction)
+    place = {number: i for i, number in enumerate(table.numbers)}
+    embeddings = table.embeddings[[place[row.row] for row in checked.rows]]
+    rows = rows_of_equals(checked.rows, embeddings, options.aggregate)
+    suite = Suite.of(rows, options, arguments.dataset or Path(path).stem)
+    _write_problems(arguments, checked.problems)
+    findings = Findings(equals_told(rows, embeddings, suite), subjects_told(rows, suite))
+    print(*findings.told, sep="\n", flush=True)
+    return _Opened(suite, rows, None, {name: embeddings}, checked.problems, findings)
+
+
+def _targets(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[str, ...]:
+    """Columns to keep: the tasks', those named for the metadata baseline, circumstances."""
+    asked = [*columns_of(arguments.tasks), *arguments.metadata]
+    return tuple(dict.fromkeys([*asked, *context_columns(columns, arguments.tasks)]))
+
+
+def _write_problems(arguments: argparse.Namespace, problems: Sequence[Problem]) -> None:
+    """Beside the results; how many rows are unusable is also said on the screen."""
+    if jax.process_index():
+        return
+    listed = Path(arguments.out) / "unusable_rows.jsonl"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    write_problems(problems, listed)
+    if bad := len({problem.row for problem in problems if problem.fatal}):
+        print(f"{bad} unusable rows are listed in {listed}", flush=True)
 
 
 def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> _Opened:
@@ -139,51 +169,59 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
         raise UserError("name the recordings: --manifest, or --embeddings with a table")
     path = Path(arguments.manifest)
     name = arguments.dataset or (path.name if path.is_dir() else path.resolve().parent.name)
-    targets = [*columns_of(options.tasks), *arguments.metadata]
+    targets = _targets(arguments, ())
     if path.is_file():
-        columns = read_manifest_table(path, "audio_path").columns
-        targets += context_columns(columns, options.tasks)
-        rows, _ = read_manifest(path, tuple(dict.fromkeys(targets)), reports_required=False)
+        targets = _targets(arguments, read_manifest_table(path, "audio_path").columns)
+        rows, _ = read_manifest(path, targets, reports_required=False)
         if rows:  # else `open_dataset` says what is wrong with them
             Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
+    joinable = {}
+    for source in given:
+        if source.is_table:
+            joinable[source.name] = (source.path, sources.read_joinable(source.path))
+        else:
+            source.check()
     progress = Progress(None, f"checking {path}", "file")
     data = open_dataset(
         path,
-        targets=tuple(dict.fromkeys(targets)),
+        targets=targets,
         max_seconds=arguments.max_seconds,
         max_bad_fraction=arguments.max_bad_fraction,
         reports_required=False,
         progress=lambda done, total: progress.advance(),
     )
     progress.close()
-    if jax.process_index() == 0:
-        Path(arguments.out).mkdir(parents=True, exist_ok=True)
-        write_problems(data.problems, Path(arguments.out) / "unusable_rows.jsonl")
+    _write_problems(arguments, data.problems)
     print(f"{path}: {len(data)} recordings", flush=True)
-    tables = {s.name: sources.joined(s.path, data.rows) for s in given if s.is_table}
+    tables = {name: sources.joined(*table, data.rows) for name, table in joinable.items()}
     searched = search(data, options.aggregate, not arguments.ignore_copies)
     suite = Suite.of(searched.data.rows, options, name)
-    findings = searched.findings(suite)
-    print(*findings, sep="\n", flush=True)
-    return _Opened(suite, searched.data.rows, searched.data, tables, findings)
+    rows, found = searched.data.rows, tuple(searched.findings(suite))
+    findings = Findings(found, subjects_told(rows, suite))
+    print(*findings.told, sep="\n", flush=True)
+    return _Opened(suite, rows, searched.data, tables, data.problems, findings)
 
 
 def _stages(arguments: argparse.Namespace, opened: _Opened, given, store) -> list[Stage]:
-    """Encoders in the order that they were given, then the first one with random weights."""
+    """Encoders in the order that they were given, then random weights of each kind of encoder."""
     mesh = make_mesh() if jax.process_count() == 1 else None
     encoders = {s.name: s.load(mesh) for s in given if not s.is_table}
-    random = {}
-    if encoders and "random" in arguments.baselines:
-        random = {
-            f"{name}, random weights": random_encoder(encoder, arguments.seed)
-            for name, encoder in list(encoders.items())[:1]
-        }
+    random = _random(encoders, arguments.seed) if "random" in arguments.baselines else {}
     embedded = dict(opened.tables)
     if encoders:
         embedded |= store.embed(encoders | random, opened.data)
     order = [s.name for s in given] or list(opened.tables)
     stages = [opened.suite.stage(name, embedded[name]) for name in order]
     return stages + [opened.suite.stage(name, embedded[name], role="baseline") for name in random]
+
+
+def _random(encoders: Mapping[str, Encoder], seed: int) -> dict[str, Encoder]:
+    """One for all encoders of the same architecture and settings, named by the first of them."""
+    first: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        first.setdefault(json.dumps(encoder.settings(), sort_keys=True), name)
+    return {f"{name}, random weights": random_encoder(encoders[name], seed)
+            for name in first.values()}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- output
@@ -200,7 +238,6 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     headline = f"{', '.join(names)} on {opened.suite.dataset}."
     if len(names) > 1:
         headline = headline_of(found, opened.suite, names[0], names[-1])
-    problems = () if opened.data is None else opened.data.problems
     data = report.ReportData(
         title=f"Encoders measured on {opened.suite.dataset}",
         headline=headline,
@@ -211,11 +248,10 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         maps=map_of(opened.suite, stages),
         map_note="Principal components of the training rows, test rows shown.",
         results=found.results,
-        unusable=[report.UnusableRow(p.row, p.audio_path, p.reason) for p in problems if p.fatal],
-        limits=[
-            *limits_of(opened.suite, [row.subject_id for row in opened.rows]),
-            *opened.findings,
+        unusable=[
+            report.UnusableRow(p.row, p.audio_path, p.reason) for p in opened.problems if p.fatal
         ],
+        limits=[*limits_of(opened.suite, opened.rows), *opened.findings.told],
     )
     report.write_report(out / "report.html", data)
     print(f"{headline}\npage: {out / 'report.html'}", flush=True)
@@ -243,7 +279,7 @@ def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
     return provenance() | {
         "recordings": opened.suite.count,
         "subjects": len(set(opened.suite.subjects)),
-        "near_copies": list(opened.findings),
+        **opened.findings.provenance(),
         "arguments": json.loads(json.dumps(told)),
     }
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from medalign_jax.evaluate import statistics
 from medalign_jax.evaluate.folds import Fold
-from medalign_jax.evaluate.measured import MEAN_OF, Measured, add_result
+from medalign_jax.evaluate.measured import MEAN_OF, Measured, add_identical, add_result
 from medalign_jax.evaluate.probes import PROBES
-from medalign_jax.evaluate.stages import PLAIN, Settings, Stage
+from medalign_jax.evaluate.stages import MINUS, PLAIN, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 
 Scores = Mapping[str, statistics.Statistic]  # by stage
@@ -69,8 +69,8 @@ class _Table:
                         for s, value in scores.items()}  # fmt: skip
             runs = max(len(value) for value in scores.values())
             self._lines(
-                by_stage, rows, task=task.name, dataset=task.dataset, kind=kind, metric=metric,
-                n_train=n_train, n_test=len(rows), seeds=tuple(range(runs)),
+                [task], by_stage, rows, task=task.name, dataset=task.dataset, kind=kind,
+                metric=metric, n_train=n_train, n_test=len(rows), seeds=tuple(range(runs)),
             )  # fmt: skip
 
     def mean(self, tasks: Sequence[Task], kind: str, n_train: int) -> None:
@@ -92,9 +92,9 @@ class _Table:
             by_stage[stage] = AverageOverTasks(parts)
         if by_stage:
             self._lines(
-                by_stage, rows, task=f"{MEAN_OF}{len(tasks)} tasks", dataset=tasks[0].dataset,
-                kind=kind, metric="auroc", n_train=n_train, n_test=len(rows),
-                seeds=tuple(range(runs)),
+                tasks, by_stage, rows, task=f"{MEAN_OF}{len(tasks)} tasks",
+                dataset=tasks[0].dataset, kind=kind, metric="auroc", n_train=n_train,
+                n_test=len(rows), seeds=tuple(range(runs)),
             )  # fmt: skip
 
     def _folds(self, task: Task, scores: np.ndarray) -> np.ndarray:
@@ -102,16 +102,28 @@ class _Table:
         folds = self.into.folds[task.name]
         return np.repeat(folds, len(scores) // len(folds), axis=0)
 
-    def _lines(self, by_stage: Scores, rows: np.ndarray, **fields) -> None:
+    def _lines(self, tasks: Sequence[Task], by_stage: Scores, rows: np.ndarray, **fields) -> None:
         subjects = self.subjects[rows]
         for stage, score in by_stage.items():
             notes = self._notes(fields["task"], fields["kind"], stage)
             add_result(self.into, score, subjects, stage=stage, notes=notes, **fields)
         for later, earlier in self._pairs(by_stage):
+            stage = f"{later}{MINUS}{earlier}"
+            if self._identical(tasks, fields["kind"], later, earlier):
+                add_identical(self.into, subjects, stage=stage, **fields)
+                continue
             add_result(
-                self.into, (by_stage[earlier], by_stage[later]), subjects,
-                stage=f"{later} minus {earlier}", notes="paired interval", **fields,
+                self.into, (by_stage[earlier], by_stage[later]), subjects, stage=stage,
+                notes="paired interval", **fields,
             )  # fmt: skip
+
+    def _identical(self, tasks: Sequence[Task], kind: str, later: str, earlier: str) -> bool:
+        """Whether two stages predict the same of every test recording."""
+        scores = self.into.scores
+        return all(
+            np.array_equal(scores[task.name, kind, later], scores[task.name, kind, earlier])
+            for task in tasks
+        )
 
     def _pairs(self, by_stage: Scores) -> list[tuple[str, str]]:
         """Each stage against the first, and each encoder against the plain statistics."""

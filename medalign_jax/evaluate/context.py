@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from medalign_jax.data.manifest import Row
 from medalign_jax.data.vocabulary import normalise_column
-from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.errors import UserError
 
 CONTEXT_COLUMNS = frozenset(
     {
@@ -22,9 +22,48 @@ CONTEXT_COLUMNS = frozenset(
 )  # fmt: skip
 
 
+# What a task gives away: the same said otherwise, or what it follows from.
+_GIVES_AWAY = {
+    "age": {"age_group"}, "age_group": {"age"},
+    "sex": {"gender"}, "gender": {"sex"},
+    "smoker": {"smoking"}, "smoking": {"smoker"},
+    "bmi": {"height", "weight"}, "height": {"bmi"}, "weight": {"bmi"},
+    "date": {"year"}, "year": {"date"},
+    "valve": {"valve_area"}, "valve_area": {"valve"},
+    "chest_location": {"recording_location"}, "recording_location": {"chest_location"},
+}  # fmt: skip
+
+
+def answers_in(columns: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """column -> task, for those columns that hold a task's answers or give them away.
+
+    Args:
+      columns: Of a manifest, in any spelling.
+      tasks: As `tasks.tasks_of` takes them.
+    """
+    told: dict[str, str] = {}
+    for task in (name.partition(":")[0] for name in tasks):
+        plain = normalise_column(task)
+        for column in {plain, *_GIVES_AWAY.get(plain, ())}:
+            told.setdefault(column, task)
+    return {c: told[normalise_column(c)] for c in columns if normalise_column(c) in told}
+
+
+def check_metadata(metadata: Sequence[str], tasks: Sequence[str]) -> None:
+    """Refuses columns for the metadata baseline that hold the answers.
+
+    Raises:
+      UserError: naming column and task.
+    """
+    for column, task in answers_in(metadata, tasks).items():
+        same = normalise_column(column) == normalise_column(task)
+        why = "which is asked for" if same else f"which tells the task {task!r}"
+        raise UserError(f"the metadata baseline may not read {column!r}, {why}; leave it out")
+
+
 def context_columns(columns: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
-    """Columns of a manifest that count as circumstances, less those that are asked for."""
-    asked = {"label", *columns_of(tasks)}
+    """Columns of a manifest that count as circumstances, less those that tell what is asked."""
+    asked = answers_in(columns, tasks)
     return tuple(c for c in columns if c not in asked and normalise_column(c) in CONTEXT_COLUMNS)
 
 

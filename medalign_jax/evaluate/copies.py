@@ -9,10 +9,12 @@ told beside the results.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.data.manifest import COPIES_OF, Row
 from medalign_jax.datasets.leaks import NearCopies, near_copies
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.train.progress import Progress
@@ -77,18 +79,17 @@ def search(data: AudioDataset, aggregate: str = "recording", enabled: bool = Tru
     copies = near_copies(data.waveform, len(data), data.sample_rate, progress=advance)
     progress.close()
     if aggregate == "recording":
-        data = _with_subjects(data, copies)
+        data = data.with_subjects(subjects_of_copies(data.rows, copies.groups))
     return Searched(data, copies)
 
 
-def _with_subjects(data: AudioDataset, copies: NearCopies) -> AudioDataset:
-    """Near-copies without a subject become recordings of one."""
-    size = np.bincount(copies.groups)
-    names = [
-        row.subject_id if row.names_subject or size[group] == 1 else f"near-copies {group}"
-        for row, group in zip(data.rows, copies.groups, strict=True)
+def subjects_of_copies(rows: Sequence[Row], groups: np.ndarray) -> list[str]:
+    """Subjects of N rows; those of one group (N,) that name none get one between them."""
+    size = np.bincount(groups)
+    return [
+        row.subject_id if row.names_subject or size[group] == 1 else f"{COPIES_OF}{group}"
+        for row, group in zip(rows, groups, strict=True)
     ]
-    return data.with_subjects(names)
 
 
 def _across_folds(copies: NearCopies, suite: Suite) -> list[int]:

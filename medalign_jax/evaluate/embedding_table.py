@@ -24,11 +24,13 @@ class EmbeddingTable:
       embeddings: (N, D) float32.
       columns: N texts each, by name: paths, subjects, splits, labels, whatever there is; missing
         values are "".
+      numbers: N rows of the file that these are, counted from 1.
       problems: rows that were left out, and why.
     """
 
     embeddings: np.ndarray
     columns: dict[str, tuple[str, ...]]
+    numbers: tuple[int, ...]
     problems: tuple[Problem, ...]
 
 
@@ -69,6 +71,7 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
     return EmbeddingTable(
         _stacked(path, [(row, vectors[row]) for row in kept]),
         {name: tuple(cells[row] for row in kept) for name, cells in texts.items()},
+        tuple(row + 1 for row in kept),
         problems,
     )
 

@@ -59,6 +59,22 @@ def add_result(
     into.results.append(result)
 
 
+def add_identical(into: Measured, subjects: Sequence, **fields) -> None:
+    """The difference of two stages whose predictions are the same: 0, without any doubt.
+
+    Args:
+      into: Gets it.
+      subjects: One id a recording.
+      **fields: Of the `Result`.
+    """
+    count = len(set(subjects))
+    interval = Interval(0.0, 0.0, 0.0, 0.95, "identical predictions", count, p_value=1.0)
+    notes = "; ".join(filter(None, [fields.pop("notes", ""), "the predictions are identical"]))
+    result = Result.of(interval, notes=notes, **fields)
+    into.intervals[key_of(result)] = interval
+    into.results.append(result)
+
+
 def key_of(result: Result) -> tuple[str, str, str, str]:
     """Key of `Measured.intervals`."""
     return result.task, result.kind, result.stage, result.metric

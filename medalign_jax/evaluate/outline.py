@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medalign_jax.data.manifest import Row
 from medalign_jax.evaluate import report
 from medalign_jax.evaluate import report_figures as figures
 from medalign_jax.evaluate.map import embedding_map
 from medalign_jax.evaluate.measured import MEAN_OF, Measured
-from medalign_jax.evaluate.stages import Stage
+from medalign_jax.evaluate.stages import MINUS, Stage
 from medalign_jax.evaluate.suite import Suite
 
 _ROLES = {"before": "before", "after": "after"}
@@ -26,7 +27,7 @@ def headline_of(found: Measured, suite: Suite, before: str, after: str, referenc
         what = f"mean AUROC of the {kind} probes of {len(classes)} tasks on {suite.dataset}"
     elif not classes:
         what = f"error of the {kind} probe of {task} on {suite.dataset}"
-    names = (before, after, f"{after} minus {before}")
+    names = (before, after, f"{after}{MINUS}{before}")
     intervals = [found.intervals.get((task, kind, stage, metric)) for stage in names]
     if any(interval is None for interval in intervals):
         return f"The test part has too few subjects for an interval of the {what}; see the table."
@@ -45,7 +46,7 @@ def bars_of(found: Measured, suite: Suite) -> list[figures.Bars]:
     for task in tasks:
         for kind in suite.options.settings.kinds:
             rows = [r for r in found.results if (r.task, r.kind) == (task, kind)]
-            rows = [r for r in rows if " minus " not in r.stage and r.metric == rows[0].metric]
+            rows = [r for r in rows if MINUS not in r.stage and r.metric == rows[0].metric]
             if not rows:
                 continue
             bars = tuple(
@@ -59,15 +60,27 @@ def bars_of(found: Measured, suite: Suite) -> list[figures.Bars]:
     return charts
 
 
-def limits_of(suite: Suite, subjects: Sequence[str]) -> list[str]:
-    """What a reader must not conclude."""
+def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
+    """What a reader must not conclude.
+
+    Args:
+      suite: What is asked.
+      rows: Of the recordings.
+    """
     limits = [
         "Differences between stages are paired over subjects; p values of several tasks are "
         "corrected by Holm in the notes of each result.",
     ]
-    if len(set(subjects)) == len(subjects):
+    unnamed = sum(not row.names_subject for row in rows)
+    if unnamed:
         limits.append(
-            "Every recording counts as a subject of its own. Where the data names no subjects, "
+            f"{unnamed} of {len(rows)} recordings are of nobody named: each counts as a subject of "
+            "its own, near-copies as one. Recordings of one person may stand in two splits, and "
+            "the intervals are too narrow."
+        )
+    elif len({row.subject_id for row in rows}) == len(rows):
+        limits.append(
+            "Every recording is of another subject. Should these names be those of recordings, "
             "recordings of one person may stand in two splits, and the intervals are too narrow."
         )
     return limits

@@ -2,7 +2,7 @@
 
 Where a map between the two sides is fitted on training pairs, those pairs are counted in
 `n_train`, and the kind is "nearest_sentence". Only where nothing is fitted and no class sentence
-was a training report is it called "zero_shot".
+was trained on is it called "zero_shot".
 """
 
 from __future__ import annotations
@@ -29,10 +29,18 @@ class Words:
     Attributes:
       reports: (N,) the report of each recording.
       class_sentences: (C,) the K sentences that stand for each class.
+      trained: Every text that a recording was aligned with, in any wording and any fold.
     """
 
     reports: tuple[str, ...]
     class_sentences: tuple[tuple[str, ...], ...]
+    trained: frozenset[str]
+
+    @property
+    def seen(self) -> bool:
+        """Whether a class sentence was trained on, word for word; capitals do not count."""
+        trained = {text.casefold() for text in self.trained}
+        return any(text.casefold() in trained for texts in self.class_sentences for text in texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +66,13 @@ class Shown:
     """What the page shows of one stage.
 
     Attributes:
-      predicted: position of a test recording -> class number.
+      task: What its classes are of.
+      predicted: position of a test recording that has an answer -> class number.
       confusion: (C, C) counts, rows are truths.
       nearest: position -> its three nearest reports as (text, centred cosine).
     """
 
+    task: Task
     predicted: dict[int, int]
     confusion: np.ndarray
     nearest: dict[int, tuple[tuple[str, float], ...]]
@@ -88,7 +98,7 @@ def measure_sentences(
       spaces: One a fold.
       into: Gets the results.
     """
-    shown = Shown({}, np.zeros((len(task.classes),) * 2, int), {})
+    shown = Shown(task, {}, np.zeros((len(task.classes),) * 2, int), {})
     parts = [
         _one_fold(task, fold, words, space, shown)
         for fold, space in zip(folds, spaces, strict=True)
@@ -96,7 +106,7 @@ def measure_sentences(
     rows = np.concatenate([part.rows for part in parts])
     subject_of = [subjects[i] for i in rows]
     fitted = spaces[0].map != "none"
-    kind = "nearest_sentence" if fitted or _seen(words, folds) else "zero_shot"
+    kind = "nearest_sentence" if fitted or words.seen else "zero_shot"
     n_train = max(len(fold.train) for fold in folds) if fitted else 0
     shared = {"dataset": task.dataset, "stage": stage, "n_train": n_train, "n_test": len(rows)}
     how = _how(spaces[0].map, n_train)
@@ -172,12 +182,6 @@ def _add_retrieval(parts: Sequence[_Part], subjects, how: str, shared: dict, int
                 into, hits, subjects, task=direction, kind="retrieval",
                 metric=f"recall@{k}", notes=note, **shared,
             )  # fmt: skip
-
-
-def _seen(words: Words, folds: Sequence[Fold]) -> bool:
-    """Whether a class sentence is, word for word, the report of a training recording."""
-    trained = {words.reports[i] for fold in folds for i in fold.train}
-    return any(sentence in trained for sentences in words.class_sentences for sentence in sentences)
 
 
 def _how(kind: str, n_train: int) -> str:

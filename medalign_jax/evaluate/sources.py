@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean
-from medalign_jax.encoder import Encoder, load_encoder
+from medalign_jax.data.manifest import COLUMNS, Problem, Row, rows_of_table
+from medalign_jax.data.tables import Table, did_you_mean, renamed
+from medalign_jax.encoder import Encoder, check_encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import EmbeddingTable, read_table
+from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.pooling import POOLINGS
 
@@ -46,6 +47,17 @@ class Source:
     def is_table(self) -> bool:
         """Whether these are embeddings and not an encoder."""
         return self.path.endswith((".parquet", ".pq"))
+
+    def check(self) -> None:
+        """Refuses what `load` would refuse, from settings, names and shapes.
+
+        Raises:
+          UserError: naming the source.
+        """
+        try:
+            check_encoder(self.encoder, self.path, **self.options)
+        except UserError as error:
+            raise UserError(f"--encoder {self.path}: {error}") from error
 
     def load(self, mesh: Mesh | None) -> Encoder:
         """The encoder."""
@@ -83,17 +95,21 @@ def _source(text: str) -> Source:
     if not path or (local and not Path(path.partition(":")[0]).expanduser().exists()):
         raise UserError(f"--encoder {text}: there is nothing at '{path}'; check the path")
     parsed = _options(text, options)
-    name = _name(Path(path))
+    name = stage_name(Path(path))
     told = ", ".join(str(value) if key == "pooling" else f"layer {value}"
                      for key, value in parsed.items())  # fmt: skip
     return Source(f"{name} ({told})" if told else name, path, encoder, parsed)
 
 
-def _name(path: Path) -> str:
-    """Of the stage: a run's export is named by its run."""
+def stage_name(path: Path) -> str:
+    """Of a stage: a run's export is named by its run; a name that means something else is not
+    taken."""
     if path.suffix in (".parquet", ".pq"):
-        return path.stem
-    return path.resolve().parent.name if path.name == "export" else path.name
+        name = path.stem
+    else:
+        name = path.resolve().parent.name if path.name == "export" else path.name
+    name = name.replace(MINUS, "-minus-")
+    return f"{name} (given)" if name in BASELINE_STAGES else name
 
 
 def _options(text: str, options: str) -> dict[str, str | int]:
@@ -115,53 +131,114 @@ def _options(text: str, options: str) -> dict[str, str | int]:
     return found
 
 
-def joined(path: str, rows: Sequence[Row]) -> np.ndarray:
-    """(N, D): the table's embeddings in the order of the manifest's rows.
-
-    Files are matched by path, else by their names where these are unique.
+def read_joinable(path: str) -> EmbeddingTable:
+    """A table that can be joined to a manifest.
 
     Raises:
-      UserError: a recording without an embedding, by row.
+      UserError: it names no recordings, or one twice.
     """
     table = read_table(path)
     paths = table.columns.get("audio_path")
     if paths is None:
         raise UserError(f"{path} has no column audio_path to join it to the manifest by")
-    places = {str(Path(p).resolve()): i for i, p in enumerate(paths)}
-    names = {Path(p).name: i for i, p in enumerate(paths)}
-    unique = len(names) == len(paths)
-    order = []
-    for row in rows:
-        place = places.get(str(Path(row.audio_path).resolve()))
-        if place is None and unique:
-            place = names.get(Path(row.audio_path).name)
+    if (twice := _first_twice(_resolved(paths))) is not None:
+        first, second = twice
+        raise UserError(
+            f"{path} has two embeddings of '{paths[second]}' (its rows {table.numbers[first]} and "
+            f"{table.numbers[second]}); keep one"
+        )
+    return table
+
+
+def joined(path: str, table: EmbeddingTable, rows: Sequence[Row]) -> np.ndarray:
+    """(N, D): a table's embeddings in the order of the manifest's rows.
+
+    Files are matched by path, else by their names where these are unique on both sides.
+
+    Args:
+      path: Of the table, for messages.
+      table: From `read_joinable`.
+      rows: Of the manifest.
+
+    Raises:
+      UserError: a recording without an embedding, or one whose file name another has, by row.
+    """
+    paths = table.columns["audio_path"]
+    places = {p: i for i, p in enumerate(_resolved(paths))}
+    order = [places.get(p) for p in _resolved([row.audio_path for row in rows])]
+    order = _by_name(path, paths, rows, order)
+    for row, place in zip(rows, order, strict=True):
         if place is None:
             raise UserError(
                 f"{path} has no embedding of '{row.audio_path}' (row {row.row} of the manifest)"
             )
-        order.append(place)
     return table.embeddings[order]
 
 
-def rows_of(table: EmbeddingTable, columns: Sequence[str]) -> list[Row]:
-    """Rows as a manifest would have them, from the columns beside the embeddings."""
-    count = len(table.embeddings)
-    empty = ("",) * count
+def _resolved(paths: Sequence[str]) -> list[str]:
+    return [str(Path(p).resolve()) for p in paths]
 
-    def column(name: str) -> tuple[str, ...]:
-        return table.columns.get(name, empty)
 
-    targets = [name for name in columns if name in table.columns]
-    return [
-        Row(
-            row=i + 1,
-            audio_path=column("audio_path")[i],
-            subject_id=column("subject_id")[i] or column("audio_path")[i] or f"row {i + 1}",
-            split=column("split")[i] or "train",
-            label=column("label")[i] or None,
-            targets={name: table.columns[name][i] for name in targets if table.columns[name][i]},
-            metadata={},
-            report=None,
-        )
-        for i in range(count)
-    ]
+def _by_name(path: str, paths: Sequence[str], rows: Sequence[Row], order: Sequence[int | None]):
+    """The order with what has no path in the table found by the file's name."""
+    missing = [i for i, place in enumerate(order) if place is None]
+    names = [Path(p).name for p in paths]
+    if not missing or _first_twice(names) is not None:
+        return order
+    files = [Path(row.audio_path).name for row in rows]
+    rows_of_name: dict[str, list[int]] = {}
+    for i, name in enumerate(files):
+        rows_of_name.setdefault(name, []).append(i)
+    places, found = {name: i for i, name in enumerate(names)}, list(order)
+    for i in missing:
+        same = rows_of_name[files[i]]
+        if files[i] in places and len(same) > 1:
+            numbers = " and ".join(str(rows[k].row) for k in same[:2])
+            raise UserError(
+                f"{path} has one embedding of a file named '{files[i]}', and the manifest's rows "
+                f"{numbers} both have that name; write the paths of the manifest into the table's "
+                "column audio_path"
+            )
+        found[i] = places.get(files[i])
+    return found
+
+
+def _first_twice(values: Sequence[str]) -> tuple[int, int] | None:
+    """Positions of the first value that comes again."""
+    first: dict[str, int] = {}
+    for i, value in enumerate(values):
+        if first.setdefault(value, i) != i:
+            return first[value], i
+    return None
+
+
+def rows_of(
+    path: str, table: EmbeddingTable, targets: Sequence[str]
+) -> tuple[list[Row], list[Problem]]:
+    """Rows as a manifest would have them, from the columns beside the embeddings.
+
+    Args:
+      path: Of the table, for messages.
+      table: What it holds; without a column of paths its rows are called by their numbers.
+      targets: Columns to keep.
+
+    Returns:
+      Rows, numbered as in the file, and what is wrong with the others, those without an embedding
+      among them.
+
+    Raises:
+      ManifestError: as `data.manifest.read_manifest`.
+    """
+    cells = tuple(
+        {name: values[i] for name, values in table.columns.items()}
+        for i in range(len(table.numbers))
+    )
+    known = renamed(Path(path), Table(tuple(table.columns), cells), COLUMNS)
+    columns = tuple(dict.fromkeys(("audio_path", *known.columns)))
+    records = tuple(
+        record | {"audio_path": record.get("audio_path") or f"row {number}"}
+        for number, record in zip(table.numbers, known.records, strict=True)
+    )
+    read = Table(columns, records)
+    rows, problems = rows_of_table(Path(path), read, targets, numbers=table.numbers)
+    return rows, [*table.problems, *problems]

@@ -13,6 +13,11 @@ from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.tasks import Task
 
 PLAIN = "spectral statistics"  # the baseline that every encoder is held against
+METADATA = "metadata"
+CONSTANT = "majority or mean"
+NEAREST = "nearest training waveform"
+BASELINE_STAGES = frozenset({PLAIN, METADATA, CONSTANT, NEAREST})  # no other stage is called so
+MINUS = " minus "  # between the names of two stages: the difference of their results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Settings:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.probes) - set(PROBES)):
             raise UserError(f"unknown probe {unknown[0]!r}; there are {', '.join(PROBES)}")
+        if twice := [p for p in self.probes if self.probes.count(p) > 1]:
+            raise UserError(f"the probe {twice[0]!r} is named twice; name it once")
         if not self.probes or min(self.draws, self.seeds) < 1 or self.per_class < 0:
             raise UserError("evaluation takes a probe, one draw and one seed at least")
 

@@ -53,6 +53,8 @@ class Options:
                 f"folds={self.folds}, repeats={self.repeats}: 2 or more folds (0 for the "
                 "manifest's splits), 1 or more repeats"
             )
+        if self.seed < 0:
+            raise TaskError(f"seed is {self.seed}; a seed is 0 or more")
         if self.repeats > 1 and not self.folds:
             raise TaskError("repeats deal folds anew: ask for folds too")
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
-
-_MINUS = " minus "
+from medalign_jax.evaluate.stages import MINUS
 
 
 def tables_of(results: Sequence[Result]) -> list[Table]:
@@ -24,7 +23,7 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
         for metrics in _groups(of_kind):
             chosen = [result for result in of_kind if result.metric in metrics]
             for differences in (False, True):
-                rows = [r for r in chosen if (_MINUS in r.stage) == differences]
+                rows = [r for r in chosen if (MINUS in r.stage) == differences]
                 if rows:
                     tables.append(_table(kind, metrics, differences, rows))
     return tables

@@ -20,8 +20,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.encoder import Architecture
+from medalign_jax.evaluate.baseline_stages import check_baselines
+from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.findings import Findings, subjects_told
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.experiments import build, choosing, measuring, texts
@@ -38,15 +42,18 @@ from medalign_jax.experiments.arms import MAIN, Arm, arms_of
 from medalign_jax.experiments.identity import digest
 from medalign_jax.experiments.recordings import bind_dataset
 from medalign_jax.experiments.workdir import alone, bind, open_workdir, record_config
+from medalign_jax.models.pooling import check_pooling
 
 
 @alone
 def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
-    arms = arms_of(config)
+    made, options = build.architecture_of(config), options_of(config)
+    arms = arms_of(config, made.module.config.depth)
     measuring.check_sentences(config, arms)
+    check_pooling(made.module.config, config.evaluate.pooling, config.evaluate.layer)
     workdir = open_workdir(workdir, config, defaults)
-    this = _prepare(config, workdir)
+    this = _prepare(config, workdir, made, options)
     _bind(this, arms)
     record_config(workdir, config, defaults)
     embed = _Embedding(this)
@@ -76,14 +83,15 @@ def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -
 def options_of(config: ConfigDict) -> Options:
     """What config.evaluate asks for."""
     block = config.evaluate
+    check_baselines(tuple(block.baselines))
+    check_metadata(tuple(block.metadata), tuple(block.tasks))
     settings = Settings(tuple(block.probes), block.per_class, block.draws, block.seeds)
     return Options(tuple(block.tasks), block.folds, 1, config.seed, block.aggregate, settings)
 
 
-def _prepare(config: ConfigDict, workdir: Path) -> Run:
+def _prepare(config: ConfigDict, workdir: Path, made: Architecture, options: Options) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
-    mesh, made = build.mesh_of(config), build.architecture_of(config)
-    options, name = options_of(config), build.data_name(config)
+    mesh, name = build.mesh_of(config), build.data_name(config)
 
     def suite_of(rows) -> Suite:
         suite = Suite.of(rows, options, name, validation=True)
@@ -94,8 +102,11 @@ def _prepare(config: ConfigDict, workdir: Path) -> Run:
     looked = config.evaluate.enabled and config.evaluate.copies
     searched = search(data, config.evaluate.aggregate, looked)
     data, suite = searched.data, suite_of(searched.data.rows)
-    findings = tuple(searched.findings(suite)) if config.evaluate.enabled else ()
-    print(*findings, sep="\n", flush=True)
+    findings = Findings()
+    if config.evaluate.enabled:
+        found = tuple(searched.findings(suite))
+        findings = Findings(found, subjects_told(data.rows, suite))
+        print(*findings.told, sep="\n", flush=True)
     reports = build.Reports.of(data, config.reports.wordings, config.seed)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 

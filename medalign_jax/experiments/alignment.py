@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.encoder import Architecture
+from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
+from medalign_jax.evaluate.tasks import Task
 from medalign_jax.experiments import build
 from medalign_jax.experiments.arms import Arm
 from medalign_jax.experiments.export import export_encoder, export_heads, host_params
@@ -37,7 +39,7 @@ class Run:
       data: All recordings of the manifest.
       reports: Wordings of each of them.
       suite: Tasks and folds.
-      findings: What near-copies there are among the recordings.
+      findings: What may have leaked from training into testing.
     """
 
     config: ConfigDict
@@ -47,7 +49,7 @@ class Run:
     data: AudioDataset
     reports: build.Reports
     suite: Suite
-    findings: tuple[str, ...] = ()
+    findings: Findings = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
         self._texts: dict[str, Texts] = {}
@@ -160,7 +162,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     if config.encoder.random:
         start = random_params(run)
     texts = run.texts(config)
-    whitening = texts.whitening(config, part.train_reports, _classes(run))
+    whitening = texts.whitening(config, part.train_reports, _classes(run.suite))
     if whitening is not None:
         print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
     columns = run.suite.options.tasks
@@ -181,9 +183,23 @@ def export_aligned(run: Run, aligned: Aligned, folder: Path) -> None:
     export_heads(folder / "export", aligned.heads)
 
 
-def _classes(run: Run) -> int:
-    """Classes of the first task, which whitened reports have to tell apart."""
-    return len(run.suite.tasks[0].classes)
+def _classes(suite: Suite) -> int:
+    """How many classes whitened reports have to tell apart, of all tasks together.
+
+    It is one more than the directions that the answers span: C classes of one task span C - 1, and
+    five yes-or-no tasks up to five. 0 where no task has classes.
+    """
+    told = [_centred(task) for task in suite.tasks if task.classes]
+    if not told:
+        return 0
+    table = np.concatenate(told, axis=1)
+    return int(np.linalg.matrix_rank(table - table.mean(axis=0))) + 1
+
+
+def _centred(task: Task) -> np.ndarray:
+    """(R, C) what a row's answer is, less the mean over the classes; zeros where it has none."""
+    count = len(task.classes)
+    return (task.answers[:, None] == np.arange(count)) - task.known[:, None] / count
 
 
 def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:

@@ -1,7 +1,9 @@
 """The alignments of one run: the one that its config says, or several named changes of it.
 
 `config.arms` maps a name to changes of the config. All start from the same encoder and read the
-same caches; two arms whose configs come out equal are trained once.
+same caches; two arms whose configs come out equal are trained once. An arm that says nothing in
+this run (no loss is left, it is the run's own alignment again, its layers are not there) is left
+out with a word: the arms of `configs/acula.py` are combined with encoders of all kinds.
 """
 
 from __future__ import annotations
@@ -47,13 +49,21 @@ class Arm:
         return "arms/" + re.sub(r"[^A-Za-z0-9.]+", "_", self.name).strip("_")
 
 
-def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
+def arms_of(config: ConfigDict, depth: int) -> tuple[Arm, ...]:
     """The run's own alignment first, then one with each other teacher, then the arms by name.
 
+    Args:
+      config: Of the run.
+      depth: Blocks of its encoder.
+
     Raises:
-      UserError: changes of a key that is not there or may not differ between arms.
+      UserError: changes of a key that is not there or may not differ between arms, or a run whose
+        own alignment cannot be trained.
     """
-    arms = [_arm(MAIN, config, {}, "encoder")]
+    main = _arm(MAIN, config, {}, "encoder")
+    if reason := _untrainable(main.config, depth):
+        raise UserError(f"config.loss: {reason}")
+    arms = []
     for source in config.teacher.others:
         arms.append(_arm(f"teacher {source}", config, {"teacher": {"source": source}}, "encoder"))
     for name, changes in config.arms.items():
@@ -63,7 +73,29 @@ def arms_of(config: ConfigDict) -> tuple[Arm, ...]:
     folders = [arm.folder for arm in arms]
     if len(set(folders)) < len(folders):
         raise UserError(f"config.arms: names {list(config.arms)} are too much alike for folders")
-    return tuple(arms)
+    return (main, *(arm for arm in arms if _says_something(arm, main, depth)))
+
+
+def _says_something(arm: Arm, main: Arm, depth: int) -> bool:
+    reason = _untrainable(arm.config, depth)
+    if arm.identity == main.identity:
+        reason = "it is the run's own alignment"
+    if reason:
+        print(f"arm {arm.name!r} is left out: {reason}", flush=True)
+    return not reason
+
+
+def _untrainable(config: ConfigDict, depth: int) -> str:
+    """Why an alignment with this loss cannot be; "" where it can."""
+    loss = config.loss
+    if not loss.align_weight and not loss.ssm_weight:
+        return "align_weight and ssm_weight are both 0, so that nothing would be trained"
+    if lacking := [layer for layer in loss.layers if not -1 <= layer < depth]:
+        return (
+            f"layers names {lacking}, and the encoder has {depth} blocks, 0 to {depth - 1} (-1 "
+            "for its pooled output)"
+        )
+    return ""
 
 
 def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:

@@ -124,7 +124,7 @@ def measure_run(
     if words is not None:
         for stage, spaces in _spaces(run, embedded, aligned, vectors).items():
             shown[stage] = _sentences(run, stage, spaces, words, found)
-    facts = note_provenance(run.workdir, recordings=len(run.data), near_copies=list(run.findings))
+    facts = note_provenance(run.workdir, recordings=len(run.data), **run.findings.provenance())
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), flush=True)
@@ -144,7 +144,7 @@ def _task(run: Run) -> Task | None:
     """The task "label" over recordings, if sentences are asked for and it is a classification."""
     if not run.config.evaluate.sentences or run.suite.options.aggregate != "recording":
         return None
-    labels = [task for task in run.suite.tasks if task.name == "label"]
+    labels = [t for t in run.suite.tasks if t.name == "label" and t.kind == "classification"]
     return labels[0] if labels else None
 
 
@@ -156,7 +156,14 @@ def _words(run: Run) -> Words | None:
     classes = [_class_sentences(run.data, task, train, c) for c in range(len(task.classes))]
     least = min(map(len, classes))
     reports = tuple(texts[0] for texts in run.reports.texts)
-    return Words(reports, tuple(texts[:least] for texts in classes))
+    return Words(reports, tuple(texts[:least] for texts in classes), _trained_texts(run))
+
+
+def _trained_texts(run: Run) -> frozenset[str]:
+    """What the recordings of any fold were aligned with, simulated ones mixed in included."""
+    count = 1 if run.config.reports.use == "first" else None
+    wordings = (texts for part in run.parts for texts in part.train_reports.texts)
+    return frozenset(text for texts in wordings for text in texts[:count])
 
 
 def _class_sentences(data: AudioDataset, task: Task, train: np.ndarray, c: int) -> tuple[str, ...]:

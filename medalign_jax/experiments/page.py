@@ -15,7 +15,9 @@ from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
 from medalign_jax.evaluate.sentences import Shown
 from medalign_jax.evaluate.stages import Stage
+from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import tables_of
+from medalign_jax.evaluate.tasks import Task
 from medalign_jax.experiments import build
 from medalign_jax.experiments.alignment import Run
 from medalign_jax.train.metrics import read_metrics
@@ -50,7 +52,7 @@ def write(
         curves=_curves(run.parts[0].folder),
         maps=map_of(run.suite, stages),
         map_note="Principal components of the training recordings, test recordings shown.",
-        confusions=_confusions(run, shown),
+        confusions=_confusions(shown),
         recordings=_recordings(run, shown.get("after") or shown.get("before")),
         results=found.results,
         unusable=[
@@ -118,30 +120,27 @@ def _curves(workdir: Path) -> list[figures.Curves]:
     return charts
 
 
-def _confusions(run: Run, shown: Mapping[str, Shown]) -> list[figures.Confusion]:
+def _confusions(shown: Mapping[str, Shown]) -> list[figures.Confusion]:
     caption = "Rows are the true classes, columns the class of the nearest sentence."
-    classes = run.suite.tasks[0].classes
     return [
-        figures.Confusion(f"Nearest class sentence, {stage}", classes, found.confusion, caption)
+        figures.Confusion(
+            f"Nearest class sentence, {stage}", found.task.classes, found.confusion, caption
+        )
         for stage, found in shown.items()
     ]
 
 
 def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     """A few test recordings, spread over the classes, with their nearest reports."""
-    samples, classes, played = (
-        build.samples_of(run.config, run.made),
-        run.suite.tasks[0].classes,
-        [],
-    )
-    for i in _spread(run):
+    samples, played = build.samples_of(run.config, run.made), []
+    for i in _spread(run.suite, run.suite.tasks[0] if shown is None else shown.task):
         row, waveform = run.data.rows[i], run.data.waveform(i)
         window = clip.fit(waveform[:samples], samples)
         own = run.reports.texts[i][0]
         nearest, predicted = (), ""
         if shown is not None:
             nearest = tuple(report.Nearest(t, s, t == own) for t, s in shown.nearest[i])
-            predicted = classes[shown.predicted[i]]
+            predicted = shown.task.classes[shown.predicted[i]]
         played.append(
             report.Recording(
                 name=Path(row.audio_path).name,
@@ -157,13 +156,13 @@ def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     return played
 
 
-def _spread(run: Run) -> list[int]:
-    """Test recordings of the first fold, taken in turn from the classes of the first task."""
-    task, groups = run.suite.tasks[0], {}
-    fold = run.suite.plans[0][0]
+def _spread(suite: Suite, task: Task) -> list[int]:
+    """Test recordings of the first fold, taken in turn from the classes of a task."""
+    groups: dict[int, list[int]] = {}
+    fold = suite.plans[0][0]
     for r in fold.test[task.known[fold.test]]:
         name = task.answers[r] if task.kind == "classification" else 0
-        groups.setdefault(int(name), []).append(int(run.suite.members[r][0]))
+        groups.setdefault(int(name), []).append(int(suite.members[r][0]))
     turns = [group[n] for n in range(_PLAYED) for group in groups.values() if n < len(group)]
     return turns[:_PLAYED]
 
@@ -171,9 +170,9 @@ def _spread(run: Run) -> list[int]:
 def _limits(run: Run) -> list[str]:
     limits = [
         "The embeddings describe sounds; they are not a diagnosis.",
-        *limits_of(run.suite, [row.subject_id for row in run.data.rows]),
+        *limits_of(run.suite, run.data.rows),
     ]
-    limits += run.findings
+    limits += run.findings.told
     if not run.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
     return limits

@@ -85,9 +85,11 @@ def targets_of(
 ) -> Targets:
     """What the two parts of a fold are aligned with.
 
-    `config.reports.pairing` is "own", or a control: "shuffled" (each part's reports dealt out
-    anew among its recordings), "classes" (one vector for each answer to the tasks, all at right
-    angles), "random" (one random vector for each distinct report).
+    `config.reports.pairing` is "own", or a control: "shuffled" (each part's subjects get one
+    another's reports: recordings of one subject keep sharing what they share, and only what the
+    reports say of the sound is broken; a subject of more recordings than the one whose reports it
+    gets has them again from the first), "classes" (one vector for each answer to the tasks, all at
+    right angles), "random" (one random vector for each distinct report).
 
     Args:
       config: Of the run or of an arm.
@@ -118,8 +120,23 @@ def targets_of(
         return _one_a_name(made, lambda n: rng.standard_normal((n, width)).astype(np.float32))
     rows = [texts.rows(part) for part in reports]
     if how == "shuffled":
-        rows = [tuple(part[i] for i in rng.permutation(len(part))) for part in rows]
+        rows = [
+            tuple(own[i] for i in _shuffled([] if part is None else part.rows, rng))
+            for part, own in zip(parts, rows, strict=True)
+        ]
     return Targets(_arrays(config, texts, whitening), *rows)
+
+
+def _shuffled(rows: Sequence[Row], rng: np.random.Generator) -> list[int]:
+    """For each recording the one whose report it gets: another subject's, subject by subject."""
+    of_subject: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        of_subject.setdefault(row.subject_id or f"row {row.row}", []).append(i)
+    own, found = list(of_subject.values()), [0] * len(rows)
+    for recordings, giver in zip(own, rng.permutation(len(own)), strict=True):
+        for k, i in enumerate(recordings):
+            found[i] = own[giver][k % len(own[giver])]
+    return found
 
 
 def answers_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:

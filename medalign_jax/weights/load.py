@@ -3,6 +3,7 @@
 Nothing is coerced and nothing is passed over: see the grammar in `medalign_jax.weights.table`.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -66,6 +67,39 @@ def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
       WeightError: lists every tensor that is missing, unused, ambiguous, or of a wrong shape or
         dtype, with both names, file and nearest name.
     """
+    fitted = _fitted(source, table, abstract, dtype)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        filled = [
+            _parameter(pool, fitted.slots[path], fitted.source, leaf, fitted.dtypes[path])
+            for path, leaf in fitted.leaves.items()
+        ]
+    return jax.tree_util.tree_unflatten(fitted.structure, filled)
+
+
+def check_weights(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> None:
+    """Refuses what `load` would refuse, from names, shapes and dtypes; no parameter is read.
+
+    Args:
+      source, table, abstract, dtype: as for `load`.
+
+    Raises:
+      WeightError: as `load`.
+    """
+    _fitted(source, table, abstract, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """A source whose tensors fit the parameters: path -> leaf, slot and dtype of each."""
+
+    source: WeightSource
+    leaves: Mapping[str, Any]
+    structure: Any
+    slots: Mapping[str, Slot]
+    dtypes: Mapping[str, np.dtype]
+
+
+def _fitted(source: Any, table: Table, abstract: Any, dtype: Any) -> _Fitted:
     opened = resolve(source)
     target = None if dtype is None else np.dtype(dtype)
     if target is not None and target not in _FLOATS:
@@ -80,12 +114,7 @@ def load(source: Any, table: Table, abstract: Any, *, dtype: Any = None) -> Any:
     for name, other in found.copies:
         _check_copy(opened, name, other, problems)
     problems.raise_if_any(f"{opened.label}: does not fit the table {table.name!r}")
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
-        filled = [
-            _parameter(pool, found.slots[path], opened, leaf, dtypes[path])
-            for path, leaf in leaves.items()
-        ]
-    return jax.tree_util.tree_unflatten(structure, filled)
+    return _Fitted(opened, leaves, structure, found.slots, dtypes)
 
 
 def identity(source: Any, table: Table, abstract: Any) -> str:

@@ -222,6 +222,8 @@ def test_recordings_that_must_not_be_trained_on_cannot_join(tmp_path):
     check_joined(base, others(new))
     with pytest.raises(ManifestError, match=r"subject 's3' is in split 'test'"):
         check_joined(base, others(new | {"subject_id": "s3"}))
+    with pytest.raises(ManifestError, match=r"'S 03' is in split 'test' as 's3'"):
+        check_joined(base, others(new | {"subject_id": "S 03"}))
     check_joined(base, others(new | {"subject_id": "s2"}))  # one of training may have more
     (tmp_path / "others" / "copy.wav").write_bytes(
         (tmp_path / "base" / rows[2]["audio_path"]).read_bytes()

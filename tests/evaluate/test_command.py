@@ -2,17 +2,21 @@
 
 import csv
 import json
+import shutil
 import time
 from html.parser import HTMLParser
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
 from medalign_jax import embed
 from medalign_jax.encoder import Encoder
-from medalign_jax.evaluate.command import main
+from medalign_jax.evaluate.command import _random, main
+from medalign_jax.evaluate.sources import sources_of
 from medalign_jax.experiments.export import export_encoder
 from tests.toy_encoders import toy
 
@@ -108,6 +112,10 @@ def test_embeddings_made_elsewhere_stand_beside_or_alone(world, capsys):
         (("--tasks", "label", "--folds", "30"), "30 folds of 24 subjects"),
         (("--tasks", "label", "--per_class", "20"), "20 labels of each class"),
         (("--tasks", "label", "--baselines", "spectrum"), "did you mean 'spectral'"),
+        (("--tasks", "label", "--metadata", "label"), "may not read 'label', which is asked for"),
+        (("--tasks", "age", "--metadata", "age"), "may not read 'age', which is asked for"),
+        (("--seed", "-1"), "seed is -1; a seed is 0 or more"),
+        (("--probes", "linear", "linear"), "'linear' is named twice"),
         (("--encoder", "nowhere"), "nothing at 'nowhere'"),
     ],
 )
@@ -117,3 +125,40 @@ def test_what_is_wrong_is_said_before_anything_is_decoded(world, capsys, more, m
     assert message in capsys.readouterr().err
     assert time.process_time() - begun < 2
     assert not (world / "refused").exists()
+
+
+def sources_refused(world, capsys, source):
+    """What is said of an encoder, in little time, and with nothing decoded."""
+    begun = time.process_time()
+    assert run(world, "refused", "--encoder", source, encoders=()) == 1
+    told = capsys.readouterr()
+    assert "checking" not in told.err and not (world / "refused").exists()
+    assert time.process_time() - begun < 4
+    return told.err
+
+
+def test_an_encoder_that_does_not_load_is_refused_before_anything_is_decoded(world, capsys):
+    one = str(world / "one")
+    assert "there is no layer 99" in sources_refused(world, capsys, f"{one}#layer=99")
+    told = sources_refused(world, capsys, f"whisper={one}")
+    assert f"--encoder {one}" in told and "'vit_mae_small' encoder, not 'whisper'" in told
+    empty = world / "empty"
+    empty.mkdir()
+    assert str(empty) in sources_refused(world, capsys, f"whisper={empty}")
+    export = world / "cut" / "export"
+    shutil.copytree(world / "one" / "export", export)
+    settings = json.loads((export / "encoder.json").read_text())
+    settings["overrides"]["width"] = 64
+    (export / "encoder.json").write_text(json.dumps(settings))
+    assert "does not fit the table" in sources_refused(world, capsys, str(world / "cut"))
+    table = world / "nameless.parquet"
+    pq.write_table(pa.table({"embedding": [[1.0]]}), table)
+    assert "no column audio_path" in sources_refused(world, capsys, str(table))
+
+
+def test_random_weights_stand_beside_each_kind_of_encoder(world):
+    made = {}
+    for source in ("one", "two", "one#layer=0"):
+        (given,) = sources_of([str(world / source)])
+        made[given.name] = given.load(None)
+    assert list(_random(made, 0)) == ["one, random weights", "one (layer 0), random weights"]

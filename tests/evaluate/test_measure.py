@@ -215,3 +215,19 @@ def test_models_that_do_not_fit_the_folds_are_refused(suite, stages):
 def test_unknown_probes_are_named():
     with pytest.raises(UserError, match="'svm'; there are linear"):
         Settings(probes=("svm",))
+
+
+def test_identical_predictions_differ_by_nothing(suite, stages):
+    """Also of the mean over tasks, and whatever an interval over subjects would leave open."""
+    before, after, _, plain = stages
+    same = dataclasses.replace(before, name="the same")
+    listed = [before, after, same, dataclasses.replace(plain, features=before.features)]
+    found = measure(suite.tasks, suite.plans, suite.subjects, listed, suite.options.settings)
+    pairs = ("the same minus before", "the same minus spectral statistics")
+    nothing = [r for r in found.results if r.stage in pairs]
+    # AUROC and accuracy of two tasks, an error, a mean; with few labels two AUROC and their mean.
+    assert len(nothing) == len(pairs) * (2 * 2 + 1 + 1 + 3)
+    assert {(r.value, r.ci_low, r.ci_high) for r in nothing} == {(0.0, 0.0, 0.0)}
+    assert all("the predictions are identical; p 1" in r.notes for r in nothing)
+    gain = one(found, task="label", kind="linear", stage="after minus before", metric="auroc")
+    assert gain.ci_low > 0.1 and "identical" not in gain.notes

@@ -1,5 +1,7 @@
 """Nearest class sentence and retrieval, named for what they are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,8 @@ def world():
     turn = np.linalg.qr(RNG.standard_normal((8, 8)))[0]
     audio = (text + 0.2 * RNG.standard_normal(text.shape)) @ turn
     classes = np.stack([corners[:3].mean(0), corners[3:].mean(0)])[:, None]
-    words = Words(tuple(f"report {r}" for r in report), (("class a",), ("class b",)))
+    reports = tuple(f"report {r}" for r in report)
+    words = Words(reports, (("class a",), ("class b",)), frozenset(reports))
     return found, task, words, audio, text, classes
 
 
@@ -60,9 +63,16 @@ def test_zero_shot_is_where_nothing_was_fitted_and_no_sentence_was_a_report(worl
     into, _ = measured(world, space)
     result = one(into, kind="zero_shot", metric="accuracy")
     assert result.n_train == 0 and "no map" in result.notes
-    told = Words(words.reports, ((words.reports[0],), ("class b",)))
+    told = dataclasses.replace(words, class_sentences=((words.reports[0],), ("class b",)))
     into, _ = measured(world, space, told)
     assert one(into, kind="nearest_sentence", metric="accuracy").n_train == 0
+
+
+def test_a_class_sentence_among_any_wording_that_was_trained_on_is_no_zero_shot(world):
+    _, _, words, _, text, classes = world
+    told = dataclasses.replace(words, trained=words.trained | {"Class B"})
+    into, _ = measured(world, Space(text + 0.01, text, classes, "none"), told)
+    assert {r.kind for r in into.results if r.metric == "accuracy"} == {"nearest_sentence"}
 
 
 def test_retrieval_says_how_many_reports_and_stops_before_all_of_them(world):

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from medalign_jax.errors import UserError
-from medalign_jax.evaluate.context import context_columns, context_of
+from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embedding_table import read_table
-from medalign_jax.evaluate.sources import joined, rows_of, sources_of
-from tests.evaluate.evaluation_rows import rows
+from medalign_jax.evaluate.sources import joined, read_joinable, rows_of, sources_of
+from tests.evaluate.evaluation_rows import row, rows
 
 
 def test_forms_of_a_source(tmp_path):
@@ -52,6 +52,10 @@ def _table(path, **columns):
     return path
 
 
+def join(path, found):
+    return joined(str(path), read_joinable(str(path)), found)
+
+
 def test_a_table_is_joined_by_path_or_by_name(tmp_path):
     found = rows(3)
     vectors = [[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
@@ -59,25 +63,81 @@ def test_a_table_is_joined_by_path_or_by_name(tmp_path):
         tmp_path / "x.parquet", audio_path=["other/2.wav", "other/0.wav", "other/1.wav"],
         embedding=vectors,
     )  # fmt: skip
-    np.testing.assert_array_equal(joined(str(path), found), np.float32(vectors)[[1, 2, 0]])
+    np.testing.assert_array_equal(join(path, found), np.float32(vectors)[[1, 2, 0]])
     with pytest.raises(UserError, match=r"no embedding of '3\.wav' \(row 4"):
-        joined(str(path), rows(4))
+        join(path, rows(4))
+
+
+def test_two_embeddings_of_one_recording_are_refused_by_row(tmp_path):
+    path = _table(
+        tmp_path / "x.parquet", audio_path=["0.wav", "1.wav", "./0.wav"],
+        embedding=[[1.0], [2.0], [3.0]],
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"two embeddings of '\./0\.wav' \(its rows 1 and 3\)"):
+        join(path, rows(2))
+
+
+def test_a_name_that_two_recordings_have_joins_neither(tmp_path):
+    path = _table(
+        tmp_path / "x.parquet", audio_path=["a/1.wav", "a/2.wav"], embedding=[[1.0], [2.0]]
+    )
+    found = [row(0, audio_path="a/1.wav"), row(1, audio_path="b/1.wav")]
+    with pytest.raises(UserError, match=r"a file named '1\.wav', and the manifest's rows 1 and 2"):
+        join(path, found)
+    both = [row(0, audio_path="a/1.wav"), row(1, audio_path="c/2.wav")]
+    np.testing.assert_array_equal(join(path, both), np.float32([[1], [2]]))
 
 
 def test_a_table_brings_rows_of_its_own(tmp_path):
     path = _table(
-        tmp_path / "x.parquet", audio_path=["a", "b"], embedding=[[1.0], [2.0]],
-        subject_id=["s1", ""], label=["x", ""], split=["train", "test"], age=[40, None],
+        tmp_path / "x.parquet", audio_path=["", "b", "c"], embedding=[[1.0], None, [2.0]],
+        **{"Subject ID": ["s1", "s2", ""]}, label=["x", "y", ""], split=["Train", "val", "Test"],
+        age=[40, None, None],
     )  # fmt: skip
-    table = read_table(path)
-    first, second = rows_of(table, sorted(table.columns))
+    (first, second), problems = rows_of(str(path), read_table(path), ["age"])
+    assert (first.row, first.audio_path, first.names_subject) == (1, "row 1", True)
     assert (first.subject_id, first.label, first.targets["age"]) == ("s1", "x", "40")
-    assert (second.subject_id, second.label, second.split) == ("b", None, "test")
+    assert (second.row, second.label, second.split) == (3, None, "test")
+    assert (first.split, second.subject_id, second.names_subject) == ("train", "c", False)
     assert "age" not in second.targets
+    assert (2, "has no embedding") in [(p.row, p.reason) for p in problems]
+
+
+def test_a_column_that_the_table_lacks_is_named(tmp_path):
+    path = _table(tmp_path / "x.parquet", embedding=[[1.0]], label=["x"], device=["d"])
+    with pytest.raises(UserError, match=r"no target column 'devise' \(did you mean 'device'"):
+        rows_of(str(path), read_table(path), ["devise"])
+
+
+def test_a_table_called_as_a_baseline_keeps_apart(tmp_path):
+    names = ("metadata.parquet", "spectral statistics.pq", "a minus b.parquet")
+    for name in names:
+        (tmp_path / name).touch()
+    found = [source.name for source in sources_of([str(tmp_path / name) for name in names])]
+    assert found == ["metadata (given)", "spectral statistics (given)", "a-minus-b"]
+
+
+@pytest.mark.parametrize(
+    ("column", "tasks", "message"),
+    [
+        ("label", ("age", "label"), "'label', which is asked for"),
+        ("Heart Rate", ("heart_rate:regression",), "'Heart Rate', which is asked for"),
+        ("age_group", ("label", "age"), "'age_group', which tells the task 'age'"),
+        ("weight", ("bmi",), "'weight', which tells the task 'bmi'"),
+    ],
+)
+def test_the_metadata_baseline_may_not_read_answers(column, tasks, message):
+    with pytest.raises(UserError, match=message):
+        check_metadata(("device", column), tasks)
+    check_metadata((column,), ("murmur",))
 
 
 def test_circumstances_are_read_and_findings_are_not():
     columns = ("audio_path", "label", "diagnosis", "murmur", "Age", "sex", "Recording location")
     assert context_columns(columns, ["sex"]) == ("Age", "Recording location")
+    assert context_columns(columns, ["age:regression"]) == ("sex", "Recording location")
+    derived = ("age_group", "weight", "height", "bmi", "Gender")
+    assert context_columns(derived, ["age", "bmi", "Sex"]) == ()
+    assert context_columns(derived, ["weight"]) == ("age_group", "height", "Gender")
     found = context_of(rows(2, Age=lambda i: 30 + i, site=lambda i: ""), ["Age", "site"])
     assert found == {"Age": ["30", "31"]}

@@ -45,7 +45,7 @@ def arms(**roles):
     config = acula.get_config("small")
     for name, role in roles.items():
         config.arms[name] = {"role": role, "train": {"steps": len(config.arms) + 7}}
-    return arms_of(config)
+    return arms_of(config, 4)
 
 
 def telling(rng, where, strength=9.0):
@@ -136,9 +136,9 @@ def test_sentences_are_refused_where_they_would_be_compared_wrongly(loss, role, 
     config.loss.update(loss)
     config.arms["x"] = {"role": role, "train": {"steps": 3}}
     with pytest.raises(UserError, match=message + ".*set evaluate.sentences=False"):
-        check_sentences(config, arms_of(config))
+        check_sentences(config, arms_of(config, 4))
     config.evaluate.sentences = False
-    check_sentences(config, arms_of(config))
+    check_sentences(config, arms_of(config, 4))
 
 
 def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):

@@ -70,6 +70,7 @@ def test_evaluation_has_stages_and_baselines_with_intervals(finished):
     assert content["provenance"]["teacher_weights"]
     none = "No two of the 60 recordings are near-copies of each other."
     assert content["provenance"]["near_copies"] == [none]
+    assert content["provenance"]["alike_subjects"] == []
     assert none in (finished / "report.html").read_text()
     stages = {r["stage"]: r for r in content["results"] if r["kind"] == "linear"}
     assert {
