@@ -318,7 +318,7 @@ def _read_parquet(path: Path, reads: Callable[[str], bool]) -> Table:
             opened = parquet.ParquetFile(file, read_dictionary=_texts_of(opened.schema_arrow))
             columns = [_parquet_column(opened.read([name]).column(0)) for name in read]
             count = opened.metadata.num_rows
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"'{path}' cannot be read as Parquet ({error})") from None
     unread = dict.fromkeys(names, "")
     cells = zip(*columns, strict=True) if read else [()] * count
@@ -373,4 +373,7 @@ def _dictionary_cells(chunk) -> list[str | None]:
 
     raw = chunk.dictionary.cast(pyarrow.large_binary()).to_pylist()
     texts = [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-    return [None if place is None else texts[place] for place in chunk.indices.to_pylist()]
+    places = chunk.indices.to_pylist()
+    if wrong := [place for place in places if place is not None and not 0 <= place < len(texts)]:
+        raise pyarrow.ArrowInvalid(f"a cell names text {wrong[0]} of {len(texts)}")
+    return [None if place is None else texts[place] for place in places]

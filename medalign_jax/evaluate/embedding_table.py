@@ -82,7 +82,7 @@ def _read(path: Path) -> pa.Table:
     try:
         with open(path, "rb") as file:
             return pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error})") from error
 
 

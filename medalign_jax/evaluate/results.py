@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,11 +58,16 @@ class Result:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(int(s) for s in self.seeds))
         where = self.key
         for name in ("task", "dataset", "kind", "stage", "metric"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ResultsError(f"result {where}: {name} is empty or not a text")
+        counts = [self.n_train, self.n_test, *self._seeds()]
+        if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) for n in counts):
+            raise ResultsError(f"result {where}: n_train, n_test and seeds are whole numbers")
+        object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
+        if not isinstance(self.notes, str):
+            raise ResultsError(f"result {where}: notes is {self.notes!r}, not a text")
         for name in ("value", "ci_low", "ci_high"):
             self._check_number(name)
         if (self.ci_low is None) != (self.ci_high is None):
@@ -72,6 +78,11 @@ class Result:
             raise ResultsError(f"result {where}: interval {self.ci_low} > {self.ci_high}")
         if self.n_train < 0 or self.n_test < 1:
             raise ResultsError(f"result {where}: n_train {self.n_train}, n_test {self.n_test}")
+
+    def _seeds(self) -> Sequence[Any]:
+        if isinstance(self.seeds, str) or not isinstance(self.seeds, Sequence | range):
+            raise ResultsError(f"result {self.key}: seeds is {self.seeds!r}, not a list of numbers")
+        return self.seeds
 
     def _check_number(self, name: str) -> None:
         number = getattr(self, name)
@@ -88,7 +99,7 @@ class Result:
     @property
     def key(self) -> str:
         """Task, data set, kind, stage and metric: unique in a file."""
-        return "/".join((self.task, self.dataset, self.kind, self.stage, self.metric))
+        return "/".join(map(str, (self.task, self.dataset, self.kind, self.stage, self.metric)))
 
     @classmethod
     def of(cls, interval: Interval, **fields: Any) -> Result:
@@ -124,10 +135,12 @@ def read_results(path: str | os.PathLike) -> tuple[list[Result], dict[str, Any]]
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"cannot read results from {path}: {error}") from error
     if not isinstance(content, dict) or set(content) != {"provenance", "results"}:
         raise ResultsError(f'{path} is not an object of "provenance" and "results"')
+    if not isinstance(content["results"], list) or not isinstance(content["provenance"], dict):
+        raise ResultsError(f'{path}: "results" is no list, or "provenance" no object')
     names = {field.name for field in dataclasses.fields(Result)}
     results = []
     for i, row in enumerate(content["results"]):

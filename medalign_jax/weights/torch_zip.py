@@ -8,6 +8,7 @@ named by a persistent id, and whose `NAME/data/KEY` are the storages, not compre
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from medalign_jax.weights.lazy import FileTensor, WeightError
@@ -19,6 +20,12 @@ from medalign_jax.weights.torch_pickle import (
     load_pickle,
     located,
 )
+
+# What `zipfile` raises of damaged files: names that are no text and headers that are cut, too.
+_DAMAGED = (
+    zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 def open_torch_zip(path: Path) -> dict[str, FileTensor]:
@@ -37,7 +44,9 @@ def open_torch_zip(path: Path) -> dict[str, FileTensor]:
                 for info in archive.infolist()
                 if info.filename.startswith(f"{root}/data/")
             }
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except WeightError:  # a ValueError too
+        raise
+    except _DAMAGED as error:
         raise WeightError(f"{path}: damaged PyTorch zip file ({error})") from error
 
     def find(key: str) -> Stretch | None:

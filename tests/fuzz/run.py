@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import READERS, SHARE, write_seeds
+from tests.fuzz.targets import BROKEN, READERS, SHARE, write_seeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 10  # of one file
@@ -60,7 +60,7 @@ class Job:
 def read_mutations(job: Job, first: int, seed: int) -> None:
     """Reads mutations first to count - 1 of a file; prints a line of JSON for each and finding."""
     whole = Path(job.path)
-    reader, content = READERS[job.target], whole.read_bytes()
+    reader, content = ({**READERS, **BROKEN})[job.target], whole.read_bytes()
     folder = Path(tempfile.mkdtemp(dir=_memory_folder()))
     shutil.copytree(whole.parent, folder, dirs_exist_ok=True)
     damaged = folder / whole.name

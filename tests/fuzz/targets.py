@@ -7,6 +7,7 @@ return values or to raise a `UserError`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -249,6 +250,15 @@ def _read_tokenizer(path: Path) -> None:
     tokenizer.prompt("what is heard")
 
 
+def _read_broken(path: Path) -> None:
+    """No reader of ours: it shows that the run finds what is wrong."""
+    content = path.read_bytes()
+    if len(content) % 2 and len(content) != 100:
+        raise ZeroDivisionError
+    if len(content) < 100:
+        os.abort()
+
+
 _COMPANIONS = {"part.safetensors", "model.safetensors"}
 
 SEEDS: Mapping[str, Callable[[Path], None]] = {
@@ -277,4 +287,5 @@ READERS: Mapping[str, Callable[[Path], None]] = {
     "questions": _read_questions,
     "tokenizer": _read_tokenizer,
 }
+BROKEN: Mapping[str, Callable[[Path], None]] = {"_broken": _read_broken}
 SHARE: Mapping[str, float] = {"tokenizer": 0.2, "config": 0.4}  # of the mutations of the others
