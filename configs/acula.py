@@ -22,7 +22,8 @@ VARIANTS = (
     "", "paper", "release", "small", "demo", "patients", "whisper", "controls", "ablations",
 )  # fmt: skip
 
-# name -> changes; from the same pre-trained encoder, with the same cached vectors.
+# name -> changes; from the same pre-trained encoder, with the same cached vectors. One that says
+# nothing in a run, such as a layer that its encoder lacks, is left out (experiments/arms.py).
 CONTROLS = {
     "shuffled reports": {"reports": {"pairing": "shuffled"}},
     "one vector a class": {"reports": {"pairing": "classes"}},
@@ -93,7 +94,7 @@ def _paper() -> ConfigDict:
         {
             "wordings": 8,  # of a report that is made from metadata
             "use": "fresh",  # fresh, mean, first
-            "pairing": "own",  # controls: shuffled, classes, random (experiments/texts.py)
+            "pairing": "own",  # controls: shuffled (by subject), classes, random
         }
     )
     config.loss.update(

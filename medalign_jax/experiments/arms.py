@@ -107,6 +107,11 @@ def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:
             raise UserError(
                 f"config.arms.{name} changes {key!r}; arms may differ in {', '.join(BLOCKS)}"
             )
+        if key == "encoder" and (other := sorted(set(values) - {"random"})):
+            raise UserError(
+                f"config.arms.{name}.encoder changes {other}; all arms have the run's encoder, and "
+                "may start from random weights (random) only"
+            )
         unknown = sorted(set(values) - set(block[key]))
         if unknown:
             raise UserError(f"config.arms.{name}.{key} changes {unknown}, which is not there")

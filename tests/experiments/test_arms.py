@@ -81,6 +81,7 @@ def test_a_run_that_cannot_be_trained_is_refused(loss, message):
     [
         ({"x": {"data": {"mix": 3}}}, "changes 'data'; arms may differ in teacher"),
         ({"x": {"loss": {"aling": "l2"}}}, r"changes \['aling'\], which is not there"),
+        ({"x": {"encoder": {"name": "whisper"}}}, r"encoder changes \['name'\]; all arms have"),
         ({"x": {"role": "best"}}, "role is 'best'"),
         ({"a b": {}, "a_b": {}}, "too much alike"),
     ],
