@@ -81,7 +81,10 @@ def _read(path: Path) -> pa.Table:
         raise UserError(f"no table of embeddings at {path}; check the path")
     try:
         with open(path, "rb") as file:
-            return pq.read_table(file)
+            table = pq.read_table(file)
+            table.validate(full=True)
+            _ = table.column_names  # names that are no text are found when they are asked for
+            return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error})") from error
 

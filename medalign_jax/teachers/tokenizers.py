@@ -79,7 +79,7 @@ class FolderTokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except Exception as error:  # the library raises plain ones for what it cannot parse
             raise TokenizerError(f"{folder}: its tokenizer cannot be read: {error}") from error
         self._tokenizer.truncation_side = "right"
         self.pad_id = self._tokenizer.pad_token_id or 0
