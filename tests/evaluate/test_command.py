@@ -150,6 +150,7 @@ def test_an_encoder_that_does_not_load_is_refused_before_anything_is_decoded(wor
     settings = json.loads((export / "encoder.json").read_text())
     settings["overrides"]["width"] = 64
     (export / "encoder.json").write_text(json.dumps(settings))
+    (export / "medalign.sha256").unlink()  # else that is what is said
     assert "does not fit the table" in sources_refused(world, capsys, str(world / "cut"))
     table = world / "nameless.parquet"
     pq.write_table(pa.table({"embedding": [[1.0]]}), table)
