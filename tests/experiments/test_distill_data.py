@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import distill as configuration
+from medalign_jax import seals
 from medalign_jax.data.question_overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions import Question, QuestionsError
 from medalign_jax.data.questions_readers import write_questions
@@ -44,6 +45,7 @@ def teacher(tmp_path_factory, questions):
     end = "{% endif %}"
     template = settings["chat_template"].removesuffix(end) + ASKS_NOT_TO_THINK + end
     path.write_text(json.dumps(settings | {"chat_template": template}))
+    (folder / seals.NAME).unlink()  # it was meant
     return folder
 
 
