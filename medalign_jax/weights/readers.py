@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -137,7 +138,8 @@ def open_index(path: Path, fetch: Callable[[str], Path] | None = None) -> Weight
     if fetch is not None:
         shards = {name: _Shard(path, name, places, fetch) for name in names}
         return WeightFile({name: _ShardTensor(shards[places[name]], name) for name in places})
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    # As `Path.is_file`, but a name too long for the file system is none either.
+    missing = [name for name in names if not os.path.isfile(path.parent / name)]
     if missing:
         raise WeightError(f"{path}: shards missing from {path.parent}: {', '.join(missing)}")
     opened = {name: open_file(path.parent / name) for name in names}
