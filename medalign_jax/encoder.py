@@ -139,7 +139,10 @@ def architecture(
         config = _import(entry.read_config)(published)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(changes) - known):
-        raise UserError(f"encoder {name!r} has no setting {unknown}; it has {sorted(known)}")
+        raise UserError(
+            f"encoder {name!r} has no setting {unknown}; it has {sorted(known)}. Those of another "
+            "encoder go with --config.encoder.overrides={} --config.encoder.front_end={}"
+        )
     changes = {k: _tuples(v) for k, v in changes.items()}
     try:
         if isinstance(changes.get("dtype"), str):

@@ -51,6 +51,9 @@ def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -
     made, options = build.architecture_of(config), options_of(config)
     arms = arms_of(config, made.module.config.depth)
     measuring.check_sentences(config, arms)
+    build.check_batch(config, "pretrain", "supervised")
+    for arm in arms:
+        build.check_loss(arm.config)
     check_pooling(made.module.config, config.evaluate.pooling, config.evaluate.layer)
     workdir = open_workdir(workdir, config, defaults)
     this = _prepare(config, workdir, made, options)

@@ -281,6 +281,35 @@ def _held_out_batch(config: ConfigDict, records: int) -> int:
     return -(-min(chunk, records) // ways) * ways
 
 
+def check_batch(config: ConfigDict, *stages: str) -> None:
+    """Raises UserError unless parts and devices share a batch, also of the stages that change it.
+
+    Args:
+      config: Of the run.
+      stages: Blocks with `enabled` and `changes` of the config, such as "pretrain".
+    """
+    changes = [config[stage].changes for stage in stages if config[stage].enabled]
+    for train in ({}, *(change.get("train", {}) for change in changes)):
+        size = train.get("batch_size", config.train.batch_size)
+        parts = train.get("accumulate", config.train.accumulate)
+        if size % (parts * jax.device_count()):
+            raise UserError(
+                f"train.batch_size {size} must be a multiple of train.accumulate {parts} times "
+                f"the {jax.device_count()} devices"
+            )
+
+
+def check_loss(config: ConfigDict) -> None:
+    """Raises UserError where the alignment's loss is wrong by what the config says alone."""
+    loss = acula_config(config)
+    if loss.align != "cka" and loss.text_head != "mlp" and config.teacher.whiten:
+        raise UserError(
+            f"loss.align={loss.align} compares vectors of equal width, and whitened reports have "
+            "one of their own: set loss.audio_head=mlp and loss.text_head=mlp, or "
+            "teacher.whiten=0"
+        )
+
+
 def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, OptimizerConfig]:
     """Length and rhythm of a run; `steps` goes before `epochs` where it is given."""
     block = config.train
@@ -290,11 +319,7 @@ def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, Optimi
             f"{len(train)} training recordings fill no batch of {block.batch_size}: lower "
             "train.batch_size"
         )
-    if block.batch_size % (block.accumulate * jax.device_count()):
-        raise UserError(
-            f"train.batch_size {block.batch_size} must be a multiple of train.accumulate "
-            f"{block.accumulate} times the {jax.device_count()} devices"
-        )
+    check_batch(config)
     loop = LoopConfig(
         total_steps=steps,
         log_every=block.log_every,

@@ -46,6 +46,11 @@ Answers = dict[str, dict[str, str]]  # task -> question id -> response
 @alone
 def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
     """``--config=configs/distill.py``."""
+    if not config.data.questions and "world" not in config:
+        raise UserError(
+            "config.data.questions is empty: name a file of training questions, or take "
+            "configs/distill.py:demo, which simulates them"
+        )
     workdir = open_workdir(workdir, config, defaults)
     mesh = build.mesh_of(config)
     make = published_setting if config.data.questions else simulated_setting

@@ -396,7 +396,7 @@ def test_remat_changes_nothing():
         ("qwen2", {"use_sliding_window": True, "max_window_layers": "2"}, "max_window_layers"),
         ("qwen3", {"num_experts": 8}, "num_experts=8"),
         ("qwen2_5_omni_text", {"rope_scaling": MROPE | {"mrope_section": [1, 1]}}, "mrope_section"),
-        ("qwen2_5_omni", {"thinker_config": None}, "hidden_size=32"),
+        ("qwen2_5_omni", {"thinker_config": None}, "intermediate_size=40"),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(kind, change, named):
