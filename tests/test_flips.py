@@ -73,7 +73,7 @@ class Export(Plainly):
         shapes = made.abstract_params()
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
-        export_encoder(folder, Encoder(made, params, 16_000, pad="zero", trim=False))
+        export_encoder(folder, Encoder(made, params, 8_000, pad="zero", trim=False))
         heads = {"text": {part: {"kernel": rng.standard_normal((3, 3)), "bias": np.zeros(3)}
                           for part in ("hidden", "out")}}  # fmt: skip
         export_heads(folder, heads)
