@@ -233,7 +233,7 @@ def build_module(
     Raises:
       UserError: an architecture that is not known, or a feature that it does not have.
     """
-    kind = config_json.get("model_type")
+    kind = str(config_json.get("model_type"))
     settings |= {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
     if kind in AUDIO_KINDS:
         return AudioLM(audio_lm_config(config_json), **settings)

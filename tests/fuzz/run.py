@@ -29,7 +29,7 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import BROKEN, READERS, SHARE, write_seeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS = 10  # of one file
+SECONDS = 20  # of one file
 MEMORY = 2 << 30  # bytes of address space beyond what a process has at its start
 MOST_FINDINGS = 20  # of a target; then it is enough
 
