@@ -29,7 +29,7 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import BROKEN, READERS, SHARE, write_seeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS = 20  # of one file
+SECONDS = 10  # of CPU time, of one file
 MEMORY = 2 << 30  # bytes of address space beyond what a process has at its start
 MOST_FINDINGS = 20  # of a target; then it is enough
 
@@ -85,20 +85,20 @@ def _bound_memory() -> None:
 def _read_one(reader: Callable[[Path], None], damaged: Path, number: int) -> None:
     from medalign_jax.errors import UserError
 
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where Python is not reached
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # waits, or Python is not reached
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         reader(damaged)
     except UserError:
         pass
     except (Exception, TooSlow) as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {str(error)[:200]}"
         place = f"{Path(where.filename).name}:{where.lineno}"
         print(json.dumps({"finding": text, "at": number, "where": place}), flush=True)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -155,7 +155,7 @@ def fuzz_all(mutations: int, seed: int, targets: Sequence[str] = tuple(READERS))
 
 def _work() -> None:
     jobs, first, seed = json.loads(sys.stdin.read())
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     for number, job in enumerate(jobs):
         print(json.dumps({"job": number}), flush=True)
         read_mutations(Job(**job), first if number == 0 else 0, seed)
