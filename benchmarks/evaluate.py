@@ -22,8 +22,9 @@ import numpy as np
 import soundfile
 
 from benchmarks.turns import in_turns, seconds
+from medalign_jax.architecture import architecture
 from medalign_jax.data.dataset import open_dataset
-from medalign_jax.encoder import Encoder, architecture, load_encoder
+from medalign_jax.encoder import Encoder, load_encoder
 from medalign_jax.evaluate import command
 from medalign_jax.experiments.export import export_encoder
 

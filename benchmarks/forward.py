@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from medalign_jax.encoder import architecture
+from medalign_jax.architecture import architecture
 from medalign_jax.host_memory import keep_host_memory
 from medalign_jax.models.decoder import Decoder
 from medalign_jax.models.decoder_config import GEMMA3_270M

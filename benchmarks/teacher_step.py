@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.turns import in_turns
-from medalign_jax.encoder import architecture
+from medalign_jax.architecture import architecture
 from medalign_jax.host_memory import keep_host_memory
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.student import AudioStudent

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from medalign_jax import embed
-from medalign_jax.encoder import Encoder, architecture
+from medalign_jax.architecture import architecture
+from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import embedding_table
 from medalign_jax.experiments.export import export_encoder

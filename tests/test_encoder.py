@@ -10,8 +10,9 @@ import pytest
 import soxr
 
 import medalign_jax
+from medalign_jax.architecture import architecture
 from medalign_jax.audio import clip
-from medalign_jax.encoder import SETTINGS_FILE, Encoder, architecture, load_encoder
+from medalign_jax.encoder import SETTINGS_FILE, Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.experiments.export import export_encoder
 from medalign_jax.train.mesh import make_mesh, named_leaves

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from configs import acula
-from medalign_jax.encoder import Encoder, architecture, load_encoder
+from medalign_jax.architecture import architecture
+from medalign_jax.encoder import Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.experiments.build import architecture_of
 from tests.torch_models import shake

@@ -1,6 +1,6 @@
 """Every registered encoder at sizes that compile in seconds."""
 
-from medalign_jax.encoder import Architecture, architecture
+from medalign_jax.architecture import Architecture, architecture
 
 _VIT = {
     "frames": 16, "patch": (4, 16), "width": 32, "depth": 2, "heads": 2,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from medalign_jax.encoder import Architecture
+from medalign_jax.architecture import Architecture
 from medalign_jax.evaluate.baseline_stages import check_baselines
 from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search

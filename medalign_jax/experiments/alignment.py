@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medalign_jax.architecture import Architecture
 from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.encoder import Architecture
 from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio.augment import Augment
 from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, open_dataset
 from medalign_jax.data.manifest import Row, read_manifest, write_problems
@@ -20,7 +21,7 @@ from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
 from medalign_jax.data.tables import read_table
 from medalign_jax.datasets.leaks import check_no_copies
-from medalign_jax.encoder import Architecture, Encoder, architecture, open_encoder
+from medalign_jax.encoder import Encoder, open_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import context_columns
 from medalign_jax.evaluate.tasks import columns_of

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.architecture import Architecture
 from medalign_jax.audio.clip import PADDINGS
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.reports import prompts
 from medalign_jax.data.tables import did_you_mean
-from medalign_jax.encoder import Architecture
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baseline_stages import baseline_stages, check_baselines
 from medalign_jax.evaluate.embeddings import EmbeddingStore

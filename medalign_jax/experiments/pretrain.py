@@ -8,8 +8,8 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medalign_jax.architecture import Architecture
 from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.encoder import Architecture
 from medalign_jax.experiments import build
 from medalign_jax.experiments.export import export_encoder
 from medalign_jax.experiments.recordings import bind_dataset

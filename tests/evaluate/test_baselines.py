@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import soxr
 
+from medalign_jax.architecture import architecture
 from medalign_jax.audio.statistics import STATISTICS, spectral_statistics
-from medalign_jax.encoder import Encoder, architecture
+from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate import baselines
 from medalign_jax.evaluate.probes.problem import Problem

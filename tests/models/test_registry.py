@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.encoder import Encoder, architecture, load_encoder
+from medalign_jax.architecture import architecture
+from medalign_jax.encoder import Encoder, load_encoder
 from medalign_jax.experiments.export import export_encoder
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.base import loss_and_grad

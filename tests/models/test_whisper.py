@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from medalign_jax.encoder import architecture
+from medalign_jax.architecture import architecture
 from medalign_jax.models import whisper
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.models.whisper import Whisper, WhisperConfig, sinusoids, whisper_config

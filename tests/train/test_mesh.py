@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from medalign_jax.encoder import architecture
+from medalign_jax.architecture import architecture
 from medalign_jax.errors import UserError
 from medalign_jax.train.mesh import AXES, batch_sharding, make_mesh, named_leaves, shardings
 
