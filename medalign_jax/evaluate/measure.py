@@ -24,6 +24,7 @@ from medalign_jax.evaluate.stages import Guess, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 
 _LEAST_PROBABILITY = 1e-6  # of a class that a probe rules out, as neighbours may
+_TIED_DIGITS = 13  # of the largest score
 _SEEDED = frozenset({"mlp", "opera"})  # the others give the same whatever the seed
 
 
@@ -188,13 +189,28 @@ def _average_by_subject(subjects: np.ndarray, guesses: Container[str], found: Me
     for (task, kind, stage), scores in found.scores.items():
         logged = scores.ndim == 3 and stage not in guesses
         values = np.log(np.maximum(scores, _LEAST_PROBABILITY)) if logged else scores
-        mean = np.zeros((len(scores), len(found.tested[task]), *scores.shape[2:]))
-        np.add.at(mean, (slice(None), own[task]), values)
-        mean = (mean.swapaxes(0, 1).T / np.bincount(own[task])).T.swapaxes(0, 1)
+        mean = _means(values, own[task])
         if logged:
             mean = np.exp(mean - mean.max(axis=-1, keepdims=True))
             mean /= mean.sum(axis=-1, keepdims=True)
         found.scores[task, kind, stage] = mean
+
+
+def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(P, N, ...) and the number of each recording's group -> (P, G, ...), with ties kept.
+
+    The last bit of a sum over n values depends on n and on their order, and an AUROC would rank
+    groups by it: n equal values give just that value, and the rest of the noise is rounded off.
+    """
+    _, first = np.unique(group, return_index=True)
+    apart = np.zeros((len(values), len(first), *values.shape[2:]))
+    np.add.at(apart, (slice(None), group), values - values[:, first[group]])
+    size = np.bincount(group).reshape(1, -1, *[1] * (values.ndim - 2))
+    means = values[:, first] + apart / size
+    largest = np.abs(means).max(initial=0.0)
+    if not 0.0 < largest < np.inf:
+        return means
+    return np.round(means / largest, _TIED_DIGITS) * largest
 
 
 def _guess(guess: Guess, tasks, plans, kind: str, found: Measured) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medalign_jax.errors import UserError
-from medalign_jax.evaluate.measure import measure
+from medalign_jax.evaluate.measure import _means, measure
 from medalign_jax.evaluate.stages import Guess, Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from tests.evaluate.evaluation_rows import rows
@@ -182,6 +182,29 @@ def test_without_signal_folds_give_one_half(subjects, folds):
         assert one(measured, stage="majority", metric="auroc").value == 0.5
     assert abs(np.mean(values) - 0.5) < 3 * np.std(values, ddof=1) / 20**0.5
     assert covered >= 17
+
+
+def test_a_mean_over_more_recordings_is_no_higher():
+    """n times x over n is not x to the last bit, and an AUROC ranks by the last bit."""
+    group = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 3, 3])
+    scores = np.array([0.1] * 3 + [0.1] * 5 + [0.2, 0.4, 0.4, 0.2])
+    for scale in (1.0, 1e-9, 3e7):
+        means = _means(scale * scores[None, :, None], group)[0, :, 0]
+        assert means[0] == means[1] and means[2] == means[3]
+        np.testing.assert_allclose(means, scale * np.array([0.1, 0.1, 0.3, 0.3]), rtol=1e-12)
+
+
+def test_the_most_frequent_class_ranks_nobody(found):
+    """Subjects of unequal numbers of recordings."""
+    fewer = [r for i, r in enumerate(found) if i % 5]
+    options = Options(("label",), folds=4, settings=Settings(per_class=0), aggregate="scores")
+    suite = Suite.of(fewer, options, "toy")
+    assert len(set(np.unique(suite.subjects, return_counts=True)[1])) > 1
+    stage = suite.stage("only", features(1)[: len(fewer)])
+    share = Guess("share", lambda task, fold: np.tile([0.3, 0.7], (len(fold.test), 1)))
+    arguments = (suite.tasks, suite.plans, suite.subjects, [stage], options.settings)
+    result = measure(*arguments, [share], by_subject=True)
+    assert one(result, task="label", stage="share", metric="auroc").value == 0.5
 
 
 def test_repeats_of_folds_are_columns_of_one_score(found):
