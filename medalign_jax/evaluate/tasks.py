@@ -7,24 +7,29 @@ A task is named by its column, with its kind after a colon where the values do n
     grade:classification  numbers that are names of classes
     findings:labels       several labels in a cell ("wheeze; crackles"): one yes-or-no task for each
 
-Only the text of a manifest is read here, so what is wrong is known before a recording is opened.
+"none" is a class like any other, and among several labels it says that there are none. What became
+of the cells is told by `Task.told`. Only the text of a manifest is read here, so what is wrong is
+known before a recording is opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean, finite_number, is_missing
+from medalign_jax.data.tables import did_you_mean, finite_number, is_missing, is_none_in_words
 from medalign_jax.errors import UserError
 
 KINDS = ("classification", "regression", "labels")
 _NONE = frozenset({"none", "no finding", "-"})  # of several labels, explicitly none
-_SEPARATORS = re.compile(r"[;|+]")
+_SEPARATORS = re.compile(r"[;|+,]")
+_MOSTLY = 0.9  # share of the answers that makes a column one of numbers
+_SHOWN = 8  # classes that are told with their numbers
 
 
 class TaskError(UserError):
@@ -53,6 +58,19 @@ class Task:
     def known(self) -> np.ndarray:
         """(N,) bool: the recordings that have an answer."""
         return ~np.isnan(self.answers) if self.kind == "regression" else self.answers >= 0
+
+    @property
+    def told(self) -> str:
+        """What is asked and of how many, for the screen."""
+        missing = len(self.answers) - int(self.known.sum())
+        without = f"; {missing} without an answer" if missing else ""
+        if self.kind == "regression":
+            least, most = np.nanmin(self.answers), np.nanmax(self.answers)
+            return f"task '{self.name}': numbers from {least:g} to {most:g}{without}"
+        counts = np.bincount(self.answers[self.known], minlength=len(self.classes))
+        found = [f"{n} x '{name}'" for name, n in zip(self.classes, counts, strict=True)]
+        more = f", {len(found) - _SHOWN} more classes" if len(found) > _SHOWN else ""
+        return f"task '{self.name}': {', '.join(found[:_SHOWN])}{more}{without}"
 
     def select(self, rows: np.ndarray) -> Task:
         """The same question about some of the recordings."""
@@ -101,25 +119,52 @@ def _tasks_of(rows: Sequence[Row], name: str, dataset: str) -> list[Task]:
         )
     if kind == "labels":
         return _labels(rows, column, texts, dataset)
-    texts = ["" if is_missing(text) else text for text in texts]  # "none" is no class
+    texts = ["" if _says_nothing(text) else text for text in texts]
     if not any(texts):
         raise TaskError(f"task {name!r}: every value of column {column!r} is missing")
-    kind = kind or _kind(column, texts)
-    make = _regression if kind == "regression" else _classification
-    return [make(rows, column, texts, dataset)]
+    if (kind or _kind(rows, column, texts)) == "regression":
+        texts = ["" if is_missing(text) else text for text in texts]  # "none" is no number
+        return [_regression(rows, column, texts, dataset)]
+    _check_spellings(column, texts)
+    return [_classification(rows, column, texts, dataset)]
+
+
+def _says_nothing(text: str) -> bool:
+    return is_missing(text) and not is_none_in_words(text)
+
+
+def _check_spellings(column: str, labels: Iterable[str]) -> None:
+    """Refuses two spellings of one name, which would be two classes."""
+    counts = Counter(label for label in labels if label)
+    names: dict[str, str] = {}
+    for label, count in counts.items():
+        other = names.setdefault(re.sub(r"[\s_-]+", " ", label.casefold()), label)
+        if other != label:
+            raise TaskError(
+                f"task {column!r}: {other!r} ({counts[other]} rows) and {label!r} ({count} rows) "
+                "would be different classes, and differ in spelling only; give them one name"
+            )
 
 
 def _has_label(rows: Sequence[Row]) -> set[str]:
     return {"label"} if any(row.label for row in rows) else set()
 
 
-def _kind(column: str, texts: Sequence[str]) -> str:
+def _kind(rows: Sequence[Row], column: str, texts: Sequence[str]) -> str:
     """Numbers make a regression; two different ones, as yes and no, are classes, and so is
-    whatever stands in `label`."""
-    values = {text for text in texts if text}
-    numbers = [finite_number(text) for text in values]
-    if column == "label" or None in numbers or len(set(numbers)) <= 2:
+    whatever stands in `label`. A word among many numbers may be either, and is refused."""
+    given = [i for i, text in enumerate(texts) if not is_missing(text)]
+    words = [i for i in given if finite_number(texts[i]) is None]
+    numbers = {finite_number(texts[i]) for i in given} - {None}
+    if column == "label" or len(numbers) <= 2 or len(words) > (1 - _MOSTLY) * len(given):
         return "classification"
+    if words:
+        row = rows[words[0]]
+        raise TaskError(
+            f"task {column!r}: {len(given) - len(words)} of {len(given)} values are numbers, but "
+            f"row {row.row} ('{row.audio_path}') says {texts[words[0]]!r}; mend it, leave it "
+            f"empty, or ask for '{column}:classification'"
+        )
     return "regression"
 
 
@@ -163,10 +208,13 @@ def _natural(text: str) -> tuple:
 
 def _labels(rows: Sequence[Row], column: str, texts: Sequence[str], dataset: str) -> list[Task]:
     """One task a label: yes where a cell names it, no where a cell names others or none."""
-    cells = [{part.strip() for part in _SEPARATORS.split(text)} - {""} for text in texts]
-    labels = sorted({label for cell in cells for label in cell if label.lower() not in _NONE})
+    cells = [{part.strip() for part in _SEPARATORS.split(text)} for text in texts]
+    cells = [{label for label in cell if not _says_nothing(label)} for cell in cells]
+    named = [label for cell in cells for label in cell if label.lower() not in _NONE]
+    labels = sorted(set(named))
     if not labels:
         raise TaskError(f"task '{column}:labels': no cell names a label")
+    _check_spellings(f"{column}:labels", named)
     tasks = []
     for label in labels:
         found = ["" if not cell else "yes" if label in cell else "no" for cell in cells]

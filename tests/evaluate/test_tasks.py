@@ -41,12 +41,45 @@ def test_several_labels_in_a_cell_are_a_task_each():
     assert wheeze.answers[:4].tolist() == [1, 0, -1, 0]
 
 
-def test_none_is_a_class_of_no_task_of_one_label():
-    found = rows(f=lambda i: ["x", "y", "none"][i % 3], n=lambda i: "none")
-    (task,) = tasks_of(found, ["f"], "toy")
-    assert task.classes == ("x", "y") and task.answers[:3].tolist() == [0, 1, -1]
-    with pytest.raises(TaskError, match="every value of column 'n' is missing"):
-        tasks_of(found, ["n"], "toy")
+def test_none_is_a_class_in_words_and_no_answer_where_python_wrote_it():
+    """It is the usual name of the healthy class: none, fine and coarse crackles."""
+    found = rows(f=lambda i: ["x", "y", "none"][i % 3], p=lambda i: ["x", "y", "None"][i % 3])
+    spoken, written = tasks_of(found, ["f", "p"], "toy")
+    assert spoken.classes == ("none", "x", "y") and spoken.answers[:3].tolist() == [1, 2, 0]
+    assert written.classes == ("x", "y") and written.answers[:3].tolist() == [0, 1, -1]
+
+
+def test_none_is_no_number():
+    (task,) = tasks_of(rows(n=lambda i: [3, 4, 5, "none"][i % 4]), ["n"], "toy")
+    assert task.kind == "regression" and task.told.endswith("30 without an answer")
+
+
+@pytest.mark.parametrize("name", ["f", "f:labels"])
+def test_two_spellings_of_a_label_are_refused(name):
+    found = rows(f=lambda i: ["Fine_crackle", "fine crackle", "wheeze"][i % 3])
+    told = r"'Fine_crackle' \(\d+ rows\) and 'fine crackle' .* one name"
+    with pytest.raises(TaskError, match=told):
+        tasks_of(found, [name], "toy")
+
+
+def test_a_word_among_many_numbers_is_refused_with_its_row():
+    found = rows(age=lambda i: "45y" if i == 7 else 20 + i % 30)
+    with pytest.raises(TaskError, match=rf"row {found[7].row} .* says '45y'.*age:classification"):
+        tasks_of(found, ["age"], "toy")
+    (task,) = tasks_of(found, ["age:classification"], "toy")
+    assert len(task.classes) == 31
+
+
+def test_labels_may_be_apart_by_commas():
+    tasks = tasks_of(rows(f=lambda i: ["a, b", "b;c", "none"][i % 3]), ["f:labels"], "toy")
+    assert [task.name for task in tasks] == ["f: a", "f: b", "f: c"]
+
+
+def test_what_became_of_the_cells_is_told():
+    found = rows(f=lambda i: ["x", "y", "none", ""][i % 4], age=lambda i: 20 + i % 3)
+    classes, numbers = tasks_of(found, ["f", "age"], "toy")
+    assert classes.told == "task 'f': 30 x 'none', 30 x 'x', 30 x 'y'; 30 without an answer"
+    assert numbers.told == "task 'age': numbers from 20 to 22"
 
 
 def test_columns_are_what_a_manifest_has_to_keep():
