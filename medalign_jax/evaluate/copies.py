@@ -95,7 +95,7 @@ def subjects_of_copies(rows: Sequence[Row], groups: np.ndarray) -> list[str]:
 def _across_folds(copies: NearCopies, suite: Suite) -> list[int]:
     """Test recordings with a near-copy in the training part of their fold."""
     found: set[int] = set()
-    for fold in suite.training_folds():
+    for fold in suite.tested_folds():
         tested = np.zeros(suite.count, bool)
         tested[fold.test] = True
         crossing = copies.pairs[tested[copies.pairs].sum(axis=1) == 1]

@@ -65,7 +65,7 @@ def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
 
 
 def _crosses(recordings: Sequence[int], suite: Suite) -> bool:
-    for fold in suite.training_folds():
+    for fold in suite.tested_folds():
         splits = np.array(fold.split_of(suite.count), object)[list(recordings)]
         if suite.options.folds:
             splits = np.where(splits == "test", "test", "train")
@@ -108,7 +108,7 @@ def equals_told(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tu
     if not (repeated := int((size[groups] > 1).sum())):
         return (_NO_SOUND, f"No two of the {len(rows)} embeddings are equal.")
     leaking: set[int] = set()
-    for fold in suite.training_folds():
+    for fold in suite.tested_folds():
         tested = np.array(fold.split_of(suite.count), object) == "test"
         beside = np.bincount(groups[~tested], minlength=len(size)) > 0
         leaking |= set(np.flatnonzero(tested & beside[groups]).tolist())

@@ -162,6 +162,20 @@ class Suite:
             folds.append(Fold(fold.name, np.setdiff1d(fold.train, valid), valid, fold.test))
         return tuple(folds)
 
+    def tested_folds(self) -> tuple[Fold, ...]:
+        """The folds of all repeats over recordings: whatever is tested beside anything."""
+        others = (
+            self._spread(fold.name, fold.train, fold.valid, fold.test)
+            for plan in self.plans[1:]
+            for fold in plan
+        )
+        return (*self.training_folds(), *others)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """A sentence a task: what is asked, of how many."""
+        return tuple(task.told for task in self.tasks)
+
     def _spread(self, name: str, *parts: np.ndarray) -> Fold:
         """Rows -> recordings."""
         empty = np.zeros(0, int)

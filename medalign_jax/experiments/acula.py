@@ -109,7 +109,7 @@ def _prepare(config: ConfigDict, workdir: Path, made: Architecture, options: Opt
     if config.evaluate.enabled:
         found = tuple(searched.findings(suite))
         findings = Findings(found, subjects_told(data.rows, suite))
-        print(*findings.told, sep="\n", flush=True)
+        print(*suite.told, *findings.told, sep="\n", flush=True)
     reports = build.Reports.of(data, config.reports.wordings, config.seed)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 

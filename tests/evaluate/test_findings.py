@@ -52,6 +52,19 @@ def test_subjects_in_two_spellings_across_a_test_are_told(folds):
     assert subjects_told(same, suite_of(same, folds)) == ()
 
 
+def test_every_deal_of_the_folds_is_looked_at():
+    """Two spellings that stand together in the first deal, and apart in a later one."""
+    found = split_rows(lambda i: {0: "S 1", 1: "s1"}.get(i, f"p{i}"))
+
+    def told(repeats, seed):
+        settings = Settings(per_class=0)
+        options = Options(("label",), 3, repeats, seed, settings=settings)
+        return subjects_told(found, Suite.of(found, options, "toy"))
+
+    together = next(seed for seed in range(20) if not told(1, seed))
+    assert told(5, together)
+
+
 def test_equal_embeddings_across_a_test_are_told():
     found, vectors = split_rows(lambda i: f"s{i}"), embeddings()
     assert (
