@@ -1,5 +1,6 @@
-"""How every command ends: what a user can mend is one line and a status, never a stack trace.
+"""How every command begins and ends: what a user can mend is one line and a status.
 
+    arguments = commands.ArgumentParser(...).parse_args()
     sys.exit(commands.ended(main))
 
 Status 0: done; 1: an error; 130: stopped by Ctrl-C; 143: by SIGTERM. What is a fault of the code
@@ -8,6 +9,7 @@ keeps its stack trace.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -40,6 +42,32 @@ _MEMORY = (
     "the {} is out of memory; lower train.batch_size, raise train.accumulate, or take a smaller "
     "model"
 )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """One that refuses an option given twice; argparse keeps the last one in silence."""
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        self.given: set[str] = set()
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse; each call counts anew."""
+        self.given.clear()
+        return super().parse_known_args(args, namespace)
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string and self.dest in parser.given:
+            several = (
+                " put all its values behind it" if self.nargs in ("+", "*") else " give it once"
+            )
+            parser.error(f"{option_string} is given twice, and the first would be lost;{several}")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 class Terminated(KeyboardInterrupt):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medalign_jax import commands
 from medalign_jax.audio import io
 from medalign_jax.audio.containers import CONVERT
 from medalign_jax.data.manifest import COLUMNS
@@ -251,7 +252,7 @@ def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.ArgumentParser(
         prog="python -m medalign_jax.embed", description="Embeds recordings into a table."
     )
     parser.add_argument("files", nargs="*", help="recordings, or folders of them")

@@ -100,6 +100,19 @@ def test_nobody_reading_on_is_no_error():
     talk.stderr.close()
 
 
+def test_an_option_given_twice_is_refused(capsys):
+    parser = commands.ArgumentParser()
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--out")
+    for _ in range(2):
+        assert parser.parse_args(["--tasks", "a", "b", "--out", "x"]).tasks == ["a", "b"]
+    for twice in (["--tasks", "a", "--tasks", "b"], ["--out", "x", "--out=y"]):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(twice)
+        assert ended.value.code == 2
+        assert f"{twice[0]} is given twice" in capsys.readouterr().err
+
+
 def test_every_command_is_in_the_overview(capsys, monkeypatch):
     package = ROOT / "medalign_jax"
     ended = 'if __name__ == "__main__":'

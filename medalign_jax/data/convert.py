@@ -45,7 +45,7 @@ def convert(form: str, root: str | Path, out: str | Path, options: Options) -> C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = commands.ArgumentParser(
         prog="python -m medalign_jax.data.convert",
         description="Published data sets, as they come, become a manifest.",
     )

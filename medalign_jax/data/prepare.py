@@ -287,7 +287,7 @@ def _progress(what: str) -> Callable[[int, int], None]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m medalign_jax.data.prepare",
+    parser = commands.ArgumentParser(prog="python -m medalign_jax.data.prepare",
                                      description=__doc__.split("\n")[0])  # fmt: skip
     parser.add_argument("--manifest", required=True, help="CSV, JSONL or Parquet file")
     parser.add_argument("--out", required=True, help="folder to make")

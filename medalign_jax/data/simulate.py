@@ -338,7 +338,7 @@ def _derived(seed: int, *path: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commands.ArgumentParser(
         prog="python -m medalign_jax.data.simulate",
         description="Write a data set of simulated heart and lung sounds with known truth: "
         "audio/*.wav (16 kHz, 16 bit), metadata.csv (a manifest that training takes as it is, "

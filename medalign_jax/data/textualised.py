@@ -151,7 +151,7 @@ def _absolute(path: str) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m medalign_jax.data.textualised",
+    parser = commands.ArgumentParser(prog="python -m medalign_jax.data.textualised",
                                      description=__doc__.split("\n")[0])  # fmt: skip
     parser.add_argument("--questions", required=True, help="file of questions")
     parser.add_argument("--format", choices=("questions", "cota"), default="questions",

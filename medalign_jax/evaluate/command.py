@@ -143,7 +143,7 @@ def _opened_table(arguments: argparse.Namespace, options: Options) -> _Opened:
     suite = Suite.of(rows, options, arguments.dataset or Path(path).stem)
     _write_problems(arguments, checked.problems)
     findings = Findings(equals_told(rows, embeddings, suite), subjects_told(rows, suite))
-    print(*findings.told, sep="\n", flush=True)
+    print(*suite.told, *findings.told, sep="\n", flush=True)
     return _Opened(suite, rows, None, {name: embeddings}, checked.problems, findings)
 
 
@@ -198,7 +198,7 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     suite = Suite.of(searched.data.rows, options, name)
     rows, found = searched.data.rows, tuple(searched.findings(suite))
     findings = Findings(found, subjects_told(rows, suite))
-    print(*findings.told, sep="\n", flush=True)
+    print(*suite.told, *findings.told, sep="\n", flush=True)
     return _Opened(suite, rows, searched.data, tables, data.problems, findings)
 
 
@@ -285,7 +285,7 @@ def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commands.ArgumentParser(
         prog="python -m medalign_jax.evaluate",
         description="Measures encoders on labelled recordings: probes, baselines, intervals.",
         epilog=sources.__doc__.split("\n", 1)[1],

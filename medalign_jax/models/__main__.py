@@ -1,6 +1,5 @@
 """``python -m medalign_jax.models``: what can be loaded, from where, with sizes and licences."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOIN
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = commands.ArgumentParser(
         prog="python -m medalign_jax.models", description=__doc__.partition(": ")[2]
     )
     parser.parse_args(argv)
