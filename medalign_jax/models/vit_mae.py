@@ -48,6 +48,9 @@ class ViTMAEConfig(UniformBlocks):
       decoder: "plain" (pre-norm ViT) or "windowed" (as in OPERA-GT).
       decoder_width, decoder_depth, decoder_heads: of the decoder.
       mask_ratio: share of tokens that is removed before reconstruction.
+      target: what is predicted, "raw" values as in OPERA-GT, or "standardised" ones: mean 0 and
+        variance 1 over each clip. Of raw values most of the error is a clip's own level, which a
+        short training stops at.
       eps: of every LayerNorm.
       attention: back end, see `medalign_jax.models.attention`.
       remat: recompute each block's activations in the backward pass instead of keeping them.
@@ -69,6 +72,7 @@ class ViTMAEConfig(UniformBlocks):
     decoder_depth: int = 4
     decoder_heads: int = 8
     mask_ratio: float = 0.7
+    target: str = "raw"
     eps: float = 1e-6
     attention: str = "auto"
     remat: bool = False
@@ -82,6 +86,8 @@ class ViTMAEConfig(UniformBlocks):
             )
         if self.decoder not in ("plain", "windowed"):
             raise ValueError(f"decoder must be 'plain' or 'windowed', got {self.decoder!r}")
+        if self.target not in ("raw", "standardised"):
+            raise ValueError(f"target must be 'raw' or 'standardised', got {self.target!r}")
         if self.decoder == "windowed" and self.decoder_width != CHANNELS:
             raise ValueError(f"the windowed decoder needs decoder_width={CHANNELS}")
         for width, heads in ((self.width, self.heads), (self.decoder_width, self.decoder_heads)):
@@ -244,7 +250,9 @@ class ViTMAE(MaskedAutoencoder):
         patches = self._patches(features)
         self._check_masked(features, patches, noise)
         kept = self.config.kept(patches.shape[1])
-        return self._reconstruct_patches(patches, patches, noise, kept)
+        raw = self.config.target == "raw"
+        target = patches if raw else standardise_clips(patches)
+        return self._reconstruct_patches(patches, target, noise, kept)
 
     def _patches(self, features: jax.Array) -> jax.Array:
         c = self.config
@@ -267,3 +275,15 @@ class ViTMAE(MaskedAutoencoder):
                 f"the windowed decoder needs a multiple of {CHANNELS} tokens, "
                 f"{frames} frames give {tokens}"
             )
+
+
+def standardise_clips(patches: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over each clip, float32; a constant clip becomes zeros.
+
+    Args:
+      patches: (B, L, values).
+    """
+    patches = patches.astype(jnp.float32)
+    mean = patches.mean(axis=(1, 2), keepdims=True)
+    variance = patches.var(axis=(1, 2), keepdims=True)
+    return (patches - mean) / jnp.sqrt(variance + 1e-6)

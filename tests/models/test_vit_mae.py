@@ -236,6 +236,20 @@ def test_patches_are_in_time_major_order(tiny):
     np.testing.assert_array_equal(inner["target"][1, 5], features[1, 8:16, 4:8].ravel())
 
 
+def test_standardised_targets_do_not_know_a_clips_level(tiny):
+    params, features, noise = tiny
+    model = ViTMAE(dataclasses.replace(TINY, target="standardised"))
+    run = jax.jit(lambda x: model.apply({"params": params}, x, noise, method="reconstruct")[1])
+    louder = features.at[0].set(0.5 * features[0] + 0.2).at[2].set(0.3)
+    target, changed = run(features)["target"], run(louder)["target"]
+    np.testing.assert_allclose(target.mean((1, 2)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(target.var((1, 2)), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(changed[0], target[0], atol=1e-3)
+    np.testing.assert_allclose(changed[2], 0.0, atol=1e-3)
+    with pytest.raises(ValueError, match="target must be 'raw' or 'standardised', got 'clip'"):
+        dataclasses.replace(TINY, target="clip")
+
+
 def test_short_input_uses_the_first_rows(tiny):
     params, features, _ = tiny
     model = ViTMAE(TINY)
