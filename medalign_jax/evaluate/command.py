@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=sorted(PROBES),
         help="the first is the headline (default: linear)",
     )
-    add("--per_class", type=int, default=0, help="also with so many labels of each class")
+    add("--per_class", type=int, default=0, help="also with so many recordings of each class")
     add("--draws", type=int, default=20, help="draws of few labels")
     add("--seeds", type=int, default=5, help="seeds of probes that start at random")
     add("--seed", type=int, default=0, help="of the folds")
