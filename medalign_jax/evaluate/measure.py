@@ -143,12 +143,13 @@ def _problems(task: Task, fold: Fold, groups, settings: Settings, probe: str, fe
     train, test = _known(task, fold.train), _known(task, fold.test)
     if not len(test):
         return []
+    reads = probe in probes.VALIDATED
     shared = {
         "targets": task.answers,
         "test": test,
         "groups": groups,
         "classes": len(task.classes),
-        "valid": _known(task, fold.valid) if len(fold.valid) else None,
+        "valid": _known(task, fold.valid) if reads and len(fold.valid) else None,
     }
     if few:
         drawn = probes.few_shot_draws(
