@@ -166,6 +166,40 @@ def compared(task: Task, folds: Sequence[Fold]) -> np.ndarray:
     return np.sum((counts > 0) & (counts < counts.sum(axis=1, keepdims=True)), axis=0)
 
 
+def told_of_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
+    """Which classes an AUROC leaves out, and which of them not all folds compare; "" if none.
+
+    Args:
+      task: A classification.
+      plans: Repeats of folds.
+    """
+    counts = np.stack([compared(task, plan) for plan in plans])
+    tested = {int(c) for fold in plans[0] for c in np.unique(task.answers[fold.test])}
+    least, most, folds = counts.min(axis=0), counts.max(axis=0), len(plans[0])
+    out = [
+        f"{name!r} ({_absence(c in tested, most[c])})"
+        for c, name in enumerate(task.classes) if not least[c]
+    ]  # fmt: skip
+    some = [
+        f"{name!r} in {least[c]}" + (f" to {most[c]}" if most[c] > least[c] else "")
+        for c, name in enumerate(task.classes) if 0 < least[c] < folds
+    ]  # fmt: skip
+    notes = []
+    if out:
+        kept = len(task.classes) - len(out)
+        notes.append(f"mean over {kept} of {len(task.classes)} classes, without {', '.join(out)}")
+    if some:
+        notes.append(f"compared with other classes: {', '.join(some)} of {folds} folds")
+    return "; ".join(notes)
+
+
+def _absence(tested: bool, most: int) -> str:
+    """Why a class is not in an AUROC; `most`: the folds of a repeat that compare it."""
+    if not tested:
+        return "in no test recording"
+    return "not beside others in every repeat" if most else "in no fold beside others"
+
+
 def _check_pairs(task: Task, plans: Sequence[Sequence[Fold]]) -> None:
     """Some class is compared in every repeat."""
     if np.stack([compared(task, plan) for plan in plans]).all(axis=0).any():

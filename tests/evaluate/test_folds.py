@@ -89,3 +89,42 @@ def test_validation_recordings_without_an_answer_stop_no_other_probe():
     x = np.random.default_rng(0).standard_normal((suite.count, 3))
     found = measure(suite.tasks, suite.plans, suite.subjects, [Stage("x", x)], settings)
     assert {(r.kind, r.n_test) for r in found.results} == {("linear", 40), ("knn", 40)}
+
+
+def auroc_notes(task: Task, plans, stages: int = 2) -> dict[str, str]:
+    """stage -> notes of its AUROC, of features that are noise."""
+    rng = np.random.default_rng(0)
+    made = [Stage(f"s{k}", rng.standard_normal((len(task.answers), 3))) for k in range(stages)]
+    subjects = [f"p{i}" for i in range(len(task.answers))]
+    found = measure([task], plans, subjects, made, PLAIN)
+    assert not any("classes" in r.notes for r in found.results if r.metric != "auroc")
+    return {r.stage: r.notes for r in found.results if r.metric == "auroc"}
+
+
+def test_a_class_that_is_not_tested_is_told_beside_the_auroc():
+    task = classes_of("abc" * 10 + "ab" * 10)
+    fold = Fold("", np.arange(30), np.zeros(0, int), np.arange(30, 50))
+    notes = auroc_notes(task, [[fold]])
+    assert set(notes) == {"s0", "s1", "s1 minus s0"}
+    told = "mean over 2 of 3 classes, without 'c' (in no test recording)"
+    assert all(told in note for note in notes.values()), notes
+
+
+def test_classes_that_not_all_folds_compare_are_told_with_how_many_do():
+    task = classes_of("ab" * 12 + "cc" + "dd" + "dd")
+    plan = folds_of([*range(8), 24], [*range(8, 16), 25], [*range(16, 24)], [26, 27], [28, 29],
+                    count=30)  # fmt: skip
+    (note,) = auroc_notes(task, [plan], 1).values()
+    assert "mean over 3 of 4 classes, without 'd' (in no fold beside others)" in note
+    assert "compared with other classes: 'a' in 3, 'b' in 3, 'c' in 2 of 5 folds" in note
+    again = folds_of([*range(8), 24], [*range(8, 16), 25], [*range(16, 23)], [23, 26, 27], [28, 29],
+                     count=30)  # fmt: skip
+    (note,) = auroc_notes(task, [plan, again], 1).values()
+    assert "without 'd' (not beside others in every repeat)" in note
+    assert "'a' in 3, 'b' in 3 to 4, 'c' in 2 of 5 folds" in note
+
+
+def test_classes_that_all_folds_compare_need_no_note():
+    task = classes_of("abc" * 10)
+    plan = folds_of(list(range(15)), list(range(15, 30)), count=30)
+    assert not any("classes" in note for note in auroc_notes(task, [plan]).values())
