@@ -28,19 +28,21 @@ class Words:
 
     Attributes:
       reports: (N,) the report of each recording.
-      class_sentences: (C,) the K sentences that stand for each class.
+      class_sentences: Of each fold, (C,) the K sentences that stand for each class: nothing of
+        what the fold tests.
       trained: Every text that a recording was aligned with, in any wording and any fold.
     """
 
     reports: tuple[str, ...]
-    class_sentences: tuple[tuple[str, ...], ...]
+    class_sentences: tuple[tuple[tuple[str, ...], ...], ...]
     trained: frozenset[str]
 
     @property
     def seen(self) -> bool:
         """Whether a class sentence was trained on, word for word; capitals do not count."""
         trained = {text.casefold() for text in self.trained}
-        return any(text.casefold() in trained for texts in self.class_sentences for text in texts)
+        classes = [texts for fold in self.class_sentences for texts in fold]
+        return any(text.casefold() in trained for texts in classes for text in texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def measure_sentences(
       task: A classification of the recordings.
       folds: Training pairs and test recordings.
       subjects: (N,) ids.
-      words: Reports and class sentences.
+      words: Reports and class sentences, of the same folds.
       stage: Its name in the results.
       spaces: One a fold.
       into: Gets the results.
