@@ -66,7 +66,10 @@ def measure(
         _guess(guess, tasks, plans, settings.probes[0], found)
     if by_subject:
         _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
-    told = {key: _told(counts) for key, counts in notes.items()}
+    told = {key: _told(counts) for key, counts in notes.items()} | {
+        (task.name, settings.probes[0], guess.name): guess.notes.get(task.kind, "")
+        for guess in guesses for task in tasks
+    }  # fmt: skip
     add_stages(tasks, plans, subjects, stages, settings, told, found)
     correct_for_tasks(found)
     return found
