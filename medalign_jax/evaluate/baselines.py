@@ -18,6 +18,7 @@ from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statisti
 from medalign_jax.data.tables import finite_number, is_missing
 from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
+from medalign_jax.evaluate.context import holds_codes
 from medalign_jax.evaluate.probes.problem import Prediction, Problem
 from medalign_jax.train.mesh import batch_sharding
 
@@ -44,6 +45,9 @@ def majority(x: np.ndarray | None, problems: Sequence[Problem]) -> list[Predicti
 
 def mean(x: np.ndarray | None, problems: Sequence[Problem]) -> list[Prediction]:
     """A probe that looks at no feature: the mean of the training rows' numbers.
+
+    It is the best constant for squared errors; for absolute ones, which `measure` reports, the
+    median is, so that an encoder a little below this one in error may have learnt nothing.
 
     Args:
       x: not looked at.
@@ -81,9 +85,9 @@ def metadata_features(
     """Numbers from whatever a manifest says of its rows: age, sex, device, site, ...
 
     A column whose values all read as numbers becomes one number, standardised, with 0 where it is
-    missing. Any other column becomes one column of 0 and 1 for each word (capitals and blanks at
-    the ends do not count). Words of fewer than `rare` rows share one, so that a column of names
-    says nothing. Codes such as site 1, 2, 3 have to be written as words to be told apart freely.
+    missing, unless its name says that they are names (`context.holds_codes`): site 1, 2, 3. Any
+    other column becomes one column of 0 and 1 for each word (capitals and blanks at the ends do
+    not count). Words of fewer than `rare` rows share one, so that a column of names says nothing.
     Where values are missing a column of 0 and 1 says so. What is the same in all rows is left out.
     Only values are looked at, no label; scale and words are those of all rows.
 
@@ -117,7 +121,7 @@ def _column(name: str, cells: list[str], rare: int) -> dict[str, np.ndarray]:
     there = np.array([bool(cell) for cell in cells])
     if not there.any():
         return {}
-    numbers = [finite_number(cell) for cell in cells]
+    numbers = [None if holds_codes(name) else finite_number(cell) for cell in cells]
     if all(number is not None for number, known in zip(numbers, there, strict=True) if known):
         found = {name: _standardised(numbers, there)}
     else:

@@ -41,7 +41,7 @@ from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.results import write_atomically, write_results
-from medalign_jax.evaluate.stages import Settings, Stage
+from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
@@ -220,7 +220,7 @@ def _random(encoders: Mapping[str, Encoder], seed: int) -> dict[str, Encoder]:
     first: dict[str, str] = {}
     for name, encoder in encoders.items():
         first.setdefault(json.dumps(encoder.settings(), sort_keys=True), name)
-    return {f"{name}, random weights": random_encoder(encoders[name], seed)
+    return {f"{name}{RANDOM}": random_encoder(encoders[name], seed)
             for name in first.values()}  # fmt: skip
 
 

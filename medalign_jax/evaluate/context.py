@@ -21,6 +21,10 @@ CONTEXT_COLUMNS = frozenset(
     }
 )  # fmt: skip
 
+# Of these, what is an amount or a time where it is a number; a number in any other is a name.
+_AMOUNTS = frozenset({"age", "height", "weight", "bmi", "date", "year", "seconds"})
+_CODES = frozenset({"id", "code"})
+
 
 # What a task gives away: the same said otherwise, or what it follows from.
 _GIVES_AWAY = {
@@ -47,6 +51,18 @@ def answers_in(columns: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
         for column in {plain, *_GIVES_AWAY.get(plain, ())}:
             told.setdefault(column, task)
     return {c: told[normalise_column(c)] for c in columns if normalise_column(c) in told}
+
+
+def holds_codes(column: str) -> bool:
+    """Whether numbers in a column are names, as of sites and devices, so that 2 is not between 1
+    and 3.
+
+    Args:
+      column: Of a manifest, in any spelling: a circumstance that is no amount, or an id or code
+        ("ward_id"). Of another column nothing is known but its values.
+    """
+    plain = normalise_column(column)
+    return plain in CONTEXT_COLUMNS - _AMOUNTS or plain.rpartition("_")[2] in _CODES
 
 
 def check_metadata(metadata: Sequence[str], tasks: Sequence[str]) -> None:

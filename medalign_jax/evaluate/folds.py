@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 
@@ -99,13 +99,19 @@ def _traits(of_recording: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def check_folds(tasks: Sequence[Task], folds: Sequence[Fold], per_class: int = 0) -> None:
+def check_folds(
+    tasks: Sequence[Task],
+    folds: Sequence[Fold],
+    per_class: int = 0,
+    validated: Collection[str] = (),
+) -> None:
     """Everything that would stop a probe, before anything is embedded.
 
     Args:
       tasks: What is asked.
       folds: Where it is trained and tested.
       per_class: Labels of each class that a few-label probe draws; 0 for none.
+      validated: Probes that choose on validation recordings, if there are any.
 
     Raises:
       TaskError: names task, class and fold.
@@ -124,12 +130,88 @@ def check_folds(tasks: Sequence[Task], folds: Sequence[Fold], per_class: int = 0
                 f"task {task.name!r}: every test recording has {task.answers[tested[0]]:g}: there "
                 "is no variance to predict"
             )
+        if task.kind == "classification":
+            _check_pairs(task, [folds])
         for fold in folds:
-            _check_training(task, fold, per_class)
+            where = f"task {task.name!r}" + (f", {fold.name}" if fold.name else "")
+            _check_training(task, fold, per_class, where)
+            if validated and len(fold.valid) and not task.known[fold.valid].any():
+                raise TaskError(
+                    f"{where}: no validation recording has an answer, and the probe "
+                    f"{', '.join(sorted(validated))} chooses by them; give some an answer, or make "
+                    "no split 'valid'"
+                )
 
 
-def _check_training(task: Task, fold: Fold, per_class: int) -> None:
-    where = f"task {task.name!r}" + (f", {fold.name}" if fold.name else "")
+def check_repeats(tasks: Sequence[Task], plans: Sequence[Sequence[Fold]]) -> None:
+    """What would stop an AUROC over repeats of folds that each pass `check_folds`.
+
+    Raises:
+      TaskError: names the task.
+    """
+    for task in tasks:
+        if task.kind == "classification":
+            _check_pairs(task, plans)
+
+
+def compared(task: Task, folds: Sequence[Fold]) -> np.ndarray:
+    """(C,) the number of folds that test recordings of a class beside recordings of others.
+
+    An AUROC compares recordings of the same fold alone, so a class with 0 is not in it.
+    """
+    counts = np.stack([
+        np.bincount(task.answers[fold.test[task.known[fold.test]]], minlength=len(task.classes))
+        for fold in folds
+    ])  # fmt: skip
+    return np.sum((counts > 0) & (counts < counts.sum(axis=1, keepdims=True)), axis=0)
+
+
+def told_of_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
+    """Which classes an AUROC leaves out, and which of them not all folds compare; "" if none.
+
+    Args:
+      task: A classification.
+      plans: Repeats of folds.
+    """
+    counts = np.stack([compared(task, plan) for plan in plans])
+    tested = {int(c) for fold in plans[0] for c in np.unique(task.answers[fold.test])}
+    least, most, folds = counts.min(axis=0), counts.max(axis=0), len(plans[0])
+    out = [
+        f"{name!r} ({_absence(c in tested, most[c])})"
+        for c, name in enumerate(task.classes) if not least[c]
+    ]  # fmt: skip
+    some = [
+        f"{name!r} in {least[c]}" + (f" to {most[c]}" if most[c] > least[c] else "")
+        for c, name in enumerate(task.classes) if 0 < least[c] < folds
+    ]  # fmt: skip
+    notes = []
+    if out:
+        kept = len(task.classes) - len(out)
+        notes.append(f"mean over {kept} of {len(task.classes)} classes, without {', '.join(out)}")
+    if some:
+        notes.append(f"compared with other classes: {', '.join(some)} of {folds} folds")
+    return "; ".join(notes)
+
+
+def _absence(tested: bool, most: int) -> str:
+    """Why a class is not in an AUROC; `most`: the folds of a repeat that compare it."""
+    if not tested:
+        return "in no test recording"
+    return "not beside others in every repeat" if most else "in no fold beside others"
+
+
+def _check_pairs(task: Task, plans: Sequence[Sequence[Fold]]) -> None:
+    """Some class is compared in every repeat."""
+    if np.stack([compared(task, plan) for plan in plans]).all(axis=0).any():
+        return
+    again = "the same class with others in every repeat" if len(plans) > 1 else "two classes"
+    raise TaskError(
+        f"task {task.name!r}: {len(plans[0])} folds leave too few recordings in each to test "
+        f"{again}, and AUROC compares recordings of the same fold; ask for fewer folds"
+    )
+
+
+def _check_training(task: Task, fold: Fold, per_class: int, where: str) -> None:
     train = fold.train[task.known[fold.train]]
     if task.kind == "regression":
         if len(np.unique(task.answers[train])) < 2:

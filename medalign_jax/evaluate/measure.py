@@ -67,7 +67,10 @@ def measure(
         _guess(guess, tasks, plans, settings.probes[0], found)
     if by_subject:
         _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
-    told = {key: _told(counts) for key, counts in notes.items()}
+    told = {key: _told(counts) for key, counts in notes.items()} | {
+        (task.name, settings.probes[0], guess.name): guess.notes.get(task.kind, "")
+        for guess in guesses for task in tasks
+    }  # fmt: skip
     add_stages(tasks, plans, subjects, stages, settings, told, found)
     correct_for_tasks(found)
     return found
@@ -144,12 +147,13 @@ def _problems(task: Task, fold: Fold, groups, settings: Settings, probe: str, fe
     train, test = _known(task, fold.train), _known(task, fold.test)
     if not len(test):
         return []
+    reads = probe in probes.VALIDATED
     shared = {
         "targets": task.answers,
         "test": test,
         "groups": groups,
         "classes": len(task.classes),
-        "valid": _known(task, fold.valid) if len(fold.valid) else None,
+        "valid": _known(task, fold.valid) if reads and len(fold.valid) else None,
     }
     if few:
         drawn = probes.few_shot_draws(

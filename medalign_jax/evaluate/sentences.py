@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.evaluate import retrieval
-from medalign_jax.evaluate.folds import Fold
+from medalign_jax.evaluate.folds import Fold, told_of_classes
 from medalign_jax.evaluate.measured import Measured, add_result
 from medalign_jax.evaluate.statistics import auroc_statistic, mean_statistic
 from medalign_jax.evaluate.tasks import Task
@@ -28,19 +28,21 @@ class Words:
 
     Attributes:
       reports: (N,) the report of each recording.
-      class_sentences: (C,) the K sentences that stand for each class.
+      class_sentences: Of each fold, (C,) the K sentences that stand for each class: nothing of
+        what the fold tests.
       trained: Every text that a recording was aligned with, in any wording and any fold.
     """
 
     reports: tuple[str, ...]
-    class_sentences: tuple[tuple[str, ...], ...]
+    class_sentences: tuple[tuple[tuple[str, ...], ...], ...]
     trained: frozenset[str]
 
     @property
     def seen(self) -> bool:
         """Whether a class sentence was trained on, word for word; capitals do not count."""
         trained = {text.casefold() for text in self.trained}
-        return any(text.casefold() in trained for texts in self.class_sentences for text in texts)
+        classes = [texts for fold in self.class_sentences for texts in fold]
+        return any(text.casefold() in trained for texts in classes for text in texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def measure_sentences(
       task: A classification of the recordings.
       folds: Training pairs and test recordings.
       subjects: (N,) ids.
-      words: Reports and class sentences.
+      words: Reports and class sentences, of the same folds.
       stage: Its name in the results.
       spaces: One a fold.
       into: Gets the results.
@@ -119,10 +121,11 @@ def measure_sentences(
         notes="; ".join([how, f"the most frequent class alone {chance:.3f}", *never]),
     )  # fmt: skip
     truth, scores = task.answers[rows], np.concatenate([part.scores for part in parts])
+    told = told_of_classes(task, [folds])
     of_fold = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     add_result(
         into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, task=task.name,
-        kind=kind, metric="auroc", notes=how, **shared,
+        kind=kind, metric="auroc", notes="; ".join(filter(None, [how, told])), **shared,
     )  # fmt: skip
     _add_retrieval(parts, subject_of, how, shared, into)
     return shown

@@ -9,6 +9,7 @@ theirs.parquet                             embeddings, joined to the manifest by
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from medalign_jax.data.tables import Table, did_you_mean, renamed
 from medalign_jax.encoder import Encoder, check_encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import EmbeddingTable, read_table
-from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS
+from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS, RANDOM
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.pooling import POOLINGS
 
@@ -65,18 +66,21 @@ class Source:
 
 
 def sources_of(texts: Sequence[str]) -> tuple[Source, ...]:
-    """Reads the arguments; what is given twice gets a number.
+    """Reads the arguments; of those with the same name the second and further ones get a number,
+    one that makes no other's name of it.
 
     Raises:
       UserError: an unknown encoder or option, or a path that is not there.
     """
-    found, names = [], {}
-    for text in texts:
-        source = _source(text)
-        names[source.name] = count = names.get(source.name, 0) + 1
-        found.append(
-            source if count == 1 else dataclasses.replace(source, name=f"{source.name} {count}")
-        )
+    given = [_source(text) for text in texts]
+    own, taken, found = {source.name for source in given}, set(), []
+    for source in given:
+        name = source.name
+        if name in taken:
+            numbered = (f"{source.name} {number}" for number in itertools.count(2))
+            name = next(n for n in numbered if n not in own | taken)
+        taken.add(name)
+        found.append(dataclasses.replace(source, name=name))
     return tuple(found)
 
 
@@ -109,7 +113,8 @@ def stage_name(path: Path) -> str:
     else:
         name = path.resolve().parent.name if path.name == "export" else path.name
     name = name.replace(MINUS, "-minus-")
-    return f"{name} (given)" if name in BASELINE_STAGES else name
+    taken = name in BASELINE_STAGES or name.endswith(RANDOM)
+    return f"{name} (given)" if taken else name
 
 
 def _options(text: str, options: str) -> dict[str, str | int]:

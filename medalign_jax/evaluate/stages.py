@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ METADATA = "metadata"
 CONSTANT = "majority or mean"
 NEAREST = "nearest training waveform"
 BASELINE_STAGES = frozenset({PLAIN, METADATA, CONSTANT, NEAREST})  # no other stage is called so
+RANDOM = ", random weights"  # after an encoder's name: its architecture before any training
 MINUS = " minus "  # between the names of two stages: the difference of their results
 
 
@@ -49,10 +50,12 @@ class Guess:
       name: "majority", "nearest training waveform", ...
       predict: Of a task and a fold: scores (m, C) of the fold's known test recordings, or (m,)
         numbers; None where it has nothing to say of the task.
+      notes: kind of task -> anything a reader must know of it.
     """
 
     name: str
     predict: Callable[[Task, Fold], np.ndarray | None]
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

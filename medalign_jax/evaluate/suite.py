@@ -15,7 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.data.manifest import Row
-from medalign_jax.evaluate.folds import Fold, check_folds, fold_of_splits, folds_by_subject
+from medalign_jax.evaluate.folds import (
+    Fold,
+    check_folds,
+    check_repeats,
+    fold_of_splits,
+    folds_by_subject,
+)
+from medalign_jax.evaluate.probes import VALIDATED
 from medalign_jax.evaluate.stages import Settings, Stage
 from medalign_jax.evaluate.tasks import Task, TaskError, tasks_of
 
@@ -114,9 +121,10 @@ class Suite:
             )
         else:
             plans = ((fold_of_splits([rows[group[0]] for group in members]),),)
-        per_class = options.settings.per_class
+        settings = options.settings
         for plan in plans:
-            check_folds(tasks, plan, per_class)
+            check_folds(tasks, plan, settings.per_class, VALIDATED & set(settings.probes))
+        check_repeats(tasks, plans)
         return cls(dataset, options, tasks, plans, of_row, members, len(rows))
 
     def gather(self, features: np.ndarray) -> np.ndarray:

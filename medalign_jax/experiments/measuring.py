@@ -16,6 +16,7 @@ from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baseline_stages import baseline_stages, check_baselines
 from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.results import write_atomically, write_results
@@ -84,6 +85,21 @@ def check_settings(config: ConfigDict, made: Architecture, suite: Suite) -> None
             )
     check_baselines(tuple(evaluate.baselines))
     check_pooling(made.module.config, evaluate.pooling, evaluate.layer)
+    if (task := _task_of(config, suite)) is not None:
+        for fold in suite.training_folds():
+            _check_classes(task, fold)
+
+
+def _check_classes(task: Task, fold: Fold) -> None:
+    """A fold keeps some of its training recordings for choices; sentences come from the others."""
+    for c, name in enumerate(task.classes):
+        if not (task.answers[fold.train] == c).any():
+            where = f", {fold.name}" if fold.name else ""
+            raise UserError(
+                f"task {task.name!r}{where}: beside what is kept for choices no training recording "
+                f"is {name!r}, so there are no sentences of it; ask for fewer folds, or set "
+                "evaluate.sentences=False"
+            )
 
 
 def measure_run(
@@ -103,7 +119,8 @@ def measure_run(
       notes: stage -> what a reader must know of it.
     """
     config, suite = run.config, run.suite
-    words, vectors = _words(run), _class_vectors(run)  # by all processes
+    words = _words(run)
+    vectors = None if words is None else _class_vectors(run, words)  # by all processes
     roles = _ROLES | {arm.name: arm.role for arm in arms}
     stages = [
         suite.stage(name, _features(list(found)), role=roles[name], notes=notes.get(name, ""))
@@ -140,23 +157,25 @@ def _features(found: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
 # ------------------------------------------------------------------------------- words
 
 
-def _task(run: Run) -> Task | None:
+def _task_of(config: ConfigDict, suite: Suite) -> Task | None:
     """The task "label" over recordings, if sentences are asked for and it is a classification."""
-    if not run.config.evaluate.sentences or run.suite.options.aggregate != "recording":
+    if not config.evaluate.sentences or suite.options.aggregate != "recording":
         return None
-    labels = [t for t in run.suite.tasks if t.name == "label" and t.kind == "classification"]
+    labels = [t for t in suite.tasks if t.name == "label" and t.kind == "classification"]
     return labels[0] if labels else None
+
+
+def _task(run: Run) -> Task | None:
+    return _task_of(run.config, run.suite)
 
 
 def _words(run: Run) -> Words | None:
     task = _task(run)
     if task is None:
         return None
-    train = run.parts[0].fold.train
-    classes = [_class_sentences(run.data, task, train, c) for c in range(len(task.classes))]
-    least = min(map(len, classes))
+    sentences = tuple(_class_sentences(run.data, task, part.fold.train) for part in run.parts)
     reports = tuple(texts[0] for texts in run.reports.texts)
-    return Words(reports, tuple(texts[:least] for texts in classes), _trained_texts(run))
+    return Words(reports, sentences, _trained_texts(run))
 
 
 def _trained_texts(run: Run) -> frozenset[str]:
@@ -166,11 +185,18 @@ def _trained_texts(run: Run) -> frozenset[str]:
     return frozenset(text for texts in wordings for text in texts[:count])
 
 
-def _class_sentences(data: AudioDataset, task: Task, train: np.ndarray, c: int) -> tuple[str, ...]:
-    """The sentences that stand for a class: prompts of its diagnosis, else its training reports.
+def _class_sentences(
+    data: AudioDataset, task: Task, train: np.ndarray
+) -> tuple[tuple[str, ...], ...]:
+    """(C,) sentences that stand for each class, equally many, of a fold's training rows alone: a
+    test report must not become a prompt."""
+    classes = [_sentences_of(data, task, train, c) for c in range(len(task.classes))]
+    least = min(map(len, classes))
+    return tuple(texts[:least] for texts in classes)
 
-    Only training rows are read, so that no test report becomes a prompt.
-    """
+
+def _sentences_of(data: AudioDataset, task: Task, train: np.ndarray, c: int) -> tuple[str, ...]:
+    """Prompts of the class's diagnosis, else its training reports."""
     rows = [i for i in train if task.answers[i] == c]
     diagnoses = {data.rows[i].metadata.get("diagnosis", "") for i in rows}
     if len(diagnoses) == 1 and (diagnosis := diagnoses.pop()):
@@ -179,13 +205,14 @@ def _class_sentences(data: AudioDataset, task: Task, train: np.ndarray, c: int) 
     return tuple(texts)[:_SENTENCES]
 
 
-def _class_vectors(run: Run) -> np.ndarray | None:
-    """(C, K, H) as the teacher gives them."""
-    words = _words(run)
-    if words is None:
-        return None
-    teacher = run.texts(run.config).teacher
-    return np.stack([teacher.embed(list(texts)) for texts in words.class_sentences])
+def _class_vectors(run: Run, words: Words) -> list[np.ndarray]:
+    """(C, K, H) of each fold, as the teacher gives them; it reads a text once."""
+    folds = words.class_sentences
+    texts = list(dict.fromkeys(text for fold in folds for texts in fold for text in texts))
+    vectors = run.texts(run.config).teacher.embed(texts)
+    place = {text: i for i, text in enumerate(texts)}
+    return [np.stack([vectors[[place[text] for text in texts]] for texts in fold])
+            for fold in folds]  # fmt: skip
 
 
 def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str, list[Space]]:
@@ -196,7 +223,7 @@ def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str
     if -1 in tuple(config.loss.layers):
         spaces["after"] = []
     for k, outcome in enumerate(aligned):
-        text, classes = means, vectors
+        text, classes = means, vectors[k]
         if outcome.whitening is not None:
             text, classes = outcome.whitening(text), outcome.whitening(classes)
         before = embedded["before"][k]

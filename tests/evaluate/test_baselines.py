@@ -67,6 +67,15 @@ def test_words_have_a_column_each_and_rare_ones_share():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("column", ["site", "Hospital", "smoker", "Recording location", "ward_id"])
+def test_codes_are_words_though_they_look_like_numbers(column):
+    sites = [str(1 + i % 3) for i in range(30)] + [""]
+    found, names = baselines.metadata_features({column: sites, "age": sites})
+    words = [f"{column} = 1", f"{column} = 2", f"{column} = 3", f"{column} missing"]
+    assert names == (*words, "age", "age missing")
+    np.testing.assert_array_equal(found[:, 1], [i % 3 == 1 and i < 30 for i in range(31)])
+
+
 def test_a_number_that_is_not_finite_makes_words_of_a_column():
     values = ["1", "2", "inf"] * 5
     assert baselines.metadata_features({"x": values})[1] == ("x = 1", "x = 2", "x = inf")

@@ -28,7 +28,7 @@ def world():
     audio = (text + 0.2 * RNG.standard_normal(text.shape)) @ turn
     classes = np.stack([corners[:3].mean(0), corners[3:].mean(0)])[:, None]
     reports = tuple(f"report {r}" for r in report)
-    words = Words(reports, (("class a",), ("class b",)), frozenset(reports))
+    words = Words(reports, ((("class a",), ("class b",)),), frozenset(reports))
     return found, task, words, audio, text, classes
 
 
@@ -63,7 +63,7 @@ def test_zero_shot_is_where_nothing_was_fitted_and_no_sentence_was_a_report(worl
     into, _ = measured(world, space)
     result = one(into, kind="zero_shot", metric="accuracy")
     assert result.n_train == 0 and "no map" in result.notes
-    told = dataclasses.replace(words, class_sentences=((words.reports[0],), ("class b",)))
+    told = dataclasses.replace(words, class_sentences=(((words.reports[0],), ("class b",)),))
     into, _ = measured(world, space, told)
     assert one(into, kind="nearest_sentence", metric="accuracy").n_train == 0
 

@@ -33,6 +33,21 @@ def test_an_export_is_named_by_its_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (("p/w/export", "q/w/export", "w 2"), ("w", "w 3", "w 2")),
+        (("w 2", "p/w/export", "q/w/export", "q/w"), ("w 2", "w", "w 3", "w 4")),
+        (("w 2", "w 2", "p/w", "q/w"), ("w 2", "w 2 2", "w", "w 3")),
+    ],
+)
+def test_no_two_sources_have_the_same_name(tmp_path, given, names):
+    for folder in ("p/w/export", "q/w/export", "w 2"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    found = sources_of([str(tmp_path / path) for path in given])
+    assert tuple(source.name for source in found) == names
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("whsper=x/y", "did you mean 'whisper'"),
@@ -110,11 +125,13 @@ def test_a_column_that_the_table_lacks_is_named(tmp_path):
 
 
 def test_a_table_called_as_a_baseline_keeps_apart(tmp_path):
-    names = ("metadata.parquet", "spectral statistics.pq", "a minus b.parquet")
+    names = ("metadata.parquet", "spectral statistics.pq", "a minus b.parquet",
+             "w, random weights.pq")  # fmt: skip
     for name in names:
         (tmp_path / name).touch()
     found = [source.name for source in sources_of([str(tmp_path / name) for name in names])]
-    assert found == ["metadata (given)", "spectral statistics (given)", "a-minus-b"]
+    expected = ["metadata (given)", "spectral statistics (given)", "a-minus-b"]
+    assert found == [*expected, "w, random weights (given)"]
 
 
 @pytest.mark.parametrize(

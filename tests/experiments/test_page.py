@@ -65,7 +65,7 @@ def shown(run):
     text = np.eye(3)[task.answers]
     heard = np.eye(3)[[0, 1, 1]][task.answers]
     reports = tuple(texts[0] for texts in run.reports.texts)
-    words = Words(reports, tuple((name,) for name in task.classes), frozenset(reports))
+    words = Words(reports, (tuple((name,) for name in task.classes),), frozenset(reports))
     space = Space(heard + 1e-3, text, np.eye(3)[:, None], "none")
     fold = run.suite.plans[0][0]
     return measure_sentences(task, [fold], run.suite.subjects, words, "after", [space], Measured())
@@ -105,4 +105,4 @@ def test_all_wordings_that_are_used_count_as_trained_on(use, seen):
     part = SimpleNamespace(train_reports=Reports((texts,)))
     run = SimpleNamespace(config=SimpleNamespace(reports=SimpleNamespace(use=use)), parts=[part])
     trained = measuring._trained_texts(run)
-    assert Words((), (sentences,), trained).seen is seen
+    assert Words((), ((sentences,),), trained).seen is seen

@@ -22,10 +22,12 @@ from medalign_jax.evaluate.probes.opera_training import ProbeConfig
 from medalign_jax.evaluate.probes.problem import Prediction, ProbeError, Problem
 
 PROBES = {"linear": linear, "mlp": mlp, "knn": knn, "opera": opera}
+VALIDATED = frozenset({"opera"})  # choose on validation rows; the others do not read them
 
 __all__ = [
     "PROBES",
     "REGRESSION",
+    "VALIDATED",
     "LinearModel",
     "MLPConfig",
     "Prediction",

@@ -48,6 +48,11 @@ class Scaling:
         varies = deviation > 1e-12 * np.abs(x).max(axis=0)
         return cls(mean, np.where(varies, 1 / np.where(varies, deviation, 1.0), 0.0))
 
+    @property
+    def varying(self) -> int:
+        """How many features are not constant."""
+        return int(np.count_nonzero(self.inverse))
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(m, D) standardised, float64."""
         return (np.asarray(x, np.float64) - self.mean) * self.inverse

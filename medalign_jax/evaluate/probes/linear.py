@@ -41,12 +41,16 @@ SHARED_WIDTH = 256  # from here on, designs with more rows than features share t
 
 
 def default_penalties(width: int) -> np.ndarray:
-    """(10,) penalties: 1000 to 0.001 for each of the features.
+    """(10,) penalties: 1000 to 0.001 for each of the features that vary over the training rows.
 
     A feature being of variance 1, this lets the log-odds have a standard deviation of 0.03 to 30
-    before the data speak, whatever the width.
+    before the data speak, whatever the width. A feature that is constant there says nothing and
+    does not count.
+
+    Args:
+      width: How many vary.
     """
-    return width * GRID
+    return max(1, width) * GRID
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,16 +113,13 @@ def fit_linear(
 ) -> list[LinearModel]:
     """The models themselves; arguments and errors as `linear`."""
     x = check(x, problems)
-    grid = default_penalties(x.shape[1]) if penalties is None else np.asarray(penalties, float)
-    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
-        raise ProbeError(f"penalties are finite numbers from 0 upwards; got {penalties!r}")
-    grid = np.sort(grid)[::-1]
+    grid = None if penalties is None else _checked(penalties)
     parts = list(stacks(problems, x.shape[1]))
 
     def fit(part, shared) -> dict[int, LinearModel]:
         (classes, rows, _), designs = part
         axes = shared if _can_share(rows, x.shape[1]) else None
-        return _Stack(x, problems, designs, classes, rows).fit(grid, axes)
+        return _Stack(x, problems, designs, classes, rows, grid).fit(axes)
 
     found: dict[int, LinearModel] = {}
     # One thread a stack: BLAS's own threads wait for each other in products as small as these.
@@ -127,6 +128,14 @@ def fit_linear(
         for models in pool.map(lambda part: fit(part, shared), parts):
             found |= models
     return [found[number] for number in range(len(problems))]
+
+
+def _checked(penalties: Sequence[float]) -> np.ndarray:
+    """(P,) falling."""
+    grid = np.asarray(penalties, float)
+    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all() or (grid < 0).any():
+        raise ProbeError(f"penalties are finite numbers from 0 upwards; got {penalties!r}")
+    return np.sort(grid)[::-1]
 
 
 @functools.cache
@@ -150,7 +159,7 @@ def _shared_axes(x: np.ndarray, parts) -> np.ndarray | None:
 class _Stack:
     """Designs of about the same size, filled up to the same shapes."""
 
-    def __init__(self, x, problems, designs: list[Design], classes: int, rows: int):
+    def __init__(self, x, problems, designs: list[Design], classes: int, rows: int, grid):
         self.problems, self.designs, self.classes = problems, designs, classes
         self.kind = (
             newton.NUMBERS if classes == 0
@@ -168,6 +177,10 @@ class _Stack:
             for p, number in enumerate(design.members):
                 self.weight[s, :n, p] = 1
                 self.y[s, :n, p] = self._targets(number)
+        self.grid = np.stack([
+            default_penalties(scaling.varying) if grid is None else grid
+            for scaling in self.scalings
+        ])  # fmt: skip
 
     def _targets(self, number: int) -> np.ndarray:
         """(n, c): 0 or 1, or a standardised number."""
@@ -182,15 +195,16 @@ class _Stack:
         self.units[number] = (float(targets.mean()), deviation if deviation > 0 else 1.0)
         return ((targets - self.units[number][0]) / self.units[number][1])[:, None]
 
-    def fit(self, grid: np.ndarray, axes) -> dict[int, LinearModel]:
+    def fit(self, axes) -> dict[int, LinearModel]:
         """A model of each problem, by its number."""
+        count = self.grid.shape[1]
         folds = {
             number: self._folds(number) for design in self.designs for number in design.members
-        } if len(grid) > 1 else {}  # fmt: skip
-        path = self._paths(grid, folds, axes)
+        } if count > 1 else {}  # fmt: skip
+        path = self._paths(folds, axes)
         losses, decrements = path.losses, path.decrements
-        chosen = np.full(self.weight.shape[::2], len(grid) // 2)
-        mean, aurocs = np.full((2, *chosen.shape, len(grid)), np.nan)
+        chosen = np.full(self.weight.shape[::2], count // 2)
+        mean, aurocs = np.full((2, *chosen.shape, count), np.nan)
         for s, p, number in self._members():
             usable = folds[number].usable.sum() if folds else 0
             if usable:
@@ -198,19 +212,20 @@ class _Stack:
                 if self.classes:
                     aurocs[s, p] = self._aurocs(path.outputs[s, :, :, p], number, folds[number])
                 chosen[s, p] = _choice(mean[s, p], aurocs[s, p])
+        penalty = np.take_along_axis(self.grid, chosen, axis=1)
         theta = np.take_along_axis(path.theta, chosen[:, None, None, :, None], axis=1)[:, 0]
         theta, left, products = linear_solver.finish(
-            self.z, self.y, self.weight, grid[chosen], theta, path.basis, kind=self.kind
+            self.z, self.y, self.weight, penalty, theta, path.basis, kind=self.kind
         )
         self.products = path.products, products
         models = {}
         for s, p, number in self._members():
-            note = _note(folds.get(number), grid, chosen[s, p], decrements[s, :, p], left[s, p])
-            if grid[chosen[s, p]] == 0 and self._separated(s, p, theta[s, :, p]):
+            note = _note(folds.get(number), count, chosen[s, p], decrements[s, :, p], left[s, p])
+            if penalty[s, p] == 0 and self._separated(s, p, theta[s, :, p]):
                 note = "; ".join(filter(None, (note, SEPARATED)))
             models[number] = LinearModel(
                 self.scalings[s], theta[s, :-1, p], theta[s, -1, p], self.classes,
-                self.units.get(number, (0.0, 1.0)), float(grid[chosen[s, p]]), mean[s, p],
+                self.units.get(number, (0.0, 1.0)), float(penalty[s, p]), mean[s, p],
                 aurocs[s, p], note,
             )  # fmt: skip
         return models
@@ -246,7 +261,7 @@ class _Stack:
         targets, groups = np.asarray(problem.targets)[rows], np.asarray(problem.groups)[rows]
         return inner_folds(targets, groups, problem.classes, problem.seed)
 
-    def _paths(self, grid: np.ndarray, folds: dict[int, InnerFolds], axes) -> linear_solver.Paths:
+    def _paths(self, folds: dict[int, InnerFolds], axes) -> linear_solver.Paths:
         held = np.zeros((*self.weight.shape, FOLDS if folds else 0), bool)
         for s, p, number in self._members():
             if folds:
@@ -256,7 +271,7 @@ class _Stack:
         weight = np.concatenate([used, self.weight[..., None] > 0], axis=-1)
         return linear_solver.paths(
             *(a.astype(np.float32) for a in (self.z, self.weight[:, :, 0].sum(axis=1), self.y,
-                                             weight, held, grid)),
+                                             weight, held, self.grid)),
             axes, kind=self.kind,
         )  # fmt: skip
 
@@ -276,7 +291,7 @@ def _probabilities(z: np.ndarray) -> np.ndarray:
     return z / z.sum(axis=-1, keepdims=True)
 
 
-def _note(folds, grid, chosen, decrements, left) -> str:
+def _note(folds, count: int, chosen, decrements, left) -> str:
     """What is not as it should be with a fit."""
     notes = []
     if folds is not None and folds.note:
@@ -286,8 +301,8 @@ def _note(folds, grid, chosen, decrements, left) -> str:
     if folds is not None and folds.usable.any():
         late = int(np.sum(~(decrements[:, :-1] <= linear_solver.CHOICE).all(axis=1)))
         if late:
-            notes.append(f"inner fits not converged at {late} of {len(grid)} penalties")
-        if chosen in (0, len(grid) - 1):
+            notes.append(f"inner fits not converged at {late} of {count} penalties")
+        if chosen in (0, count - 1):
             end = "strongest" if chosen == 0 else "weakest"
             notes.append(f"the chosen penalty is the {end} of the grid")
     if not left <= linear_solver.EXACT:

@@ -128,7 +128,7 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
       y: (S, n, p, c) targets.
       weight: (S, n, p, K + 1) 1 for the rows that a fit is on; the last fit is on all rows.
       held: (S, n, p, K) 1 for the rows whose loss is asked.
-      penalties: (P,) on half the squared coefficients, beside the sum of losses; falling.
+      penalties: (S, P) on half the squared coefficients, beside the sum of losses; falling.
       shared: (D, D) orthonormal axes near those of every design, which save a decomposition
         each; they change how many steps are taken, not where these lead. Or None.
       kind: As `newton.Fits` has it.
@@ -143,8 +143,8 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
     turned = _Turned(matrix, basis.variance)
     theta = np.zeros((len(z), matrix.shape[2] + 1, *y.shape[2:]), z.dtype)
     losses, outputs, decrements, kept, products = [], [], [], [], 0
-    for penalty in penalties:
-        ridge = (penalty / rows).reshape(len(z), -1)
+    for penalty in penalties.T:
+        ridge = (penalty[:, None, None] / rows).reshape(len(z), -1)
         found = minimise(Fits(kind, turned, y, weight, ridge), theta, CHOICE, STEPS,
                          CHOICE_PRODUCTS)  # fmt: skip
         theta, products = found.theta, products + found.products

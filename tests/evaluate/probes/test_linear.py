@@ -223,6 +223,23 @@ def test_constant_features_and_unseen_test_classes():
     np.testing.assert_allclose(flat.scores[:, 1], y[:300].mean(), atol=1e-9)
 
 
+@pytest.mark.parametrize("classes", [0, 2, 4])
+def test_features_that_are_constant_in_training_move_nothing(classes):
+    """Neither their number nor, in another problem's training rows, that they vary there."""
+    x, y = sample(90, 6, classes)
+    last = np.arange(30, 120)
+    asked = [problem(y, 90, classes), problem(y, 90, classes, train=last, test=np.arange(30))]
+    dead = np.zeros((len(x), 6))
+    dead[:10, :3] = np.random.default_rng(5).standard_normal((10, 3))  # not among `last`
+    (_, expected) = fit_linear(x, asked)
+    (_, found) = fit_linear(np.c_[x, dead], asked)
+    assert found.penalty == expected.penalty
+    np.testing.assert_allclose(found(np.c_[x, dead]), expected(x), atol=1e-6)
+    (expected, _), (found, _) = fit_linear(x, asked), fit_linear(np.c_[x, 0 * dead + 7], asked)
+    assert found.penalty == expected.penalty
+    np.testing.assert_allclose(found(np.c_[x, 0 * dead + 7]), expected(x), atol=1e-6)
+
+
 def test_notes_say_what_the_choice_stands_on():
     x, y = sample(60, 150, 2)
     few = np.zeros(len(y), int)
