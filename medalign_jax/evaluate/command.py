@@ -54,7 +54,7 @@ from medalign_jax.train.progress import Progress
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    return commands.ended(lambda: _run(arguments))
+    return commands.ended(lambda: _run(arguments), given=arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
 from medalign_jax.files import write_whole
+from medalign_jax.local_paths import local
 from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 
@@ -68,7 +69,7 @@ def open_workdir(
     Raises:
       UserError: something of another config was trained there; names the keys that differ.
     """
-    folder = Path(folder)
+    folder = local(folder)
     path = folder / "config.json"
     given = _json(config)
     if not trained(folder):
