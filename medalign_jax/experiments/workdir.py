@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from medalign_jax import processes
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
@@ -36,16 +37,14 @@ _KEPT = ("teacher_cache", "embeddings", "simulated", "simulated_mix", "world", E
 
 
 def alone(run: Callable) -> Callable:
-    """Decorates ``run(config, workdir, ...)``: no other process works in the workdir meanwhile.
+    """Decorates ``run(config, workdir, ...)``: no other run works in the workdir meanwhile.
 
-    Of a run of several processes the first holds the lock for all.
+    Of several processes the first holds the lock for all, and they end together.
     """
 
     @functools.wraps(run)
     def locked(config: ml_collections.ConfigDict, workdir: Path, *args: Any, **kwargs: Any) -> Any:
-        if jax.process_index():
-            return run(config, workdir, *args, **kwargs)
-        with held(Path(workdir)):
+        with processes.at_work_in(Path(workdir)):
             return run(config, workdir, *args, **kwargs)
 
     return locked
