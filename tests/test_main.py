@@ -42,7 +42,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
             ("manifest is gs://b/m", "mount"),
         ),
         ((CONFIG, "--workdir=s3://b/run"), ("workdir is s3://b/run", "no local path")),
-        ((CONFIG, "--num_processes=2"), ("go together", "--coordinator, --process_id")),
         ((CONFIG, "--config.method=guess"), ("'guess'", "acula", "pretrain")),
         (("--config=configs/distill.py",), ("data.questions is empty", ":demo")),
         ((CONFIG, "--config.loss.align=infonce"), ("'infonce'", "info_nce")),
