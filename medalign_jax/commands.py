@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from medalign_jax.errors import UserError
+from medalign_jax.local_paths import check_local
 
 ERROR, INTERRUPTED, TERMINATED = 1, 130, 143
 
@@ -75,16 +76,20 @@ class Terminated(KeyboardInterrupt):
 
 
 def ended(
-    command: Callable[[], int | None], told: Callable[[UserError], None] | None = None
+    command: Callable[[], int | None],
+    told: Callable[[UserError], None] | None = None,
+    given: argparse.Namespace | None = None,
 ) -> int:
     """Runs a command and says what went wrong; returns the exit status.
 
     Args:
       command: Returns a status, or None where all went well.
       told: Called after a UserError was told, to say more.
+      given: The command's arguments, looked through for paths that are not local.
     """
     try:
         with _sigterm_raises():
+            check_local({} if given is None else vars(given))
             return command() or 0
     except Terminated as stop:
         return _stopped(stop, TERMINATED)

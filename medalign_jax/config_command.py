@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax import commands
 from medalign_jax.errors import UserError
+from medalign_jax.local_paths import check_local
 
 _WIDTH = 100
 _COMMON = "common.py"  # read first: the blocks that configs share
@@ -49,9 +50,19 @@ def run(main: Callable[[], int | None], document: str) -> int:
             raise UserError(f"unknown arguments: {' '.join(rest[1:])}; flags begin with --")
         if not flags.FLAGS["config"].present:
             raise UserError("name a --config, e.g. --config=configs/acula.py:demo; see --help")
+        _check_paths(flags.FLAGS)
         return main()
 
     return commands.ended(command)
+
+
+def _check_paths(values: flags.FlagValues) -> None:
+    """Refuses places that are not local, in the command's own flags and in the config."""
+    own = {flag.name: flag.value for flag in values.get_flags_for_module("__main__")}
+    config = own.pop("config", None)
+    check_local(own)
+    if isinstance(config, ConfigDict):  # else the command says what is wrong with it
+        check_local(config.to_dict(), "config")
 
 
 def _read_flags(argv: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.files import printable
+from medalign_jax.local_paths import check_local
 from medalign_jax.locks import held
 from medalign_jax.train.progress import Progress
 
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 if any file could not be embedded."""
     arguments = _parser().parse_args(argv)
     try:
+        check_local(vars(arguments))
         if bool(arguments.files) == bool(arguments.manifest):
             raise UserError("name the recordings: files and folders, or --manifest, not both")
         if arguments.manifest:

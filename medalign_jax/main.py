@@ -11,8 +11,9 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from medalign_jax import config_command
+from medalign_jax import config_command, rendezvous
 from medalign_jax.errors import UserError
+from medalign_jax.experiments.numbers import check_numbers
 from medalign_jax.host_memory import keep_host_memory
 
 METHODS = {
@@ -33,8 +34,13 @@ _RESTART = flags.DEFINE_bool(
     False,
     "Begin anew: what the workdir holds of a run is moved to WORKDIR/earlier_runs; caches stay",
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes: start jax.distributed (pods, Slurm)"
+_HELP = {name: meaning[0].upper() + meaning[1:] for name, meaning in rendezvous.HELP.items()}
+_JOINING = (
+    flags.DEFINE_bool("distributed", False, _HELP["distributed"]),
+    flags.DEFINE_string("coordinator", None, _HELP["coordinator"]),
+    flags.DEFINE_integer("num_processes", None, _HELP["num_processes"]),
+    flags.DEFINE_integer("process_id", None, _HELP["process_id"]),
+    flags.DEFINE_integer("init_timeout", rendezvous.INIT_TIMEOUT, _HELP["init_timeout"]),
 )
 
 
@@ -45,25 +51,19 @@ def main() -> None:
       UserError: whatever is wrong with the config, the data or the workdir.
     """
     logging.set_verbosity(logging.WARNING)
+    config = _config()
+    if config.method not in METHODS:
+        raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
+    check_numbers(config)
     if _cpu_only():
         keep_host_memory()
     import jax
-
-    from medalign_jax.experiments.numbers import check_numbers
 
     cache = os.environ.get(
         "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla")
     )
     jax.config.update("jax_compilation_cache_dir", cache)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-        if jax.process_index():
-            # One process speaks; errors go to stderr.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    config = _config()
-    if config.method not in METHODS:
-        raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
-    check_numbers(config)
+    rendezvous.join(*(flag.value for flag in _JOINING))
     method = importlib.import_module(METHODS[config.method])
     if _RESTART.value:
         _set_aside(_workdir())
@@ -92,16 +92,14 @@ def _defaults() -> ConfigDict:
 
 def _set_aside(workdir: Path) -> None:
     """--restart: what there is of a run makes room for a new one."""
-    import jax
-
+    from medalign_jax import processes
     from medalign_jax.experiments.workdir import set_aside
 
-    if jax.process_index() == 0 and (place := set_aside(workdir)) is not None:
-        print(f"the run in {workdir} was moved to {place}", flush=True)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    def move() -> None:
+        if (place := set_aside(workdir)) is not None:
+            print(f"the run in {workdir} was moved to {place}", flush=True)
 
-        multihost_utils.sync_global_devices("the run before was moved")
+    processes.by_first(move)
 
 
 def _cpu_only() -> bool:

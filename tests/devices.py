@@ -1,6 +1,7 @@
 """Starts Python in a process of its own: virtual devices have to be there before JAX starts."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,13 @@ from tests.quick import FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT = 900  # seconds: a process that hangs, not one on a machine that is busy
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def environment(devices: int, quick: bool = True) -> dict[str, str]:

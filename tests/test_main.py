@@ -37,6 +37,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (("--config=configs/nothing.py",), ("configs/nothing.py", "No such file")),
         ((CONFIG, "--wrokdir=x"), ("wrokdir",)),
         ((CONFIG, "--config.data.manifest=nowhere/m.csv"), ("nowhere/m.csv", "no manifest")),
+        (
+            (CONFIG, "--config.data.manifest=gs://b/m"),
+            ("manifest is gs://b/m", "mount"),
+        ),
+        ((CONFIG, "--workdir=s3://b/run"), ("workdir is s3://b/run", "no local path")),
         ((CONFIG, "--config.method=guess"), ("'guess'", "acula", "pretrain")),
         (("--config=configs/distill.py",), ("data.questions is empty", ":demo")),
         ((CONFIG, "--config.loss.align=infonce"), ("'infonce'", "info_nce")),

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--reports", choices=REPORTS, default="full", help="whether reports name the diseases"
     )
     arguments = parser.parse_args(argv)
-    return commands.ended(lambda: run(arguments))
+    return commands.ended(lambda: run(arguments), given=arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

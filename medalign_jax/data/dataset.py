@@ -20,6 +20,7 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.sources import CACHE_BYTES, CachedSource, Clip, FileSource
 from medalign_jax.data.subjects import plain_subject
+from medalign_jax.local_paths import local
 
 MAX_SECONDS = 120.0
 
@@ -250,7 +251,7 @@ def open_dataset(
     Raises:
         ManifestError: see `manifest.read_manifest`, `manifest.check`, `records.open_records`.
     """
-    path = Path(path)
+    path = local(path)
     if path.is_dir():
         found = records.open_records(path, targets, max_seconds, sample_rate)
         cached = CachedSource(found.source, cache_bytes)

@@ -33,6 +33,7 @@ from medalign_jax.data.tables import (
 )
 from medalign_jax.data.vocabulary import says_nothing
 from medalign_jax.files import write_whole
+from medalign_jax.local_paths import ADVICE, is_remote
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
@@ -241,6 +242,8 @@ def _row(
         wrong.append("no audio_path")
     elif "\0" in name:
         wrong.append("audio_path holds a NUL character")
+    elif is_remote(name):
+        wrong.append(f"audio_path is no local path: {ADVICE}")
     metadata = {
         to: cells[column]
         for column, to in metadata_columns.items()

@@ -38,6 +38,7 @@ from medalign_jax.data.manifest import (
 from medalign_jax.data.records import Recipe
 from medalign_jax.data.sources import Clip
 from medalign_jax.files import sync
+from medalign_jax.local_paths import local
 from medalign_jax.locks import held
 from medalign_jax.seals import seal
 
@@ -68,7 +69,7 @@ def write_records(
         LockedError: another process writes to it.
         AudioError: a file has become unreadable since it was checked.
     """
-    out, manifest = Path(out), Path(manifest)
+    out, manifest = local(out), Path(manifest)
     rows = [without_folder(row, manifest.parent) for row in dataset.rows]
     content = _content(rows, [row.audio_path for row in dataset.rows])
     if _is_there(out, recipe, content):
@@ -338,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return commands.ended(
         lambda: run(arguments),
         lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
+        given=arguments,
     )
 
 

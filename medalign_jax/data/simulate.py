@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--recordings-per-subject", type=int, default=2, help="recordings a subject (default 2)"
     )
     flags = parser.parse_args(arguments)
-    return commands.ended(lambda: run(flags))
+    return commands.ended(lambda: run(flags), given=flags)
 
 
 def run(flags: argparse.Namespace) -> None:

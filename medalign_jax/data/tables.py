@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medalign_jax.errors import UserError
+from medalign_jax.local_paths import local
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
@@ -81,7 +82,7 @@ def read_table(
         ManifestError: no such file, unknown suffix, not readable as its suffix says, no
             `required` column, a column twice, no record.
     """
-    path = Path(path)
+    path = local(path)
     if not path.is_file():
         raise ManifestError(f"no manifest file at '{path}'; check the path")
     kind = SUFFIXES.get(path.suffix.lower())

@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return commands.ended(
         lambda: run(arguments),
         lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
+        given=arguments,
     )
 
 

@@ -22,7 +22,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.evaluate.answers import expand_options, rank_options
 from medalign_jax.language_model import LanguageModel
 from medalign_jax.models.generate import generate
-from medalign_jax.train.mesh import batch_sharding
+from medalign_jax.train.mesh import batch_sharding, on_host
 
 Progress = Callable[[int], None]
 Tree = Any
@@ -62,7 +62,7 @@ def write_answers(
             f"question '{data.questions[order[-1]].id}': prompt and evaluate.max_new_tokens are "
             f"{longest} tokens, more than the window of {builder.max_length} (data.max_length)"
         )
-    for batch in _batches(model, _sorted(data, order), batch_size, True):
+    for batch in _batches(model, _sorted(data, order), batch_size, True, mesh):
         written = generate(
             model.module,
             model.params,
@@ -74,7 +74,7 @@ def write_answers(
             mesh=mesh,
             **_heard(model, batch),
         )
-        tokens, mask = np.asarray(written.tokens), np.asarray(written.mask)
+        tokens, mask = on_host(written.tokens), on_host(written.mask)
         real = np.flatnonzero(batch["index"] >= 0)
         for row in real:
             asked = data.questions[order[batch["index"][row]]]
@@ -108,9 +108,9 @@ def likeliest_options(
     """
     data = open_questions(expand_options(questions), builder, max_bad_fraction=0.0)
     scores = []
-    for batch in _batches(model, data, batch_size, False):
+    for batch in _batches(model, data, batch_size, False, mesh):
         real = batch["index"] >= 0
-        scores.append(np.asarray(log_likelihood(model, batch, mesh))[real])
+        scores.append(on_host(log_likelihood(model, batch, mesh))[real])
         if progress:
             progress(int(real.sum()))
     return rank_options(questions, np.concatenate(scores))
@@ -167,10 +167,13 @@ def _sorted(data: QuestionData, order: Sequence[int]) -> QuestionData:
 
 
 def _batches(
-    model: LanguageModel, data: QuestionData, size: int, prompts: bool
+    model: LanguageModel, data: QuestionData, size: int, prompts: bool, mesh: Mesh | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches in order; rows that fill up the last, index -1, repeat its first."""
-    size, clip = min(size, len(data)), model.clip_samples if model.listens else None
+    """Batches in order, whose rows the devices of a mesh share evenly; rows that fill up the last,
+    index -1, repeat its first."""
+    ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(size, len(data)) // ways) * ways
+    clip = model.clip_samples if model.listens else None
     spec = QuestionBatchSpec(size, _edges(data), prompts, clip, shuffle=False, epochs=1)
     for batch in make_question_iterator(data, spec):
         index = batch.pop("index")

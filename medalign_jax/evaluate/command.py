@@ -11,18 +11,15 @@ and another one with more tasks or encoders embeds only what is new.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from medalign_jax import commands
+from medalign_jax import commands, processes, rendezvous
 from medalign_jax.data.dataset import MAX_SECONDS, AudioDataset, open_dataset
 from medalign_jax.data.manifest import Problem, Row, check_rows, read_manifest, write_problems
 from medalign_jax.data.tables import read_table as read_manifest_table
@@ -45,7 +42,6 @@ from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
-from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.progress import Progress
@@ -54,17 +50,12 @@ from medalign_jax.train.progress import Progress
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    return commands.ended(lambda: _run(arguments))
+    return commands.ended(lambda: _run(arguments), given=arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.distributed:
-        jax.distributed.initialize()
-        if jax.process_index():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(held(Path(arguments.out), advice="name another --out"))
+    rendezvous.join(*(getattr(arguments, name) for name in rendezvous.HELP))
+    with processes.at_work_in(Path(arguments.out), advice="name another --out"):
         run(arguments)
 
 
@@ -204,7 +195,7 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
 
 def _stages(arguments: argparse.Namespace, opened: _Opened, given, store) -> list[Stage]:
     """Encoders in the order that they were given, then random weights of each kind of encoder."""
-    mesh = make_mesh() if jax.process_count() == 1 else None
+    mesh = make_mesh(devices=jax.local_devices())  # each process embeds a share of the recordings
     encoders = {s.name: s.load(mesh) for s in given if not s.is_table}
     random = _random(encoders, arguments.seed) if "random" in arguments.baselines else {}
     embedded = dict(opened.tables)
@@ -275,7 +266,7 @@ def _summary(opened: _Opened) -> str:
 
 
 def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
-    told = {key: value for key, value in vars(arguments).items() if key != "distributed"}
+    told = {key: value for key, value in vars(arguments).items() if key not in rendezvous.HELP}
     return provenance() | {
         "recordings": opened.suite.count,
         "subjects": len(set(opened.suite.subjects)),
@@ -335,5 +326,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", help="name of the data (default: the manifest's folder)")
     add("--max_seconds", type=float, default=MAX_SECONDS, help="read no more of a recording")
     add("--max_bad_fraction", type=float, default=0.01, help="unusable rows that are tolerated")
-    add("--distributed", action="store_true", help="one of several processes")
+    rendezvous.add_flags(parser)
     return parser  # fmt: skip

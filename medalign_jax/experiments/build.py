@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medalign_jax import processes
 from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio.augment import Augment
 from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, open_dataset
@@ -110,12 +111,12 @@ def acula_config(config: ConfigDict) -> AculaConfig:
 def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
     """The same encoder for embedding recordings of any length.
 
-    Where there are several processes each has it whole on a device of its own, for its share of
-    the recordings. All of them have to call this.
+    Where there are several processes each has it on all of its own devices, for its share of the
+    recordings. All of them have to call this.
     """
     evaluate = config.evaluate
-    if jax.process_count() > 1:
-        mesh = None
+    if mesh is not None:
+        mesh = _own_part(mesh)
     return Encoder(
         made, evaluation_params(made, params, mesh), samples_of(config, made), evaluate.pad,
         evaluate.trim, mesh, pooling=evaluate.pooling, layer=evaluate.layer,
@@ -123,11 +124,18 @@ def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) 
 
 
 def evaluation_params(made: Architecture, params: Any, mesh: Mesh | None) -> Any:
-    """Parameters where embedding finds them: laid out on the mesh, or whole on this process's
-    device. All processes have to call this."""
-    if mesh is None or jax.process_count() > 1:
+    """Parameters where embedding finds them: laid out on this process's part of the mesh, or
+    without one on its first device. All processes have to call this."""
+    if mesh is None:
         return jax.device_put(host_params(params))
+    if jax.process_count() > 1:
+        params, mesh = host_params(params), _own_part(mesh)
     return jax.device_put(params, shardings(params, made.sharding, mesh))
+
+
+def _own_part(mesh: Mesh) -> Mesh:
+    """The devices of this process; the mesh itself where it is alone."""
+    return mesh if jax.process_count() == 1 else make_mesh(devices=jax.local_devices())
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:
@@ -175,7 +183,8 @@ def open_data(
         progress=lambda done, total: progress.advance(),
     )
     progress.close()
-    write_problems(dataset.problems, workdir / "unusable_rows.jsonl")
+    if jax.process_index() == 0:  # one writer
+        write_problems(dataset.problems, workdir / "unusable_rows.jsonl")
     bad = sum(problem.fatal for problem in dataset.problems)
     splits = ", ".join(f"{count} {name}" for name, count in sorted(dataset.splits().items()))
     print(f"{path}: {len(dataset)} recordings ({splits})", flush=True)
@@ -207,14 +216,19 @@ def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str)
     folder = workdir / name
     if not (folder / "metadata.csv").exists():
         print(f"simulating {count} recordings of auscultation", flush=True)
-    return write_dataset(
-        folder,
-        count,
-        config.seed,
-        seconds=config.data.simulated_seconds,
-        kinds=tuple(config.data.simulated_kinds),
-        anew=True,
-    )
+
+    def write() -> Path:
+        return write_dataset(
+            folder,
+            count,
+            config.seed,
+            seconds=config.data.simulated_seconds,
+            kinds=tuple(config.data.simulated_kinds),
+            anew=True,
+        )
+
+    processes.by_first(write)
+    return write()  # finds what is there
 
 
 def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> AudioDataset:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medalign_jax import processes
 from medalign_jax.data import simulated_questions as world
 from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.data.prompts import PromptFormat
@@ -123,7 +124,8 @@ def _of(questions: Sequence[Question], task: str) -> tuple[Question, ...]:
 
 
 def _recorded(folder: Path, count: int, seed: int, seconds: float, slips: float) -> list[Question]:
-    listing = write_cases(folder, count, seed, seconds)
+    processes.by_first(lambda: write_cases(folder, count, seed, seconds))
+    listing = write_cases(folder, count, seed, seconds)  # finds what is there
     return world.recorded_questions(listing, seed, topics=2, facts=2, slips=slips)
 
 
@@ -132,10 +134,14 @@ def _models(
 ) -> tuple[LanguageModel, LanguageModel]:
     """Random models with a word-level tokeniser of all words that occur."""
     words = world.words(questions, PromptFormat())
-    tokenizers = [
-        ChatTokenizer(write_word_tokenizer(folder / name, words, world.MARKS, more))
-        for name, more in (("student_words", ()), ("teacher_words", _TEACHER_ONLY))
-    ]
+    folders = {"student_words": (), "teacher_words": _TEACHER_ONLY}
+
+    def write() -> None:
+        for name, more in folders.items():
+            write_word_tokenizer(folder / name, words, world.MARKS, more)
+
+    processes.by_first(write)
+    tokenizers = [ChatTokenizer(folder / name) for name in folders]
     settings = {"remat": False}
     return (
         random_language_model(student_json(config, tokenizers[0]), tokenizers[0], config.seed,
@@ -218,8 +224,8 @@ def _grown(
         )
         trained = model.with_params(params["student" if model.listens else "text"])
         partial = folder / "export.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        trained.save(partial).rename(exported)
+        processes.by_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+        trained.save(partial)
+        processes.by_first(lambda: partial.rename(exported))
     loaded = load_language_model(exported, mesh)
     return dataclasses.replace(loaded, config_json=model.config_json)

@@ -11,6 +11,7 @@ import jax
 from medalign_jax.encoder import SETTINGS_FILE, Encoder
 from medalign_jax.files import write_whole
 from medalign_jax.seals import seal
+from medalign_jax.train.mesh import on_host
 from medalign_jax.weights.load import export, save
 from medalign_jax.weights.table import LINEAR, Rule, Table
 
@@ -33,15 +34,7 @@ def host_params(params: Any) -> Any:
 
     Where processes hold parts, all of them have to call this.
     """
-    return jax.tree.map(_whole, params)
-
-
-def _whole(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return jax.device_get(leaf)
+    return jax.tree.map(on_host, params)
 
 
 def export_encoder(folder: Path, encoder: Encoder) -> None:

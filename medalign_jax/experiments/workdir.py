@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import ml_collections
 
+from medalign_jax import processes
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
 from medalign_jax.files import write_whole
+from medalign_jax.local_paths import local
 from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 
@@ -35,16 +37,14 @@ _KEPT = ("teacher_cache", "embeddings", "simulated", "simulated_mix", "world", E
 
 
 def alone(run: Callable) -> Callable:
-    """Decorates ``run(config, workdir, ...)``: no other process works in the workdir meanwhile.
+    """Decorates ``run(config, workdir, ...)``: no other run works in the workdir meanwhile.
 
-    Of a run of several processes the first holds the lock for all.
+    Of several processes the first holds the lock for all, and they end together.
     """
 
     @functools.wraps(run)
     def locked(config: ml_collections.ConfigDict, workdir: Path, *args: Any, **kwargs: Any) -> Any:
-        if jax.process_index():
-            return run(config, workdir, *args, **kwargs)
-        with held(Path(workdir)):
+        with processes.at_work_in(Path(workdir)):
             return run(config, workdir, *args, **kwargs)
 
     return locked
@@ -68,7 +68,7 @@ def open_workdir(
     Raises:
       UserError: something of another config was trained there; names the keys that differ.
     """
-    folder = Path(folder)
+    folder = local(folder)
     path = folder / "config.json"
     given = _json(config)
     if not trained(folder):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from medalign_jax.train.step import (
     make_eval_step,
     state_shardings,
 )
+from medalign_jax.train.stopping import Stopping, stopped_by
 
 Tree = Any
 
@@ -106,7 +105,6 @@ class _Run:
         self.eval_step = make_eval_step(method, mesh)
         self._couple = jax.jit(method.couple)
         self._steps: dict[tuple, Callable] = {}
-        self.stopping = threading.Event()
 
     def _start(self, optimizer: OptimizerConfig) -> tuple[TrainState, Tree]:
         """Order of precedence: a checkpoint in the workdir > loaded weights > random ones."""
@@ -175,9 +173,13 @@ class _Run:
             progress.say(f"warning: {warning}")
         self.writer.write(step, metrics)
 
-    def save(self, step: int, position: Any, progress: Progress) -> bool:
-        """Evaluates and saves; True when the run should end early."""
-        held_out = self.evaluate()
+    def save(self, step: int, position: Any, progress: Progress, due: bool) -> bool:
+        """Evaluates, where it is due, and saves; True when the run should end early.
+
+        A stop comes at any step: evaluated there, a run could end with other parameters than one
+        that was not stopped, and who asks for a stop gives little time.
+        """
+        held_out = self.evaluate() if due else {}
         if held_out:
             self.writer.write(step, held_out)
         self.checkpoints.save(step, self.state, position, held_out)
@@ -216,31 +218,36 @@ def fit(
 
     The step is compiled once for the shapes of a batch (data in buckets of lengths have a few) and
     runs under a guard that forbids implicit transfers between host and device. SIGTERM and Ctrl-C
-    save and stop.
+    save and stop, in all processes after the same step, whichever of them got the signal.
 
     Raises:
       TrainingStoppedError: the loss became NaN or infinite; names the last good checkpoint.
       UserError: the data ended before the run.
-      KeyboardInterrupt: after the state was saved on SIGTERM or Ctrl-C.
+      KeyboardInterrupt: after the state was saved on Ctrl-C; on SIGTERM `commands.Terminated`.
     """
     run = _Run(method, data, optimizer, config, workdir, mesh, what)
     feed = Feed(data.iterator, mesh, data.names)
     progress = Progress(config.total_steps, what, done=run.begun)
-    restore_signals = _catch_signals(run.stopping)
-    try:
-        if run.begun < config.total_steps and not run.ended():
-            _train(run, feed, progress)
-        run.checkpoints.wait()
-        return _outcome(run)
-    finally:
-        restore_signals()
-        feed.close()
-        progress.close()
-        run.writer.close()
-        run.checkpoints.close()
+    with Stopping(mesh) as stopping:
+        try:
+            if run.begun < config.total_steps and not run.ended():
+                _train(run, feed, progress, stopping)
+            run.checkpoints.wait()
+            if stop := stopping.ask()():  # asked for since the last step
+                raise stopped_by(stop, _saved(run.checkpoints.latest()))
+            return _outcome(run)
+        finally:
+            feed.close()
+            progress.close()
+            run.writer.close()
+            run.checkpoints.close()
 
 
-def _train(run: _Run, feed: Feed, progress: Progress) -> None:
+def _saved(step: int) -> str:
+    return f"saved step {step}; start again to go on"
+
+
+def _train(run: _Run, feed: Feed, progress: Progress, stopping: Stopping) -> None:
     config, batches = run.config, iter(feed)
     step, clock = run.begun, time.monotonic()
     pending: list[Tree] = []
@@ -257,14 +264,16 @@ def _train(run: _Run, feed: Feed, progress: Progress) -> None:
         clock += seconds
         if step == run.begun:  # nor does the wait for the first batch count
             clock, feed.waited = time.monotonic(), 0.0
+        asked = stopping.ask()
         with jax.transfer_guard("disallow"):
             run.state, metrics = step_fn(run.state, run.frozen, batch)
         step += 1
         samples += jax.tree.leaves(batch)[0].shape[0]
         pending.append(metrics)
-        last = step == config.total_steps or run.stopping.is_set()
+        stop = asked()
+        due = step % config.eval_every == 0 or step == config.total_steps
         note = ""
-        if step % config.log_every == 0 or step % config.eval_every == 0 or last:
+        if step % config.log_every == 0 or due or stop:
             values = _mean_metrics(pending)
             elapsed = max(time.monotonic() - clock, 1e-9)
             values |= {"samples_per_second": samples / elapsed, "data_wait": feed.waited / elapsed}
@@ -272,12 +281,12 @@ def _train(run: _Run, feed: Feed, progress: Progress) -> None:
             note = _note(values)
             pending, samples, clock, feed.waited = [], 0, time.monotonic(), 0.0
         progress.advance(1, note)
-        if step % config.eval_every == 0 or last:
-            ended = run.save(step, position, progress)
+        if due or stop:
+            ended = run.save(step, position, progress, due)
             clock = time.monotonic()
-            if run.stopping.is_set():
+            if stop:
                 run.checkpoints.wait()
-                raise KeyboardInterrupt(f"saved step {step}; start again to go on")
+                raise stopped_by(stop, _saved(step))
             if ended:
                 progress.say(f"{run.what}: no better for {config.patience} evaluations, ending")
                 return
@@ -300,14 +309,3 @@ def _outcome(run: _Run) -> Fit:
     best, state = run.checkpoints.restore_best(last, run.state)
     metrics = run.checkpoints.metrics(best)
     return Fit(state.params, best, metrics, run.state.params, last)
-
-
-def _catch_signals(stopping: threading.Event) -> Callable[[], None]:
-    """SIGTERM and Ctrl-C ask for a save; returns what puts the old handlers back."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    old = {
-        number: signal.signal(number, lambda *_: stopping.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    return lambda: [signal.signal(number, handler) for number, handler in old.items()] and None

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medalign_jax.errors import UserError
@@ -125,6 +126,16 @@ def local_rows(mesh: Mesh, batch_size: int) -> range:
             "mesh out with the devices in the order of jax.devices()"
         )
     return range(rows[0], rows[-1] + 1)
+
+
+def on_host(array: Any) -> np.ndarray:
+    """A whole array on this host, wherever its parts are.
+
+    Where several processes hold parts of it, all of them have to call this.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(jax.device_get(array))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

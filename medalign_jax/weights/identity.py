@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medalign_jax.train.mesh import named_leaves
+from medalign_jax.train.mesh import named_leaves, on_host
 
 
 def params_identity(params: Any) -> str:
@@ -21,19 +21,10 @@ def params_identity(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(params).items()):
-        array = _whole(leaf)
+        array = on_host(leaf)
         digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _whole(leaf: Any) -> np.ndarray:
-    """An array on this host."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
 
 def parameter_count(params: Any) -> int:

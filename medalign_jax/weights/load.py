@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from medalign_jax.files import writing_whole
+from medalign_jax.train.mesh import on_host
 from medalign_jax.weights.lazy import SAFETENSORS_DTYPES, LazyTensor, WeightError
 from medalign_jax.weights.match import Problems, Slot, flatten, match
 from medalign_jax.weights.source import WeightSource, resolve
@@ -350,7 +351,7 @@ def export(
     problems.raise_if_any(f"parameters do not fit the table {table.name!r}")
     tensors = {}
     for path, slot in clean.slots.items():
-        host = _on_host(leaves[path])
+        host = on_host(leaves[path])
         layers = host if slot.rule.stacked else (host,)
         for name, layer in zip(slot.names, layers, strict=True):
             try:
@@ -367,14 +368,6 @@ def export(
 
 def _written(slots: Mapping[str, Slot]) -> list[str]:
     return [name for slot in slots.values() for name in slot.names]
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils  # only where there are several processes
-
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from medalign_jax.files import write_whole
@@ -143,10 +144,11 @@ def export_peft(
     modules = sorted(
         name.removeprefix(_TOP).removesuffix(ending) for name in tensors if name.endswith(ending)
     )
-    save(Path(folder) / WEIGHTS_FILE, tensors)
-    text = json.dumps(_config(config, base_name, modules), indent=2, sort_keys=True)
-    write_whole(Path(folder) / CONFIG_FILE, f"{text}\n".encode())
-    seal(Path(folder))
+    if jax.process_index() == 0:  # one writer
+        save(Path(folder) / WEIGHTS_FILE, tensors)
+        text = json.dumps(_config(config, base_name, modules), indent=2, sort_keys=True)
+        write_whole(Path(folder) / CONFIG_FILE, f"{text}\n".encode())
+        seal(Path(folder))
     return modules
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from medalign_jax.local_paths import local
 from medalign_jax.seals import check_seal_once
 from medalign_jax.weights.hub import Snapshot, open_snapshot
 from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError, WeightFile
@@ -149,7 +150,7 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
     if isinstance(source, Mapping):
         return _from_mapping(source)
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = local(source).expanduser()
     if path.is_dir():
         return _from_folder(path)
     if path.is_file():

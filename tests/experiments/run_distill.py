@@ -4,7 +4,9 @@ Usage: run_distill.py FOLDER WORKDIR MODE [ADDRESS NUMBER]; MODE is that of conf
 address this is process NUMBER of two, each with a FOLDER of its own.
 """
 
+import dataclasses
 import hashlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,9 +15,12 @@ import jax
 import numpy as np
 
 from configs.distill import get_config
+from medalign_jax.data.prompts import SequenceBuilder
 from medalign_jax.data.question_data import QuestionData
+from medalign_jax.evaluate.answering import likeliest_options, write_answers
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.workdir import open_workdir
+from medalign_jax.language_model import LanguageModel
 from medalign_jax.train.mesh import make_mesh
 from tests import distill_models as tiny
 
@@ -42,6 +47,21 @@ def slowly(waveform):
     return read
 
 
+def ask(setting: parts.Setting, model: LanguageModel) -> None:
+    """Answers of both kinds, in batches that are narrower than the mesh."""
+    asked = [dataclasses.replace(q, choices=(q.answer, "wheeze")) for q in setting.train]
+    builder = SequenceBuilder(
+        model.tokenizer, None, model.audio_tokens, 128, max_samples=model.max_samples,
+        format=tiny.FORMAT,
+    )  # fmt: skip
+    found = {
+        "ranked": likeliest_options(model, asked, builder, 1, mesh=setting.mesh),
+        "written": write_answers(model, asked, builder, 4, 1, mesh=setting.mesh),
+    }
+    if jax.process_index() == 0:
+        (setting.workdir / "answers.json").write_text(json.dumps(found))
+
+
 def main(folder: Path, workdir: Path, mode: str) -> None:
     config = config_of(mode)
     open_workdir(workdir, config)
@@ -53,8 +73,9 @@ def main(folder: Path, workdir: Path, mode: str) -> None:
         questions[:VALID], (),
     )  # fmt: skip
     QuestionData.waveform = slowly(QuestionData.waveform)
-    _, params = parts.distill(setting, config, workdir, "distil")
-    if jax.process_count() > 1:
+    method, params = parts.distill(setting, config, workdir, "distil")
+    if jax.device_count() > 1:
+        ask(setting, setting.student.with_params(method.student_params(params)))
         return
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):

@@ -1,6 +1,6 @@
 """A distillation of two processes, live and cached, is that of one process with two devices."""
 
-import socket
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,7 @@ def finish(processes):
 def runs(request, tmp_path_factory):
     """The mode, and the workdirs of two processes with a device each and of one with two."""
     mode, folder = request.param, tmp_path_factory.mktemp(request.param)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{devices.free_port()}"
     finish([
         devices.start([SCRIPT, folder / f"data{n}", folder / "two", mode, address, n], devices=1)
         for n in (0, 1)
@@ -52,3 +50,10 @@ def test_each_process_writes_its_part_of_the_cache(runs):
     mode, *workdirs = runs
     files = [list(run.glob("teacher_cache/*/states-*")) for run in workdirs]
     assert [len(each) for each in files] == ([2, 1] if mode == "cached" else [0, 0])
+
+
+def test_answers_agree(runs):
+    """Ranked and written, of batches that are narrower than the mesh."""
+    two, one = (json.loads((run / "answers.json").read_text()) for run in runs[1:])
+    assert two == one
+    assert len(one["ranked"]) == len(one["written"]) >= 8 and any(one["written"].values())

@@ -1,37 +1,32 @@
 """A run of two processes is the run of one with two devices: batches, losses, numbers, export."""
 
 import json
-import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medalign_jax.data.simulate import write_dataset
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.weights.readers import open_safetensors
 from tests import devices
 
-SCRIPT = Path(__file__).with_name("run_process.py")
+COMMAND = ("-m", "medalign_jax.main", "--config=tests/experiments/tiny_config.py")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Workdirs of a run of two processes, and of one process with two devices."""
+    """Workdirs of a run of two processes with a device each, and of one process with two."""
     folder = tmp_path_factory.mktemp("processes")
-    write_dataset(folder / "data", 60, 0, seconds=4.0, kinds=("heart",))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    manifest = str(folder / "data" / "metadata.csv")
-    command = [SCRIPT, manifest, folder / "two", address]
-    two = [devices.start([*command, n], devices=1) for n in (0, 1)]
+    port = devices.free_port()
+    command = [*COMMAND, "--config.mesh.fsdp=2"]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    two = [
+        devices.start([*command, *flags, f"--workdir={folder / 'two'}", f"--process_id={n}"], 1)
+        for n in (0, 1)
+    ]
     for process in two:
         output, _ = process.communicate(timeout=devices.WAIT)
         assert process.returncode == 0, output[-4000:]
-    one = devices.start([SCRIPT, manifest, folder / "one"], devices=2)
-    output, _ = one.communicate(timeout=devices.WAIT)
-    assert one.returncode == 0, output[-4000:]
+    devices.run(*command, f"--workdir={folder / 'one'}", devices=2)
     return folder / "two", folder / "one"
 
 
@@ -62,3 +57,13 @@ def test_exports_agree(runs):
 
 def test_the_page_is_there(runs):
     assert (runs[0] / "report.html").stat().st_size > 10_000
+
+
+def test_each_process_embeds_its_share(runs):
+    """A file each, of every encoder."""
+    two, one = (
+        [len(list(folder.glob("*.safetensors"))) for folder in (run / "embeddings").iterdir()]
+        for run in runs
+    )
+    assert len(two) == len(one) >= 3
+    assert set(two) == {2} and set(one) == {1}

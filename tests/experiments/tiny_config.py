@@ -1,0 +1,10 @@
+"""The config of test_processes.py: a tiny AcuLa run on simulated hearts."""
+
+from tests.experiments.test_end_to_end import tiny
+
+
+def get_config():
+    config = tiny()
+    config.data.update({"simulated_seconds": 4.0, "simulated_kinds": ("heart",)})
+    config.supervised.enabled = False
+    return config
