@@ -110,5 +110,5 @@ def _sha256(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+        return None  # ValueError: a name that no file can have, with a NUL character

@@ -76,7 +76,6 @@ class ChatTokenizer(FolderTokenizer):
         end_of_turn: str | None = None,
     ):
         super().__init__(folder)
-        self.folder = Path(folder)
         self._template = template or _processor_template(self.folder) or default_template
         if self._template is None and not self._tokenizer.chat_template:
             raise TokenizerError(
@@ -106,7 +105,7 @@ class ChatTokenizer(FolderTokenizer):
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens in it are read, none are added."""
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""

@@ -65,7 +65,11 @@ class RecordSource:
     """Clips of a prepared folder by record number."""
 
     def __init__(self, paths: Sequence[str], sample_rate: int, max_samples: int | None):
-        """Opens the array_record files `paths`, whose records count on from file to file."""
+        """Opens the array_record files `paths`, whose records count on from file to file.
+
+        Raises:
+            ManifestError: one is damaged.
+        """
         self.paths = tuple(paths)
         self.sample_rate = sample_rate
         self.max_samples = max_samples
@@ -75,9 +79,16 @@ class RecordSource:
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._records = ArrayRecordDataSource(list(self.paths))
+        try:
+            self._records = ArrayRecordDataSource(list(self.paths))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged("a file", error) from error
         # From here, not from features.json: that file can name any class to import.
         self._features = tfds.features.FeaturesDict(audio_features())
+
+    def _damaged(self, what: str, error: Exception) -> ManifestError:
+        folder, reason = Path(self.paths[0]).parent, " ".join(str(error).split())
+        return ManifestError(f"'{folder}' is damaged: {what} cannot be read ({reason}); {_AGAIN}")
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
@@ -98,11 +109,7 @@ class RecordSource:
         try:
             found = self._features.deserialize_example_np(self._records[position])
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
-            folder = Path(self.paths[0]).parent
-            reason = " ".join(str(error).split())
-            raise ManifestError(
-                f"'{folder}' is damaged: record {position} cannot be read ({reason}); {_AGAIN}"
-            ) from error
+            raise self._damaged(f"record {position}", error) from error
         return Clip(found["audio"][: self.max_samples], float(found["scale"]))
 
 

@@ -64,7 +64,7 @@ class FolderTokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         present = [folder / name for name in _FILES if (folder / name).is_file()]
         if not present:
             raise TokenizerError(
@@ -89,10 +89,16 @@ class FolderTokenizer:
         self.identity = digest.hexdigest()
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        encoded = self._tokenizer(
-            list(texts), truncation=True, max_length=max_tokens, padding=False
-        )
-        return encoded["input_ids"]
+        return self._ids(list(texts), truncation=True, max_length=max_tokens, padding=False)
+
+    def _ids(self, text, **options) -> list:
+        """Of one text or several; `options` as transformers' tokenisers take them."""
+        try:
+            return self._tokenizer(text, **options)["input_ids"]
+        except Exception as error:  # the library raises plain ones: a vocabulary without [UNK]
+            raise TokenizerError(
+                f"{self.folder}: its tokenizer cannot encode a text: {error}"
+            ) from error
 
 
 class GgufTokenizer:

@@ -201,7 +201,7 @@ def test_killed_while_writing(manifest, tmp_path, capsys):
     assert same(open_dataset(manifest), open_dataset(out))
 
 
-@pytest.mark.parametrize("name", ["rows", "shard", "cut", "description", "format"])
+@pytest.mark.parametrize("name", ["rows", "shard", "cut", "changed", "description", "format"])
 def test_damage_is_named(manifest, tmp_path, name):
     out = tmp_path / "p"
     assert run(manifest, out) == 0
@@ -215,12 +215,15 @@ def test_damage_is_named(manifest, tmp_path, name):
         shard.unlink()
     elif name == "cut":
         os.truncate(shard, shard.stat().st_size // 2)
+    elif name == "changed":  # of the same size; a shard has checksums of its own
+        shard.write_bytes(shard.read_bytes()[: -1 << 16] + bytes(1 << 16))
     elif name == "description":
         description.write_text(description.read_text()[:-20])
     else:
         description.write_text(json.dumps(found | {"format": 99}))
     words = {"rows": "damaged.*rows.jsonl", "shard": f"damaged.*{shard.name}",
-             "cut": f"damaged.*{shard.name}", "description": "no prepared data set",
+             "cut": f"damaged.*{shard.name}", "changed": "damaged: a file cannot be read",
+             "description": "no prepared data set",
              "format": "not of format"}  # fmt: skip
     with pytest.raises(ManifestError, match=words[name]):
         open_dataset(out)
