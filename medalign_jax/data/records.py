@@ -12,6 +12,7 @@ so that opening it decodes no audio, and TFDS can open it too (`tfds.builder_fro
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -180,11 +181,25 @@ def _rows(folder: Path, targets: tuple[str, ...]) -> tuple[list[Row], list[int],
             found = json.loads(line)
             kept = {t: found["targets"][t] for t in targets if t in found["targets"]}
             columns = {field.name: found[field.name] for field in fields(Row)}
-            rows.append(Row(**columns | {"targets": kept}))
-            numbers.append(found["record"])
+            row = Row(**columns | {"targets": kept})
             # Folders of earlier versions know the recording's file only.
-            sounds.append(found.get("sound") or f"file {found['sha256']}")
+            sound = found.get("sound") or f"file {found['sha256']}"
+            _check_kinds(row, found["record"], sound)
+            rows.append(row)
+            numbers.append(found["record"])
+            sounds.append(sound)
     return rows, numbers, sounds
+
+
+def _check_kinds(row: Row, number: object, sound: object) -> None:
+    """Raises TypeError for values that `medalign_jax.data.prepare` does not write."""
+    texts = [row.audio_path, row.subject_id, row.split, row.label or "", row.report or "", sound]
+    for kept in (row.targets, row.metadata):
+        texts += [*kept.keys(), *kept.values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"row {row.row} has something else in the place of a text")
+    if not all(type(n) is int for n in (row.row, number)) or row.split not in SPLITS:
+        raise TypeError(f"row {row.row} has no number, record or split")
 
 
 def read_description(folder: Path) -> dict[str, object]:
@@ -227,7 +242,9 @@ def check_files(folder: Path, description: dict[str, object]) -> list[str]:
         check_seal(folder)
     except DamagedError as error:
         raise ManifestError(f"{error}; {_AGAIN}") from error
-    return shards(sizes)
+    if not (found := shards(sizes)):
+        raise ManifestError(f"'{folder / DESCRIPTION}' lists no records; {_AGAIN}")
+    return found
 
 
 def shards(names: Iterable[str]) -> list[str]:
@@ -237,7 +254,7 @@ def shards(names: Iterable[str]) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    return os.path.getsize(path) if os.path.isfile(path) else -1  # also for impossible names
 
 
 def sha256(path: str | Path) -> str:

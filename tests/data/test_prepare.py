@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from medalign_jax import seals
 from medalign_jax.data import open_dataset, prepare, records
 from medalign_jax.data.manifest import ManifestError
 from tests.data import manifests
@@ -226,6 +227,26 @@ def test_damage_is_named(manifest, tmp_path, name):
              "description": "no prepared data set",
              "format": "not of format"}  # fmt: skip
     with pytest.raises(ManifestError, match=words[name]):
+        open_dataset(out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("record", [3]), ("label", 5), ("split", "trian"), ("targets", {"age": 1}), ("row", True)],
+)
+def test_a_row_of_other_kinds_is_damage(manifest, tmp_path, key, value):
+    """Behind checksums that were made to fit."""
+    out = tmp_path / "p"
+    assert run(manifest, out, "--targets=age") == 0
+    lines = [json.loads(line) for line in (out / records.ROWS).read_text().splitlines()]
+    lines[3][key] = value
+    (out / records.ROWS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    description = json.loads((out / records.DESCRIPTION).read_text())
+    description["files"][records.ROWS] = (out / records.ROWS).stat().st_size
+    description["rows_sha256"] = records.sha256(out / records.ROWS)
+    (out / records.DESCRIPTION).write_text(json.dumps(description))
+    (out / seals.NAME).unlink()
+    with pytest.raises(ManifestError, match=r"is damaged.*prepare the data set again"):
         open_dataset(out)
 
 
