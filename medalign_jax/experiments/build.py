@@ -76,6 +76,7 @@ def architecture_of(config: ConfigDict) -> Architecture:
         settings.get("overrides", {}) | block.overrides.to_dict(),
         settings.get("front_end_overrides", {}) | block.front_end.to_dict(),
         source.config if source else None,
+        source.preprocessor if source else None,
     )
     try:
         made.check_window(samples_of(config, made))
