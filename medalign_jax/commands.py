@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -55,6 +56,9 @@ def ended(
       command: Returns a status, or None where all went well.
       told: Called after a UserError was told, to say more.
     """
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text of the terminal's
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _sigterm_raises():
             return command() or 0

@@ -51,6 +51,22 @@ def test_gives_what_the_manifest_gives(manifest, tmp_path, capsys):
     assert [p.name for p in out.parent.iterdir()] == ["prepared"]
 
 
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    (tmp_path / "plain").mkdir()
+    rows = manifests.rows_of(tmp_path / "plain", 10)
+    folder = (tmp_path / "plain").rename(tmp_path / os.fsdecode(b"souffl\xe9"))
+    manifest = manifests.write_csv(folder / "m.csv", rows)
+    assert run(manifest, tmp_path / "p") == 0
+    assert same(open_dataset(manifest), open_dataset(tmp_path / "p"))
+    outside = [row | {"audio_path": os.path.join("..", folder.name, row["audio_path"])}
+               for row in rows]  # fmt: skip
+    (tmp_path / "here").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in outside)
+    (tmp_path / "here" / "m.jsonl").write_text(lines)
+    with pytest.raises(ManifestError, match="not UTF-8 text"):
+        open_dataset(tmp_path / "here" / "m.jsonl")
+
+
 def test_opens_without_the_audio_files_and_cuts(manifest, tmp_path):
     assert run(manifest, tmp_path / "p") == 0
     direct = open_dataset(manifest)
