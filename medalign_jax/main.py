@@ -31,7 +31,8 @@ _WORKDIR = flags.DEFINE_string(
 _RESTART = flags.DEFINE_bool(
     "restart",
     False,
-    "Begin anew: what the workdir holds of a run is moved to WORKDIR/earlier_runs; caches stay",
+    "Begin anew: when config and data have been checked, what the workdir holds of a run is moved "
+    "to WORKDIR/earlier_runs; caches stay",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes: start jax.distributed (pods, Slurm)"
@@ -65,9 +66,7 @@ def main() -> None:
         raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
     check_numbers(config)
     method = importlib.import_module(METHODS[config.method])
-    if _RESTART.value:
-        _set_aside(_workdir())
-    method.run(config, _workdir(), _defaults())
+    method.run(config, _workdir(), _defaults(), restart=_RESTART.value)
 
 
 def _config() -> ConfigDict:
@@ -88,20 +87,6 @@ def _defaults() -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant) if variant else module.get_config()
-
-
-def _set_aside(workdir: Path) -> None:
-    """--restart: what there is of a run makes room for a new one."""
-    import jax
-
-    from medalign_jax.experiments.workdir import set_aside
-
-    if jax.process_index() == 0 and (place := set_aside(workdir)) is not None:
-        print(f"the run in {workdir} was moved to {place}", flush=True)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("the run before was moved")
 
 
 def _cpu_only() -> bool:

@@ -56,6 +56,21 @@ class Tokenizer(Protocol):
         """Ids of each text with the model's special tokens, cut at the right to ``max_tokens``."""
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that a tokeniser is made of.
+
+    Raises:
+      TokenizerError: there is none.
+    """
+    present = [folder / name for name in _FILES if (folder / name).is_file()]
+    if not present:
+        raise TokenizerError(
+            f"{folder}: no tokenizer files ({', '.join(_FILES[:3])}, ...). "
+            "Put them beside the weights, or give tokenizer= another folder"
+        )
+    return present
+
+
 class FolderTokenizer:
     """A published tokeniser read from a local folder; no remote code, no network.
 
@@ -65,12 +80,7 @@ class FolderTokenizer:
 
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
-        present = [folder / name for name in _FILES if (folder / name).is_file()]
-        if not present:
-            raise TokenizerError(
-                f"{folder}: no tokenizer files ({', '.join(_FILES[:3])}, ...). "
-                "Put them beside the weights, or give tokenizer= another folder"
-            )
+        present = tokenizer_files(folder)
         # Else it warns that there is no PyTorch, which is how it is meant to be here.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer  # imported late: it takes seconds
