@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
+from medalign_jax.audio.published import front_end_numbers
 from medalign_jax.errors import UserError
 from medalign_jax.models import ENCODERS, EncoderEntry
 from medalign_jax.train.mesh import Rules, shardings
@@ -96,6 +97,7 @@ def architecture(
     overrides: Mapping[str, Any] | None = None,
     front_end_overrides: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Looks an encoder up and applies changes to its sizes and to its front end.
 
@@ -106,10 +108,12 @@ def architecture(
       front_end_overrides: of fields of its front end.
       published: the parsed ``config.json`` beside published weights, where the architecture is
         one whose sizes are read from it; goes before the preset, and `overrides` before both.
+      preprocessor: the parsed ``preprocessor_config.json`` beside them; the front end's numbers
+        come from it (`audio.published`), and `front_end_overrides` go before.
 
     Raises:
-      UserError: an unknown name, size or front-end number, or a config.json that asks for what the
-        architecture does not have.
+      UserError: an unknown name, size or front-end number, or published settings that ask for what
+        the architecture does not have.
     """
     if name not in ENCODERS:
         raise UserError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
@@ -130,7 +134,10 @@ def architecture(
         whole, config = config, dataclasses.replace(config, **changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"encoder {name!r}: {error}") from error
-    front_end_changes = _front_end_of(entry, config) | dict(front_end_overrides or {})
+    asked = dict(front_end_overrides or {})
+    if preprocessor:
+        asked = _read_front_end(entry, preprocessor, whole) | asked
+    front_end_changes = _front_end_of(entry, config) | asked
     return Architecture(
         name=name,
         module=_import(entry.module)(config),
@@ -141,7 +148,7 @@ def architecture(
         settings={
             "name": name,
             "overrides": _differences(preset, config),
-            "front_end_overrides": dict(front_end_overrides or {}),
+            "front_end_overrides": asked,
         },
     )
 
@@ -153,6 +160,13 @@ def _front_end_of(entry: EncoderEntry, config: Any) -> dict[str, Any]:
         "n_mels": config.mels, "pad_to": config.frames, "fusion": getattr(config, "fusion", None)
     }  # fmt: skip
     return {name: value for name, value in shared.items() if name in fields}
+
+
+def _read_front_end(entry: EncoderEntry, preprocessor: Mapping[str, Any], sizes: Any) -> dict:
+    """Where the published numbers are other ones than the front end's own."""
+    own = {field.name: field.default for field in dataclasses.fields(FRONT_ENDS[entry.front_end])}
+    read = front_end_numbers(entry.front_end, preprocessor, sizes)
+    return {name: value for name, value in read.items() if value != own[name]}
 
 
 def _table(path: str, config: Any, whole: Any) -> Table:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import re
 import signal
@@ -87,6 +88,9 @@ def ended(
       told: Called after a UserError was told, to say more.
       given: The command's arguments, looked through for paths that are not local.
     """
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text of the terminal's
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _sigterm_raises():
             check_local({} if given is None else vars(given))

@@ -373,6 +373,7 @@ def _opened(
         settings.get("overrides", {}) | dict(overrides or {}),
         settings.get("front_end_overrides"),
         source.config,
+        source.preprocessor,
     )
     window, trim = made.entry.window, asked.get("trim")
     pooling, layer = asked["pooling"], asked["layer"]

@@ -73,6 +73,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8, also where a file name holds bytes that are none (`os.fsdecode` keeps them).
+
+    They are written as \\udcXX, which in JSON is their escape: they are read back as they were.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def printable(path: str | os.PathLike) -> str:
     """A file's name as text that can be printed and stored: bytes that are no UTF-8 are escaped.
 

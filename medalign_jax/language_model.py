@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from medalign_jax.audio.published import front_end_numbers
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.errors import UserError
@@ -183,6 +184,7 @@ def load_language_model(
         raise UserError(f"{weights.label}: no config.json beside the weights; put it there")
     param_dtype = dtype if param_dtype is None else param_dtype
     module = build_module(weights.config, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    _check_front_end(weights, module)
     abstract = abstract_params(module, mesh)
     table = _table(module.config)
     params = load(weights, table, abstract, dtype=param_dtype)
@@ -190,6 +192,21 @@ def load_language_model(
         tokenizer = chat_tokenizer(weights)
     name = weights_identity(weights, table, abstract) if identity else ""
     return LanguageModel(module, params, tokenizer, weights.config, name, weights)
+
+
+def _check_front_end(weights: WeightSource, module: nn.Module) -> None:
+    """Refuses a listening model whose published features are made otherwise than `WhisperMel`'s."""
+    audio = getattr(module.config, "audio", None)
+    if audio is None or weights.preprocessor is None:
+        return
+    own = WhisperMel(n_mels=audio.mels)
+    for field, value in front_end_numbers("whisper_mel", weights.preprocessor, audio).items():
+        if value != getattr(own, field):
+            raise UserError(
+                f"{weights.label}: preprocessor_config.json says {field}={value!r}, and the audio "
+                f"tower's features are made with {getattr(own, field)!r}: correct the file where "
+                "it is wrong; if the model was trained so, it cannot be run here"
+            )
 
 
 def chat_tokenizer(weights: WeightSource, **settings: Any) -> ChatTokenizer:

@@ -32,7 +32,8 @@ _WORKDIR = flags.DEFINE_string(
 _RESTART = flags.DEFINE_bool(
     "restart",
     False,
-    "Begin anew: what the workdir holds of a run is moved to WORKDIR/earlier_runs; caches stay",
+    "Begin anew: when config and data have been checked, what the workdir holds of a run is moved "
+    "to WORKDIR/earlier_runs; caches stay",
 )
 _HELP = {name: meaning[0].upper() + meaning[1:] for name, meaning in rendezvous.HELP.items()}
 _JOINING = (
@@ -65,9 +66,7 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     rendezvous.join(*(flag.value for flag in _JOINING))
     method = importlib.import_module(METHODS[config.method])
-    if _RESTART.value:
-        _set_aside(_workdir())
-    method.run(config, _workdir(), _defaults())
+    method.run(config, _workdir(), _defaults(), restart=_RESTART.value)
 
 
 def _config() -> ConfigDict:
@@ -88,18 +87,6 @@ def _defaults() -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant) if variant else module.get_config()
-
-
-def _set_aside(workdir: Path) -> None:
-    """--restart: what there is of a run makes room for a new one."""
-    from medalign_jax import processes
-    from medalign_jax.experiments.workdir import set_aside
-
-    def move() -> None:
-        if (place := set_aside(workdir)) is not None:
-            print(f"the run in {workdir} was moved to {place}", flush=True)
-
-    processes.by_first(move)
 
 
 def _cpu_only() -> bool:

@@ -106,9 +106,8 @@ def _digests(folder: Path, names: Sequence[str]) -> list[str | None]:
 
 
 def _sha256(path: Path) -> str | None:
-    """Of a file, in hex; None of one that is not there."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    """Of a file, in hex; None of one that is not there, or whose name no file can have."""
+    if not os.path.isfile(path):
         return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

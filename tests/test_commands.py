@@ -52,6 +52,18 @@ def test_what_a_user_can_mend_is_one_line(capsys, error, line):
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
+    script = r"""import sys
+from medalign_jax import commands
+sys.exit(commands.ended(lambda: print("souffl\udce9 \u2192")))"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, rb"souffl\udce9 \u2192" + b"\n"), done.stderr
+
+
 def test_what_is_a_fault_of_the_code_is_raised():
     with pytest.raises(ZeroDivisionError):
         ends(ZeroDivisionError())

@@ -90,6 +90,15 @@ def test_every_flipped_bit_of_a_sealed_folder_is_refused(tmp_path):
     assert seals.check_seal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["in/\0", "in/" + "b" * 300])
+def test_a_sealed_name_that_no_file_can_have_is_refused(tmp_path, name):
+    sealed(tmp_path)
+    text = (tmp_path / seals.NAME).read_text()
+    (tmp_path / seals.NAME).write_text(text.replace("in/b", name))
+    with pytest.raises(seals.DamagedError, match=r"\(missing\)"):
+        seals.check_seal(tmp_path)
+
+
 def test_damage_is_named_in_the_share_that_reads_it(tmp_path):
     sealed(tmp_path)
     (tmp_path / "in" / "b").unlink()

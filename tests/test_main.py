@@ -88,7 +88,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
     assert "SyntaxError" in done.stderr and "notes.py" in done.stderr
 
 
-def test_another_config_is_refused_and_restart_makes_room_for_it(tmp_path):
+def test_another_config_is_refused_and_restart_leaves_the_run_until_all_is_checked(tmp_path):
     """The keys that the run there did not have yet count as their defaults, if they have them."""
     workdir = tmp_path / "run"
     (workdir / "checkpoints" / "3").mkdir(parents=True)
@@ -102,8 +102,8 @@ def test_another_config_is_refused_and_restart_makes_room_for_it(tmp_path):
     assert said[0] == f"error: {workdir} holds a run with another config:"
     assert said[1] == "  optimizer.clip: 1.0 there, 2.0 now" and len(said) == 3
     assert "--restart" in said[2]
-    anew = run(f"--workdir={workdir}", CONFIG, "--restart", *changes)
-    assert "no manifest" in anew.stderr
-    assert f"the run in {workdir} was moved to {workdir}/earlier_runs/1" in anew.stdout
-    assert (workdir / "earlier_runs" / "1" / "checkpoints" / "3").is_dir()
-    assert (workdir / "teacher_cache").is_dir() and not (workdir / "checkpoints").exists()
+    for wrong in ((), ("--config.evaluate.map=none",)):  # data, then config
+        anew = run(f"--workdir={workdir}", CONFIG, "--restart", *changes, *wrong)
+        assert ("no manifest" if not wrong else "evaluate.map=none") in anew.stderr
+        assert (workdir / "checkpoints" / "3").is_dir()
+        assert not (workdir / "earlier_runs").exists()

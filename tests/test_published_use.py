@@ -1,6 +1,9 @@
 """Vectors of recordings as users of transformers get them: its own feature extractors, then its
 models; clips shorter than a window and as long."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +193,91 @@ def test_windows_are_checked_before_weights_are_read(whisper, monkeypatch):
     config.data.seconds = 40.0
     with pytest.raises(UserError, match=r"config\.data\.seconds is 40: .* reads at most 300 fr"):
         architecture_of(config)
+
+
+# Settings that a published file may have otherwise than the usual ones.
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("preprocessor_config.json", {"mean": -6.5, "std": 2.25}),
+        ("processor_config.json", {"mean": -1.0, "do_normalize": False}),
+    ],
+)
+def test_ast_is_heard_as_its_preprocessor_config_says(ast, tmp_path, changes, name):
+    model, folder = ast
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    extractor = transformers.ASTFeatureExtractor(**changes)
+    extractor.save_pretrained(tmp_path)
+    if name == "processor_config.json":  # where transformers 5 keeps it beside a tokenizer
+        settings = (tmp_path / "preprocessor_config.json").read_text()
+        (tmp_path / name).write_text(json.dumps({"feature_extractor": json.loads(settings)}))
+        (tmp_path / "preprocessor_config.json").unlink()
+    sounds = clips(16_000, (1, 3))
+    inputs = extractor(sounds, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).pooler_output.numpy()
+    encoder = load_encoder("ast", str(tmp_path))
+    ours = encoder.embed(sounds, 16_000)
+    np.testing.assert_allclose(ours, expected, atol=3e-5, rtol=0)
+    usual = load_encoder("ast", folder)
+    assert np.abs(usual.embed(sounds, 16_000) - expected).max() > 1e-3
+    made = architecture(**encoder.architecture.settings)  # as an export brings them along
+    assert made.front_end == encoder.architecture.front_end != usual.architecture.front_end
+
+
+def test_the_usual_settings_change_nothing(ast, tmp_path):
+    shutil.copytree(ast[1], tmp_path, dirs_exist_ok=True)
+    transformers.ASTFeatureExtractor().save_pretrained(tmp_path)
+    ours, usual = load_encoder("ast", str(tmp_path)), load_encoder("ast", ast[1])
+    assert ours.identity() == usual.identity()
+    assert ours.settings() == usual.settings()
+
+
+def front_end_of(name, extractor, config=None):
+    said = json.loads(extractor.to_json_string())
+    return architecture(name, published=config, preprocessor=said).front_end
+
+
+def test_whisper_and_clap_features_follow_their_settings():
+    sound = clips(24_000, (2,))[0]
+    extractor = transformers.WhisperFeatureExtractor(
+        sampling_rate=24_000, hop_length=240, n_fft=512, chunk_length=2
+    )
+    expected = extractor(sound, sampling_rate=24_000, return_tensors="np").input_features[0].T
+    config = transformers.WhisperConfig(**WHISPER | {"max_source_positions": 100})
+    made = front_end_of("whisper", extractor, config.to_dict())
+    np.testing.assert_allclose(made(sound[None])[0], expected, atol=2e-3)
+    extractor = transformers.ClapFeatureExtractor(
+        sampling_rate=8_000, hop_length=100, fft_window_size=256, frequency_min=20,
+        frequency_max=3_000, truncation="rand_trunc",
+    )  # fmt: skip
+    sound = clips(8_000, (10,))[0]
+    expected = extractor(sound, sampling_rate=8_000, return_tensors="np").input_features[0, 0]
+    made = front_end_of("clap", extractor)
+    np.testing.assert_allclose(made(sound[None])[0], expected, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "words"),
+    [
+        ("ast", {"sampling_rate": 8000}, "sampling_rate=8000, and .* only 16000"),
+        ("ast", {"num_mel_bins": 64}, "num_mel_bins=64, and the model's config.json asks for 128"),
+        ("ast", {"max_length": 512}, "max_length=512"),
+        ("ast", {"mean": "high"}, "mean='high', and a number belongs there"),
+        ("whisper", {"feature_size": 128}, "feature_size=128, and .* 80"),
+        ("whisper", {"dither": 0.1}, "dither=0.1"),
+        ("whisper", {"chunk_length": 15}, "chunk_length=15, and the model reads 3000 frames"),
+        ("clap", {"top_db": 80}, "top_db=80, and .* only None"),
+        ("clap", {"truncation": "fusion"}, "truncation='fusion', and .* only 'rand_trunc'"),
+        ("clap", {"padding": "pad"}, "padding='pad'"),
+        ("clap", {"max_length_s": 5}, "max_length_s=5"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused(name, said, words):
+    with pytest.raises(UserError, match=f"preprocessor_config.json has {words}"):
+        architecture(name, preprocessor=said)
+
+
+def test_numbers_that_are_asked_for_go_before_the_published_ones():
+    made = architecture("ast", None, {"mean": 1.0}, preprocessor={"mean": 2.0, "std": 3.0})
+    assert (made.front_end.mean, made.front_end.std) == (1.0, 3.0)

@@ -90,12 +90,17 @@ def extent(file: BinaryIO, size: int) -> Extent:
     if sound is None or _is_unknown(sound.promised):
         return Extent()
     there = size - sound.start
+    if there < 0:
+        raise ContainerError(
+            f"is truncated: its header promises samples from byte {sound.start} on, and it has "
+            f"{size}; copy it again or remove it"
+        )
     if sound.promised == 0 and sound.field and not _is_silent(file, sound, size):
         return Extent(content=_with_size(file, sound, there))
     if sound.promised - there > 1:  # one byte: some count the byte that fills up to an even number
         raise ContainerError(
             f"is truncated: its header promises {sound.promised} bytes of samples and "
-            f"{max(there, 0)} are there; copy it again or remove it"
+            f"{there} are there; copy it again or remove it"
         )
     return Extent()
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from medalign_jax.teachers.tokenizers import FolderTokenizer, TokenizerError
@@ -76,7 +75,6 @@ class ChatTokenizer(FolderTokenizer):
         end_of_turn: str | None = None,
     ):
         super().__init__(folder)
-        self.folder = Path(folder)
         self._template = template or _processor_template(self.folder) or default_template
         if self._template is None and not self._tokenizer.chat_template:
             raise TokenizerError(
@@ -99,14 +97,11 @@ class ChatTokenizer(FolderTokenizer):
         Raises:
             TokenizerError: the template refuses it.
         """
-        try:
-            return self._render(self._messages(text, clips, system), add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise TokenizerError(f"{self.folder}: its chat template fails: {error}") from error
+        return self._render(self._messages(text, clips, system), add_generation_prompt=True)
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens in it are read, none are added."""
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens."""
@@ -135,19 +130,22 @@ class ChatTokenizer(FolderTokenizer):
         return [*first, {"role": "user", "content": content}]
 
     def _render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **self._options,
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self._options,
+            )
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise TokenizerError(f"{self.folder}: its chat template fails: {error}") from error
 
     def _probe_parts(self) -> bool:
         parts = [{"type": "audio", "audio": "clip 1"}, {"type": "text", "text": "Which?"}]
         try:
             text = self._render([{"role": "user", "content": parts}], add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError):  # a template that joins texts
+        except TokenizerError:  # a template that joins texts
             return False
         return text.count(self.audio_token) == 1
 
@@ -157,10 +155,7 @@ class ChatTokenizer(FolderTokenizer):
                 raise TokenizerError(f"{self.folder}: no token '{token}' to end a turn")
             return self._vocabulary[token]
         turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This."}]
-        try:
-            text = self._render(turns, add_generation_prompt=False)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise TokenizerError(f"{self.folder}: its chat template fails: {error}") from error
+        text = self._render(turns, add_generation_prompt=False)
         after = self.ids(text.rpartition("This.")[2])
         if not after or after[0] not in self._special_ids:
             raise TokenizerError(
@@ -187,7 +182,10 @@ def _processor_template(folder: Path) -> str | None:
         if template is not None:
             return template
     path = folder / "chat_template.jinja"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: no UTF-8 text: {error}") from error
 
 
 def shared_vocabulary(student: ChatTokenizer, teacher: ChatTokenizer, least: float = 0.5) -> int:

@@ -32,7 +32,7 @@ from medalign_jax.data.tables import (
     read_table,
 )
 from medalign_jax.data.vocabulary import says_nothing
-from medalign_jax.files import write_whole
+from medalign_jax.files import encoded, write_whole
 from medalign_jax.local_paths import ADVICE, is_remote
 
 SPLITS = ("train", "valid", "test")
@@ -488,7 +488,7 @@ def list_problems(problems: Sequence[Problem], out: str) -> None:
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes one JSON object a problem; the file appears whole or not at all."""
     lines = (json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
-    write_whole(Path(path), "".join(lines).encode())
+    write_whole(Path(path), encoded("".join(lines)))
 
 
 def without_folder(row: Row, folder: str | Path) -> Row:

@@ -37,7 +37,7 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.records import Recipe
 from medalign_jax.data.sources import Clip
-from medalign_jax.files import sync
+from medalign_jax.files import encoded, sync
 from medalign_jax.local_paths import local
 from medalign_jax.locks import held
 from medalign_jax.seals import seal
@@ -207,10 +207,10 @@ def _digest(content: list[dict[str, object]]) -> str:
 def _write_rows(folder: Path, dataset: AudioDataset, content: list[dict[str, object]]) -> None:
     order = [i for split in SPLITS for i, row in enumerate(dataset.rows) if row.split == split]
     number = {index: record for record, index in enumerate(order)}
-    with open(folder / records.ROWS, "w", encoding="utf-8") as file:
+    with open(folder / records.ROWS, "wb") as file:
         for index, columns in enumerate(content):
             place = {"record": number[index], "sound": dataset.sounds[index]}
-            file.write(json.dumps(columns | place, ensure_ascii=False) + "\n")
+            file.write(encoded(json.dumps(columns | place, ensure_ascii=False) + "\n"))
 
 
 def _write_description(folder: Path, recipe: Recipe, facts: dict[str, object]) -> None:
@@ -223,7 +223,7 @@ def _write_description(folder: Path, recipe: Recipe, facts: dict[str, object]) -
         "written_by": {p: metadata.version(p) for p in ("tensorflow-datasets", "array_record")},
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    (folder / records.DESCRIPTION).write_text(text, encoding="utf-8")
+    (folder / records.DESCRIPTION).write_bytes(encoded(text))
     seal(folder, but=records.shards(description["files"]))
     for file in folder.iterdir():
         sync(file)

@@ -23,7 +23,7 @@ from medalign_jax.data.questions import (
 )
 from medalign_jax.data.reasoning import ReasoningError, claimed_options, parse_response
 from medalign_jax.data.tables import BadRecord, did_you_mean
-from medalign_jax.files import writing_whole
+from medalign_jax.files import encoded, writing_whole
 
 _AUDIO_TAG = re.compile(r"<audio>", re.IGNORECASE)
 _COTA_NAMES = {
@@ -112,11 +112,11 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing_whole(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+    with writing_whole(path) as part, open(part, "wb") as file:
         for question in questions:
             content = {k: v for k, v in asdict(question).items() if v not in (None, "", (), {})}
             content["audio"] = [_seen_from(path.parent, name) for name in question.audio]
-            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            file.write(encoded(json.dumps(content, ensure_ascii=False) + "\n"))
 
 
 def _seen_from(folder: Path, name: str) -> str:

@@ -12,6 +12,7 @@ so that opening it decodes no audio, and TFDS can open it too (`tfds.builder_fro
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -65,7 +66,11 @@ class RecordSource:
     """Clips of a prepared folder by record number."""
 
     def __init__(self, paths: Sequence[str], sample_rate: int, max_samples: int | None):
-        """Opens the array_record files `paths`, whose records count on from file to file."""
+        """Opens the array_record files `paths`, whose records count on from file to file.
+
+        Raises:
+            ManifestError: one is damaged.
+        """
         self.paths = tuple(paths)
         self.sample_rate = sample_rate
         self.max_samples = max_samples
@@ -75,9 +80,16 @@ class RecordSource:
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._records = ArrayRecordDataSource(list(self.paths))
+        try:
+            self._records = ArrayRecordDataSource(list(self.paths))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged("a file", error) from error
         # From here, not from features.json: that file can name any class to import.
         self._features = tfds.features.FeaturesDict(audio_features())
+
+    def _damaged(self, what: str, error: Exception) -> ManifestError:
+        folder, reason = Path(self.paths[0]).parent, " ".join(str(error).split())
+        return ManifestError(f"'{folder}' is damaged: {what} cannot be read ({reason}); {_AGAIN}")
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
@@ -98,11 +110,7 @@ class RecordSource:
         try:
             found = self._features.deserialize_example_np(self._records[position])
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
-            folder = Path(self.paths[0]).parent
-            reason = " ".join(str(error).split())
-            raise ManifestError(
-                f"'{folder}' is damaged: record {position} cannot be read ({reason}); {_AGAIN}"
-            ) from error
+            raise self._damaged(f"record {position}", error) from error
         return Clip(found["audio"][: self.max_samples], float(found["scale"]))
 
 
@@ -173,11 +181,25 @@ def _rows(folder: Path, targets: tuple[str, ...]) -> tuple[list[Row], list[int],
             found = json.loads(line)
             kept = {t: found["targets"][t] for t in targets if t in found["targets"]}
             columns = {field.name: found[field.name] for field in fields(Row)}
-            rows.append(Row(**columns | {"targets": kept}))
-            numbers.append(found["record"])
+            row = Row(**columns | {"targets": kept})
             # Folders of earlier versions know the recording's file only.
-            sounds.append(found.get("sound") or f"file {found['sha256']}")
+            sound = found.get("sound") or f"file {found['sha256']}"
+            _check_kinds(row, found["record"], sound)
+            rows.append(row)
+            numbers.append(found["record"])
+            sounds.append(sound)
     return rows, numbers, sounds
+
+
+def _check_kinds(row: Row, number: object, sound: object) -> None:
+    """Raises TypeError for values that `medalign_jax.data.prepare` does not write."""
+    texts = [row.audio_path, row.subject_id, row.split, row.label or "", row.report or "", sound]
+    for kept in (row.targets, row.metadata):
+        texts += [*kept.keys(), *kept.values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"row {row.row} has something else in the place of a text")
+    if not all(type(n) is int for n in (row.row, number)) or row.split not in SPLITS:
+        raise TypeError(f"row {row.row} has no number, record or split")
 
 
 def read_description(folder: Path) -> dict[str, object]:
@@ -220,7 +242,9 @@ def check_files(folder: Path, description: dict[str, object]) -> list[str]:
         check_seal(folder)
     except DamagedError as error:
         raise ManifestError(f"{error}; {_AGAIN}") from error
-    return shards(sizes)
+    if not (found := shards(sizes)):
+        raise ManifestError(f"'{folder / DESCRIPTION}' lists no records; {_AGAIN}")
+    return found
 
 
 def shards(names: Iterable[str]) -> list[str]:
@@ -230,7 +254,7 @@ def shards(names: Iterable[str]) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+    return os.path.getsize(path) if os.path.isfile(path) else -1  # also for impossible names
 
 
 def sha256(path: str | Path) -> str:

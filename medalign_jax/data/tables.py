@@ -321,6 +321,12 @@ def _read_parquet(path: Path, reads: Callable[[str], bool]) -> Table:
             count = opened.metadata.num_rows
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"'{path}' cannot be read as Parquet ({error})") from None
+    for name, column in zip(read, columns, strict=True):
+        if len(column) != count:
+            raise ManifestError(
+                f"'{path}' is damaged: column '{name}' holds {len(column)} cells in {count} rows; "
+                "copy it again"
+            )
     unread = dict.fromkeys(names, "")
     cells = zip(*columns, strict=True) if read else [()] * count
     records = (unread | dict(zip(read, values, strict=True)) for values in cells)
@@ -334,8 +340,10 @@ def _check_sizes(path: Path, metadata, read: Sequence[str]) -> None:
         ManifestError: such a column.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        most = 4 * LONGEST_CELL * max(1, group.num_rows)  # a character has at most 4 bytes
+        if group.total_byte_size <= most:
+            continue  # also because pyarrow ends the process over a damaged column's statistics
         for part in map(group.column, range(group.num_columns)):
-            most = 4 * LONGEST_CELL * max(1, group.num_rows)  # a character has at most 4 bytes
             name = part.path_in_schema.split(".")[0]
             if name in read and part.total_uncompressed_size > most:
                 raise ManifestError(

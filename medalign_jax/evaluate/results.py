@@ -17,7 +17,7 @@ from typing import Any
 
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.statistics import Interval
-from medalign_jax.files import write_whole
+from medalign_jax.files import encoded, write_whole
 
 
 class ResultsError(UserError):
@@ -156,7 +156,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8 text beside `path` and renames it into place; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, encoded(text))
 
 
 def _check_unique(results: Sequence[Result]) -> None:

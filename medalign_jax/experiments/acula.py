@@ -28,7 +28,7 @@ from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.findings import Findings, subjects_told
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.experiments import build, choosing, measuring, texts
+from medalign_jax.experiments import build, checks, choosing, measuring, texts
 from medalign_jax.experiments.alignment import (
     Aligned,
     Run,
@@ -41,22 +41,31 @@ from medalign_jax.experiments.alignment import (
 from medalign_jax.experiments.arms import MAIN, Arm, arms_of
 from medalign_jax.experiments.identity import digest
 from medalign_jax.experiments.recordings import bind_dataset
-from medalign_jax.experiments.workdir import alone, bind, open_workdir, record_config
-from medalign_jax.models.pooling import check_pooling
+from medalign_jax.experiments.workdir import (
+    alone,
+    begin_anew,
+    bind,
+    open_workdir,
+    record_config,
+)
 
 
 @alone
-def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    defaults: ConfigDict | None = None,
+    restart: bool = False,
+) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
     made, options = build.architecture_of(config), options_of(config)
     arms = arms_of(config, made.module.config.depth)
     measuring.check_sentences(config, arms)
-    build.check_batch(config, "pretrain", "supervised")
-    for arm in arms:
-        build.check_loss(arm.config)
-    check_pooling(made.module.config, config.evaluate.pooling, config.evaluate.layer)
-    workdir = open_workdir(workdir, config, defaults)
-    this = _prepare(config, workdir, made, options)
+    checks.check_alignment(config, made, arms)
+    workdir = open_workdir(workdir, config, defaults, restart)
+    this = _prepare(config, workdir, made, options, arms)
+    if restart:
+        begin_anew(workdir, config)
     _bind(this, arms)
     record_config(workdir, config, defaults)
     embed = _Embedding(this)
@@ -92,13 +101,21 @@ def options_of(config: ConfigDict) -> Options:
     return Options(tuple(block.tasks), block.folds, 1, config.seed, block.aggregate, settings)
 
 
-def _prepare(config: ConfigDict, workdir: Path, made: Architecture, options: Options) -> Run:
+def _prepare(
+    config: ConfigDict,
+    workdir: Path,
+    made: Architecture,
+    options: Options,
+    arms: Sequence[Arm],
+) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
     mesh, name = build.mesh_of(config), build.data_name(config)
 
     def suite_of(rows) -> Suite:
         suite = Suite.of(rows, options, name, validation=True)
-        measuring.check_settings(config, made, suite)
+        measuring.check_settings(config, suite)
+        for fold in suite.training_folds():
+            checks.check_fills(config, arms, [rows[i] for i in fold.train], fold.name)
         return suite
 
     data = build.open_data(config, workdir, made, check=suite_of)

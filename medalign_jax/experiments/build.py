@@ -20,7 +20,7 @@ from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, o
 from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
-from medalign_jax.data.tables import read_table
+from medalign_jax.data.tables import did_you_mean, read_table
 from medalign_jax.datasets.leaks import check_no_copies
 from medalign_jax.encoder import Encoder, open_encoder
 from medalign_jax.errors import UserError
@@ -30,12 +30,14 @@ from medalign_jax.experiments.export import host_params
 from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.teachers import EmbeddingCache, Teacher, load_teacher
+from medalign_jax.teachers.teacher import teacher_width as width_of_teacher
 from medalign_jax.train.loop import Data, LoopConfig
 from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
 from medalign_jax.weights.load import identity, load
 
+DTYPES = ("bfloat16", "float32")
 _MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
 
 
@@ -77,6 +79,7 @@ def architecture_of(config: ConfigDict) -> Architecture:
         settings.get("overrides", {}) | block.overrides.to_dict(),
         settings.get("front_end_overrides", {}) | block.front_end.to_dict(),
         source.config if source else None,
+        source.preprocessor if source else None,
     )
     try:
         made.check_window(samples_of(config, made))
@@ -296,22 +299,14 @@ def _held_out_batch(config: ConfigDict, records: int) -> int:
     return -(-min(chunk, records) // ways) * ways
 
 
-def check_batch(config: ConfigDict, *stages: str) -> None:
-    """Raises UserError unless parts and devices share a batch, also of the stages that change it.
-
-    Args:
-      config: Of the run.
-      stages: Blocks with `enabled` and `changes` of the config, such as "pretrain".
-    """
-    changes = [config[stage].changes for stage in stages if config[stage].enabled]
-    for train in ({}, *(change.get("train", {}) for change in changes)):
-        size = train.get("batch_size", config.train.batch_size)
-        parts = train.get("accumulate", config.train.accumulate)
-        if size % (parts * jax.device_count()):
-            raise UserError(
-                f"train.batch_size {size} must be a multiple of train.accumulate {parts} times "
-                f"the {jax.device_count()} devices"
-            )
+def check_batch(config: ConfigDict) -> None:
+    """Raises UserError unless parts and devices share a batch."""
+    size, parts = config.train.batch_size, config.train.accumulate
+    if size % (parts * jax.device_count()):
+        raise UserError(
+            f"train.batch_size {size} must be a multiple of train.accumulate {parts} times "
+            f"the {jax.device_count()} devices"
+        )
 
 
 def check_loss(config: ConfigDict) -> None:
@@ -346,6 +341,22 @@ def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, Optimi
     return loop, typed(OptimizerConfig, config.optimizer, "optimizer")
 
 
+def teacher_width(config: ConfigDict) -> int:
+    """H of the language model's vectors, from its files' headers alone.
+
+    Raises:
+      UserError: it is not there, or config.teacher asks it for what it does not have.
+    """
+    block = config.teacher
+    return width_of_teacher(
+        block.source,
+        layer=block.layer,
+        pooling=block.pooling,
+        max_tokens=block.max_tokens,
+        dtype=dtype_of(config, "teacher"),
+    )
+
+
 def teacher_of(config: ConfigDict, mesh: Mesh) -> Teacher:
     """The frozen language model."""
     block = config.teacher
@@ -356,8 +367,22 @@ def teacher_of(config: ConfigDict, mesh: Mesh) -> Teacher:
         pooling=block.pooling,
         max_tokens=block.max_tokens,
         lowercase=block.lowercase,
-        dtype=jnp.dtype(block.dtype),
+        dtype=dtype_of(config, "teacher"),
     )
+
+
+def dtype_of(config: ConfigDict, block: str) -> jnp.dtype:
+    """What the key `dtype` of a block asks for.
+
+    Raises:
+      UserError: it is neither bfloat16 nor float32.
+    """
+    name = config[block].dtype
+    if name not in DTYPES:
+        raise UserError(
+            f"{block}.dtype is {name!r}{did_you_mean(name, DTYPES)}; it is {' or '.join(DTYPES)}"
+        )
+    return jnp.dtype(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from medalign_jax.experiments.identity import digest
 from medalign_jax.experiments.recordings import bind_questions, sounds_of
 from medalign_jax.experiments.workdir import (
     alone,
+    begin_anew,
     bind,
     note_provenance,
     open_workdir,
@@ -44,23 +45,36 @@ Answers = dict[str, dict[str, str]]  # task -> question id -> response
 
 
 @alone
-def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    defaults: ConfigDict | None = None,
+    restart: bool = False,
+) -> None:
     """``--config=configs/distill.py``."""
     if not config.data.questions and "world" not in config:
         raise UserError(
             "config.data.questions is empty: name a file of training questions, or take "
             "configs/distill.py:demo, which simulates them"
         )
-    workdir = open_workdir(workdir, config, defaults)
+    arms = arms_of(config)
+    for _, _, block in arms:
+        parts.check_settings(block)
+    workdir = open_workdir(workdir, config, defaults, restart)
     mesh = build.mesh_of(config)
     make = published_setting if config.data.questions else simulated_setting
-    setting = make(config, workdir, mesh)
+
+    def begin() -> None:
+        if restart:
+            begin_anew(workdir, config)
+
+    setting = make(config, workdir, mesh, begin)
     _bind(setting)
     record_config(workdir, config, defaults)
     found: dict[str, list[Answers]] = {}
     if config.evaluate.enabled:
         found["before"] = [answers_of(setting, setting.student, workdir / "before", "before")]
-    for arm, seed, block in arms_of(config):
+    for arm, seed, block in arms:
         folder = distill_page.arm_folder(workdir, arm, seed)
         what = f"{arm} {seed}" if arm else "distil"
         if setting.folds:

@@ -28,6 +28,7 @@ from medalign_jax.data.question_overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions import Checks, Loaded, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_cota, read_mmau, read_questions
 from medalign_jax.errors import UserError
+from medalign_jax.experiments import build
 from medalign_jax.experiments import distill_parts as parts
 from medalign_jax.experiments.distill_folds import asked, folded
 from medalign_jax.language_model import LanguageModel, chat_tokenizer, load_language_model
@@ -43,11 +44,13 @@ ANSWERS = ("generate", "rank")
 _SAMPLED = 41  # so that no two uses of a seed share random numbers
 
 
-def published_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Setting:
+def published_setting(
+    config: ConfigDict, workdir: Path, mesh: Mesh, begin: Callable[[], None] = lambda: None
+) -> parts.Setting:
     """Models and questions that a config names; everything is checked before anything is trained.
 
-    Rows that cannot be used are listed in the workdir: ``unusable_rows.jsonl`` of the training
-    questions, ``unusable_<task>.jsonl`` of a benchmark.
+    `begin` is called when all of it has passed. Rows that cannot be used are listed in the workdir:
+    ``unusable_rows.jsonl`` of the training questions, ``unusable_<task>.jsonl`` of a benchmark.
 
     Raises:
       UserError: a file, a row or a model that cannot be used, a teacher without the student's
@@ -56,11 +59,14 @@ def published_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     _check_settings(config)
     loaded = read_training(config.data, workdir / "unusable_rows.jsonl", config.data.decode)
     if config.data.folds:
-        return _folded_setting(config, workdir, mesh, loaded)
+        setting = _folded_setting(config, workdir, mesh, loaded)
+        begin()
+        return setting
     train, valid, test = splits_of(loaded)
     tasks = _tasks(config, workdir, test) if config.evaluate.enabled else []
     _refuse_overlap((*train, *valid), tasks, workdir / "overlap.jsonl")
     setting = _with_models(config, workdir, mesh, (train, valid), tasks)
+    begin()
     print(f"{len(train)} training questions, {len(valid)} to validate", flush=True)
     return replace(setting, train=train, valid=valid)
 
@@ -316,7 +322,7 @@ def load_student(config: ConfigDict, mesh: Mesh) -> LanguageModel:
       UserError: it does not load, or reads only.
     """
     block = config.student
-    model = _load(block, mesh, param_dtype=jnp.float32, remat=block.remat)
+    model = _load(config, "student", mesh, param_dtype=jnp.float32, remat=block.remat)
     if not model.listens:
         raise UserError(
             f"config.student.source {block.source!r} only reads; the student has to be an audio "
@@ -331,7 +337,7 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     Raises:
       UserError: it does not load, or listens.
     """
-    model = _load(config.teacher, mesh)
+    model = _load(config, "teacher", mesh)
     if model.listens:
         raise UserError(
             f"config.teacher.source {config.teacher.source!r} listens; the text teacher has to be "
@@ -340,11 +346,12 @@ def load_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     return model
 
 
-def _load(block: ConfigDict, mesh: Mesh, **settings) -> LanguageModel:
+def _load(config: ConfigDict, name: str, mesh: Mesh, **settings) -> LanguageModel:
+    block = config[name]
     weights = resolve(block.source)
     chat = block.get("chat")
     tokenizer = chat_tokenizer(weights, options=chat.to_dict()) if chat else None
     print(f"loading {block.source}", flush=True)
     return load_language_model(
-        weights, mesh, dtype=jnp.dtype(block.dtype), tokenizer=tokenizer, **settings
+        weights, mesh, dtype=build.dtype_of(config, name), tokenizer=tokenizer, **settings
     )

@@ -22,7 +22,7 @@ from medalign_jax.data.question_data import QuestionData, open_questions
 from medalign_jax.data.questions import Fold, Question
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import distill_cache
-from medalign_jax.experiments.build import typed
+from medalign_jax.experiments.build import check_batch, dtype_of, typed
 from medalign_jax.language_model import LanguageModel
 from medalign_jax.methods.base import Method
 from medalign_jax.methods.distill import Distill, DistillConfig, Student
@@ -31,7 +31,7 @@ from medalign_jax.methods.text_teacher import LAST, LIVE, TOP_K, TextTeacher
 from medalign_jax.models.sharded_weights import over_mesh
 from medalign_jax.train.loop import Data, LoopConfig, fit
 from medalign_jax.train.mesh import local_rows
-from medalign_jax.train.optimizer import OptimizerConfig
+from medalign_jax.train.optimizer import OptimizerConfig, make_schedule
 
 Tree = Any
 
@@ -128,6 +128,22 @@ def lora_of(config: ConfigDict) -> LoraConfig | None:
 def distill_config(config: ConfigDict) -> DistillConfig:
     """The loss."""
     return typed(DistillConfig, config.loss, "loss")
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Builds what an arm is made of beside models and data.
+
+    Raises:
+      UserError: what any of it refuses.
+    """
+    check_batch(config)
+    distill_config(config)
+    teacher_form(config)
+    lora_of(config)
+    make_schedule(typed(OptimizerConfig, config.optimizer, "optimizer"), 1)
+    for name in ("student", "teacher"):
+        if "dtype" in config[name]:
+            dtype_of(config, name)
 
 
 def open_all(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +39,13 @@ _SIMULATED = "simulated hearts"
 _TEACHER_ONLY = ("<think>", "</think>", "<tool_call>")  # Qwen3 has tokens that Qwen2.5 has not
 
 
-def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Setting:
-    """Everything that the arms start from, made once under the workdir."""
+def simulated_setting(
+    config: ConfigDict, workdir: Path, mesh: Mesh, begin: Callable[[], None] = lambda: None
+) -> parts.Setting:
+    """Everything that the arms start from, made once under the workdir.
+
+    `begin` is called when the data are there, before anything is trained.
+    """
     _refuse_published(config.data)
     sizes, folder = config.world, workdir / "world"
     recorded = {
@@ -54,6 +59,7 @@ def simulated_setting(config: ConfigDict, workdir: Path, mesh: Mesh) -> parts.Se
     texts = world.textual_questions(sizes.texts, config.seed)
     every = [*texts, *heard.learnt, *heard.task.questions]
     every += [q for questions in recorded.values() for q in questions]
+    begin()
     student, teacher = _models(config, folder, every)
     # Like any audio language model it starts from one that has read, if less than its teacher.
     known = [*heard.learnt, *_of(recorded["base"], "plain"), *texts[: sizes.read]]

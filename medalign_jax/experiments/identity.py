@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medalign_jax.files import encoded
+
 ABSENT = "(absent)"
 
 FIXED = "fixed"  # decides what is trained
@@ -134,7 +136,7 @@ def recording(name: str, sound: str, **more: str | Sequence[str]) -> Recording:
 def digest(value: Any) -> str:
     """Of something that JSON can hold: 16 hex digits."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(encoded(text), digest_size=8).hexdigest()
 
 
 def compare_recordings(before: Sequence[Recording], now: Sequence[Recording]) -> list[str]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from medalign_jax.errors import UserError
+from medalign_jax.files import encoded
 
 
 class Journal:
@@ -116,6 +117,6 @@ class Journal:
 
     def _write(self, records: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._file.write(text.encode())
+        self._file.write(encoded(text))
         self._file.flush()
         os.fsync(self._file.fileno())

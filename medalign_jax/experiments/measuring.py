@@ -8,19 +8,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medalign_jax.architecture import Architecture
-from medalign_jax.audio.clip import PADDINGS
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.reports import prompts
-from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
-from medalign_jax.evaluate.baseline_stages import baseline_stages, check_baselines
+from medalign_jax.evaluate.baseline_stages import baseline_stages
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.results import write_atomically, write_results
-from medalign_jax.evaluate.retrieval import MAPS
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
@@ -30,7 +26,6 @@ from medalign_jax.experiments.alignment import Aligned, Run
 from medalign_jax.experiments.arms import Arm
 from medalign_jax.experiments.workdir import note_provenance
 from medalign_jax.models.heads import ProjectionHead
-from medalign_jax.models.pooling import check_pooling
 
 _SENTENCES = 32  # reports that stand for a class without a name
 _ROLES = {"before": "encoder", "supervised": "reference", "random weights": "baseline"}
@@ -60,32 +55,18 @@ def check_sentences(config: ConfigDict, arms: Sequence[Arm]) -> None:
         )
 
 
-def check_settings(config: ConfigDict, made: Architecture, suite: Suite) -> None:
-    """Refuses what would stop the run after its training: a slip in settings that come last.
+def check_settings(config: ConfigDict, suite: Suite) -> None:
+    """Refuses tasks that a stage of the config cannot learn.
 
     Raises:
-      UserError: names the key, and what it may be.
+      UserError: names the key, and what to do.
     """
-    evaluate = config.evaluate
     if config.supervised.enabled and suite.tasks[0].kind != "classification":
         raise UserError(
             f"supervised.enabled: the first task, {suite.tasks[0].name!r}, is a regression; put a "
             "classification first, or turn it off"
         )
-    if not evaluate.enabled:
-        return
-    for key, value, known in (
-        ("map", evaluate.map, MAPS),
-        ("pad", evaluate.pad, PADDINGS),
-    ):
-        if value not in known:
-            raise UserError(
-                f"evaluate.{key} is {value!r}{did_you_mean(value, known)}; it is one of "
-                f"{', '.join(known)}"
-            )
-    check_baselines(tuple(evaluate.baselines))
-    check_pooling(made.module.config, evaluate.pooling, evaluate.layer)
-    if (task := _task_of(config, suite)) is not None:
+    if config.evaluate.enabled and (task := _task_of(config, suite)) is not None:
         for fold in suite.training_folds():
             _check_classes(task, fold)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,43 @@ from ml_collections import ConfigDict
 
 from medalign_jax.architecture import Architecture
 from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.experiments import build
+from medalign_jax.data.manifest import Row
+from medalign_jax.experiments import build, checks
 from medalign_jax.experiments.export import export_encoder
 from medalign_jax.experiments.recordings import bind_dataset
-from medalign_jax.experiments.workdir import alone, bind, open_workdir, record_config
+from medalign_jax.experiments.workdir import (
+    alone,
+    begin_anew,
+    bind,
+    open_workdir,
+    record_config,
+)
 from medalign_jax.methods.pretrain import Pretrain
 from medalign_jax.train.loop import Fit, fit
 
 
 @alone
-def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    defaults: ConfigDict | None = None,
+    restart: bool = False,
+) -> None:
     """``--config=configs/pretrain.py``: data, training, export."""
-    workdir = open_workdir(workdir, config, defaults)
     mesh, made = build.mesh_of(config), build.architecture_of(config)
+    checks.check_training(config, made, self_supervised=True)
+    workdir = open_workdir(workdir, config, defaults, restart)
+
+    def check(rows: Sequence[Row]) -> None:
+        checks.check_fills(config, (), [row for row in rows if row.split == "train"])
+
+    dataset = build.open_data(config, workdir, made, check)
+    if restart:
+        begin_anew(workdir, config)
     params = None
     if config.encoder.source:
         params, identity = build.published_params(config, made, mesh)
         bind(workdir, shown=True, encoder_weights=identity)
-    dataset = build.open_data(config, workdir, made)
     bind_dataset(workdir, dataset, subjects=config.data.one_per_subject)
     record_config(workdir, config, defaults)
     fitted = pretrain(config, workdir, dataset, made, mesh, params)

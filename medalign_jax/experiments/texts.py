@@ -12,12 +12,42 @@ from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.manifest import Row
+from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import build
 from medalign_jax.teachers import Teacher
 from medalign_jax.teachers.whitening import Whitening, fit_whitening
 
 PAIRINGS = ("own", "shuffled", "classes", "random")
+USES = ("fresh", "mean", "first")
+MODES = ("cached", "online")
+
+
+def check_texts(config: ConfigDict) -> None:
+    """Refuses what config.reports and config.teacher ask for and there is not.
+
+    Raises:
+      UserError: an unknown name, or what does not go with a teacher in the step.
+    """
+    reports, mode = config.reports, config.teacher.mode
+    for key, value, known in (
+        ("reports.pairing", reports.pairing, PAIRINGS),
+        ("reports.use", reports.use, USES),
+        ("teacher.mode", mode, MODES),
+    ):
+        if value not in known:
+            raise UserError(
+                f"{key} is {value!r}{did_you_mean(value, known)}; it is one of {', '.join(known)}"
+            )
+    if mode == "online" and reports.pairing != "own":
+        raise UserError(
+            f"reports.pairing={reports.pairing} needs cached vectors: set teacher.mode=cached"
+        )
+    if mode == "online" and reports.use == "mean":
+        raise UserError(
+            "teacher.mode=online reads one wording a step and cannot average vectors: set "
+            "reports.use=fresh, or teacher.mode=cached"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +129,10 @@ def targets_of(
       tasks: Columns that "classes" reads.
 
     Raises:
-      UserError: an unknown pairing, or a control with a teacher in the step.
+      UserError: see `check_texts`.
     """
+    check_texts(config)
     how, count = config.reports.pairing, config.reports.wordings
-    if how not in PAIRINGS:
-        raise UserError(f"reports.pairing is {how!r}; it is one of {', '.join(PAIRINGS)}")
-    if how != "own" and config.teacher.mode == "online":
-        raise UserError(f"reports.pairing={how} needs cached vectors: set teacher.mode=cached")
     reports = [
         build.Reports(()) if part is None else build.Reports.of(part, count, config.seed)
         for part in parts
@@ -159,10 +186,5 @@ def _arrays(config: ConfigDict, texts: Texts, whitening: Whitening | None):
     """What stands for a text in a batch: its vector, or its tokens."""
     if config.teacher.mode != "online":
         return {"text": texts.vectors if whitening is None else whitening(texts.vectors)}
-    if config.reports.use == "mean":
-        raise UserError(
-            "teacher.mode=online reads one wording a step and cannot average vectors: set "
-            "reports.use=fresh, or teacher.mode=cached"
-        )
     ids, mask = texts.teacher.tokenize(list(texts.row))
     return {"text_ids": ids, "text_mask": mask}

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -45,6 +44,7 @@ from medalign_jax.experiments.journal import Journal
 from medalign_jax.experiments.recordings import bind_questions
 from medalign_jax.experiments.workdir import (
     alone,
+    begin_anew,
     bind,
     note_provenance,
     open_workdir,
@@ -56,16 +56,27 @@ OUTPUT, FAILED, PARTIAL = "textualised.jsonl", "failed.jsonl", "textualised.part
 
 
 @alone
-def run(config: ConfigDict, workdir: Path, defaults: ConfigDict | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    defaults: ConfigDict | None = None,
+    restart: bool = False,
+) -> None:
     """``--config=configs/textualize.py``."""
     prompting, sampling = _settings(config)
-    workdir = open_workdir(workdir, config, defaults)
-    bind(workdir, questions_file=_digest(Path(config.data.questions)))
-    if (workdir / OUTPUT).is_file():
-        print(f"{workdir / OUTPUT} is finished; for other descriptions choose another --workdir")
-        return
+    workdir = open_workdir(workdir, config, defaults, restart)
+    file = _digest(Path(config.data.questions))
+    if not restart:
+        bind(workdir, questions_file=file)
+        if (workdir / OUTPUT).is_file():
+            print(f"{workdir / OUTPUT} is finished; for other descriptions choose another "
+                  "--workdir")  # fmt: skip
+            return
     mesh = build.mesh_of(config)
     loaded = read_training(config.data, workdir / "unusable_rows.jsonl", decode=True)
+    if restart:
+        begin_anew(workdir, config)
+        bind(workdir, questions_file=file)
     bind_questions(workdir, {"to describe": loaded.questions})
     model = _model(config, mesh)
     bind(workdir, shown=True, model_weights=model.identity)
@@ -97,6 +108,7 @@ def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:
             "textualisation runs in one process; split the questions into files, one a process, "
             "each with a --workdir of its own"
         )
+    build.dtype_of(config, "model")
     return (
         build.typed(Prompting, config.prompt, "prompt"),
         build.typed(Sampling, config.generate, "generate"),
@@ -105,7 +117,7 @@ def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:
 
 def _model(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     print(f"loading {config.model.source}", flush=True)
-    dtype = jnp.dtype(config.model.dtype)
+    dtype = build.dtype_of(config, "model")
     model = load_language_model(config.model.source, mesh, dtype=dtype)
     if not model.listens:
         raise UserError(

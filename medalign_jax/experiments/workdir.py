@@ -24,14 +24,14 @@ from medalign_jax import processes
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
-from medalign_jax.files import write_whole
+from medalign_jax.files import encoded, write_whole
 from medalign_jax.local_paths import local
-from medalign_jax.locks import held
 from medalign_jax.provenance import provenance
 
 RECORDINGS = "recordings.jsonl"
 EARLIER = "earlier_runs"  # in the workdir: what --restart moved away
 _DESCRIPTIONS = re.compile(r"textualised(\.partial)?\.jsonl")  # what a textualisation leaves
+_LISTS = re.compile(r"(unusable|unaskable)_\w+\.jsonl|overlap\.jsonl")
 # Known by what they were made from, whatever run asks for them; and what is no part of a run.
 _KEPT = ("teacher_cache", "embeddings", "simulated", "simulated_mix", "world", EARLIER, ".lock")
 
@@ -44,6 +44,10 @@ def alone(run: Callable) -> Callable:
 
     @functools.wraps(run)
     def locked(config: ml_collections.ConfigDict, workdir: Path, *args: Any, **kwargs: Any) -> Any:
+        if Path(workdir).exists() and not Path(workdir).is_dir():
+            raise UserError(
+                f"{workdir} is a file, and a run needs a folder: choose another --workdir"
+            )
         with processes.at_work_in(Path(workdir)):
             return run(config, workdir, *args, **kwargs)
 
@@ -54,6 +58,7 @@ def open_workdir(
     folder: Path,
     config: ml_collections.ConfigDict,
     defaults: ml_collections.ConfigDict | None = None,
+    restart: bool = False,
 ) -> Path:
     """Makes the folder, or checks that the config goes with what was trained there.
 
@@ -64,11 +69,15 @@ def open_workdir(
       folder: of the run.
       config: of the run.
       defaults: the config before anything was changed on the command line, if known.
+      restart: the run is not to go on with what is there: nothing is compared and nothing touched
+        until `begin_anew`, so that a config or data that are refused leave it as it is.
 
     Raises:
       UserError: something of another config was trained there; names the keys that differ.
     """
     folder = local(folder)
+    if restart:
+        return folder
     path = folder / "config.json"
     given = _json(config)
     if not trained(folder):
@@ -195,7 +204,7 @@ def bind_recordings(folder: Path, recordings: Sequence[Recording]) -> None:
                 f"{folder} was begun with other recordings: {'; '.join(changed)}. Give the same "
                 "ones, choose another --workdir, or begin anew in this one with --restart"
             )
-    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in recordings).encode()
+    lines = encoded("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in recordings))
     if jax.process_index() == 0 and not (path.exists() and path.read_bytes() == lines):
         write_whole(path, lines)
 
@@ -235,29 +244,44 @@ def bind(folder: Path, stage: str = "", shown: bool = False, **facts: str | None
         _write(path, content)
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Moves what a run has made into ``earlier_runs/N`` of its workdir, for --restart.
+def begin_anew(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """What --restart asks for: the earlier run makes room for one whose data have been checked.
 
-    Caches and simulated recordings stay: they are known by what they were made from.
+    All processes have to call this, and the caller holds the folder (`alone`).
+    """
+
+    def move() -> None:
+        if (place := set_aside(folder)) is not None:
+            print(f"the run in {folder} was moved to {place}", flush=True)
+
+    processes.by_first(move)
+    open_workdir(folder, config)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves what a run has made into ``earlier_runs/N`` of its workdir.
+
+    Caches and simulated recordings stay: they are known by what they were made from. So do lists
+    of rows that cannot be used, which every start writes anew.
 
     Returns:
       Where it is now; None where there was nothing.
-
-    Raises:
-      LockedError: a run is at work there.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return None
-    with held(folder):
-        moving = [entry for entry in sorted(folder.iterdir()) if entry.name not in _KEPT]
-        if not moving:
-            return None
-        numbers = [int(p.name) for p in folder.glob(f"{EARLIER}/*") if p.name.isdigit()]
-        place = folder / EARLIER / str(max(numbers, default=0) + 1)
-        place.mkdir(parents=True)
-        for entry in moving:
-            entry.rename(place / entry.name)
+    moving = [
+        entry
+        for entry in sorted(folder.iterdir())
+        if entry.name not in _KEPT and not _LISTS.fullmatch(entry.name)
+    ]
+    if not moving:
+        return None
+    numbers = [int(p.name) for p in folder.glob(f"{EARLIER}/*") if p.name.isdigit()]
+    place = folder / EARLIER / str(max(numbers, default=0) + 1)
+    place.mkdir(parents=True)
+    for entry in moving:
+        entry.rename(place / entry.name)
     return place
 
 

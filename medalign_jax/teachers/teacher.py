@@ -29,6 +29,7 @@ from medalign_jax.teachers.tokenizers import (
     GgufTokenizer,
     HashTokenizer,
     Tokenizer,
+    tokenizer_files,
 )
 from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
 from medalign_jax.weights.identity import parameter_count
@@ -285,13 +286,11 @@ def load_teacher(
       WeightError: if the tensors are not those of the architecture.
       TokenizerError: if there is no readable tokeniser.
     """
-    reading = Reading(layer, pooling, max_tokens, lowercase, normalise)
     weights = resolve(source)
-    config = config or weights.config
-    full = _read_config(config, weights.label)
+    full, reading, model = _opened(
+        weights, Reading(layer, pooling, max_tokens, lowercase, normalise), dtype, config
+    )
     architecture = _architecture_of(full)
-    reading = _fitted(reading, full)
-    model = _read_part(architecture, full, reading, dtype)
     table = architecture.table(model.config, full.depth)
     abstract = _abstract(model, architecture, mesh)
     params = load(weights, table, abstract, dtype=model.dtype)
@@ -302,10 +301,47 @@ def load_teacher(
     return Teacher(model, params, tokenizer, reading, hashed, mesh)
 
 
-def _tokenizer(weights: WeightSource) -> Tokenizer:
-    """The one that comes with the weights."""
+def teacher_width(
+    source: Any,
+    *,
+    layer: int = -1,
+    pooling: str = "mean",
+    max_tokens: int = 128,
+    dtype: Any = jnp.float32,
+) -> int:
+    """H of what `load_teacher` would load with the tokeniser beside it; no weight is read.
+
+    Args:
+      source, layer, pooling, max_tokens, dtype: As `load_teacher` takes them.
+
+    Raises:
+      UserError: what `load_teacher` would refuse, as far as the files' headers say it.
+    """
+    weights = resolve(source)
+    _, _, model = _opened(weights, Reading(layer, pooling, max_tokens), dtype)
+    _check_folder(weights)
+    if weights.file.suffix != ".gguf":
+        tokenizer_files(weights.folder)
+    return model.config.width
+
+
+def _opened(
+    weights: WeightSource, reading: Reading, dtype: Any, config: Mapping[str, Any] | None = None
+) -> tuple[ModelConfig, Reading, nn.Module]:
+    """The published sizes, the reading fitted to them, and the model as far as it is read."""
+    full = _read_config(config or weights.config, weights.label)
+    reading = _fitted(reading, full)
+    return full, reading, _read_part(_architecture_of(full), full, reading, dtype)
+
+
+def _check_folder(weights: WeightSource) -> None:
     if weights.folder is None:
         raise TeacherError(f"{weights.label}: no folder to read a tokenizer from; give tokenizer=")
+
+
+def _tokenizer(weights: WeightSource) -> Tokenizer:
+    """The one that comes with the weights."""
+    _check_folder(weights)
     if weights.file.suffix == ".gguf":
         return GgufTokenizer(weights.file)
     return FolderTokenizer(weights.folder)

@@ -56,6 +56,21 @@ class Tokenizer(Protocol):
         """Ids of each text with the model's special tokens, cut at the right to ``max_tokens``."""
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that a tokeniser is made of.
+
+    Raises:
+      TokenizerError: there is none.
+    """
+    present = [folder / name for name in _FILES if (folder / name).is_file()]
+    if not present:
+        raise TokenizerError(
+            f"{folder}: no tokenizer files ({', '.join(_FILES[:3])}, ...). "
+            "Put them beside the weights, or give tokenizer= another folder"
+        )
+    return present
+
+
 class FolderTokenizer:
     """A published tokeniser read from a local folder; no remote code, no network.
 
@@ -64,13 +79,8 @@ class FolderTokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        present = [folder / name for name in _FILES if (folder / name).is_file()]
-        if not present:
-            raise TokenizerError(
-                f"{folder}: no tokenizer files ({', '.join(_FILES[:3])}, ...). "
-                "Put them beside the weights, or give tokenizer= another folder"
-            )
+        self.folder = folder = Path(folder)
+        present = tokenizer_files(folder)
         # Else it warns that there is no PyTorch, which is how it is meant to be here.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer  # imported late: it takes seconds
@@ -89,10 +99,16 @@ class FolderTokenizer:
         self.identity = digest.hexdigest()
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        encoded = self._tokenizer(
-            list(texts), truncation=True, max_length=max_tokens, padding=False
-        )
-        return encoded["input_ids"]
+        return self._ids(list(texts), truncation=True, max_length=max_tokens, padding=False)
+
+    def _ids(self, text, **options) -> list:
+        """Of one text or several; `options` as transformers' tokenisers take them."""
+        try:
+            return self._tokenizer(text, **options)["input_ids"]
+        except Exception as error:  # the library raises plain ones: a vocabulary without [UNK]
+            raise TokenizerError(
+                f"{self.folder}: its tokenizer cannot encode a text: {error}"
+            ) from error
 
 
 class GgufTokenizer:

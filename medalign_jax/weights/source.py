@@ -90,18 +90,33 @@ class WeightSource(Mapping[str, LazyTensor]):
         Raises:
           WeightError: it is not a JSON object, or the GGUF file's settings are not supported.
         """
-        if self._own_config is not None:
-            return self._own_config()
-        path = None if self.folder is None else self.folder / "config.json"
+        return self._own_config() if self._own_config is not None else self._json("config.json")
+
+    @functools.cached_property
+    def preprocessor(self) -> dict[str, Any] | None:
+        """How transformers makes features for the model: `preprocessor_config.json` beside the
+        weights, or the part of `processor_config.json` where 5.x keeps it; None without either.
+
+        Raises:
+          WeightError: it is not a JSON object.
+        """
+        found = self._json("preprocessor_config.json")
+        if found is None:
+            found = (self._json("processor_config.json") or {}).get("feature_extractor")
+        return found if isinstance(found, dict) else None
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        """The object in a file beside the weights; None where there is none."""
+        path = None if self.folder is None else self.folder / name
         if path is None or not path.is_file():
             return None
         try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise WeightError(f"{path}: not JSON ({error})") from error
-        if not isinstance(config, dict):
+        if not isinstance(found, dict):
             raise WeightError(f"{path}: not a JSON object")
-        return config
+        return found
 
     @functools.cached_property
     def identity(self) -> str:

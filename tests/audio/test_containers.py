@@ -120,6 +120,14 @@ def test_half_a_file_is_seen_in_every_container(tmp_path, made, options):
     assert reason.startswith("is truncated: its header promises") and "copy it again" in reason
 
 
+def test_samples_behind_the_end_of_the_file(tmp_path, made):
+    content = made(format="AU")
+    for promised in (0, 2 * SAMPLES):
+        header = struct.pack(">II", len(content) + 1, promised)
+        reason = refusal(tmp_path, content[:4] + header + content[12:])
+        assert f"samples from byte {len(content) + 1} on, and it has {len(content)}" in reason
+
+
 def test_caf_is_whole_or_refused(tmp_path, made):
     whole = made(format="CAF")
     assert probe(stored(tmp_path, whole)).frames == SAMPLES

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +21,8 @@ from medalign_jax.data.manifest import (
     write_problems,
 )
 from tests.data import manifests
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def fatal(problems):
@@ -205,6 +210,32 @@ def test_parquet_bytes_that_are_not_utf8(tmp_path):
     rows, problems = read_manifest(tmp_path / "m.parquet")
     assert [row.row for row in rows] == [1]
     assert "column 'report' is not UTF-8 text" in fatal(problems)[2]
+
+
+_FLIPS = """
+import sys
+from pathlib import Path
+from medalign_jax.data.manifest import ManifestError, read_manifest
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+footer = int.from_bytes(whole[-8:-4], "little") + 8
+for place in range(len(whole) - footer, len(whole)):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+    try:
+        read_manifest(path)
+    except ManifestError:
+        print("refused")
+"""
+
+
+def test_a_flipped_bit_in_a_parquet_footer_is_refused_or_nothing(tmp_path):
+    """In a process of its own: pyarrow ends one over some of them."""
+    table = pa.table({"audio_path": ["a.wav", "b.wav"], "report": ["x", "y"], "age": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    command = [sys.executable, "-c", _FLIPS, str(tmp_path / "m.parquet")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.count("refused") > 300
 
 
 def test_records_that_are_no_records(tmp_path):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from medalign_jax import seals
 from medalign_jax.data import open_dataset, prepare, records
 from medalign_jax.data.manifest import ManifestError
 from tests.data import manifests
@@ -48,6 +49,22 @@ def test_gives_what_the_manifest_gives(manifest, tmp_path, capsys):
     assert direct.reports(0, 4, 7) == prepared.reports(0, 4, 7)
     assert prepared.rows[1].targets == {"age": "41"}
     assert [p.name for p in out.parent.iterdir()] == ["prepared"]
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    (tmp_path / "plain").mkdir()
+    rows = manifests.rows_of(tmp_path / "plain", 10)
+    folder = (tmp_path / "plain").rename(tmp_path / os.fsdecode(b"souffl\xe9"))
+    manifest = manifests.write_csv(folder / "m.csv", rows)
+    assert run(manifest, tmp_path / "p") == 0
+    assert same(open_dataset(manifest), open_dataset(tmp_path / "p"))
+    outside = [row | {"audio_path": os.path.join("..", folder.name, row["audio_path"])}
+               for row in rows]  # fmt: skip
+    (tmp_path / "here").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in outside)
+    (tmp_path / "here" / "m.jsonl").write_text(lines)
+    with pytest.raises(ManifestError, match="not UTF-8 text"):
+        open_dataset(tmp_path / "here" / "m.jsonl")
 
 
 def test_opens_without_the_audio_files_and_cuts(manifest, tmp_path):
@@ -201,7 +218,7 @@ def test_killed_while_writing(manifest, tmp_path, capsys):
     assert same(open_dataset(manifest), open_dataset(out))
 
 
-@pytest.mark.parametrize("name", ["rows", "shard", "cut", "description", "format"])
+@pytest.mark.parametrize("name", ["rows", "shard", "cut", "changed", "description", "format"])
 def test_damage_is_named(manifest, tmp_path, name):
     out = tmp_path / "p"
     assert run(manifest, out) == 0
@@ -215,14 +232,37 @@ def test_damage_is_named(manifest, tmp_path, name):
         shard.unlink()
     elif name == "cut":
         os.truncate(shard, shard.stat().st_size // 2)
+    elif name == "changed":  # of the same size; a shard has checksums of its own
+        shard.write_bytes(shard.read_bytes()[: -1 << 16] + bytes(1 << 16))
     elif name == "description":
         description.write_text(description.read_text()[:-20])
     else:
         description.write_text(json.dumps(found | {"format": 99}))
     words = {"rows": "damaged.*rows.jsonl", "shard": f"damaged.*{shard.name}",
-             "cut": f"damaged.*{shard.name}", "description": "no prepared data set",
+             "cut": f"damaged.*{shard.name}", "changed": "damaged: a file cannot be read",
+             "description": "no prepared data set",
              "format": "not of format"}  # fmt: skip
     with pytest.raises(ManifestError, match=words[name]):
+        open_dataset(out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("record", [3]), ("label", 5), ("split", "trian"), ("targets", {"age": 1}), ("row", True)],
+)
+def test_a_row_of_other_kinds_is_damage(manifest, tmp_path, key, value):
+    """Behind checksums that were made to fit."""
+    out = tmp_path / "p"
+    assert run(manifest, out, "--targets=age") == 0
+    lines = [json.loads(line) for line in (out / records.ROWS).read_text().splitlines()]
+    lines[3][key] = value
+    (out / records.ROWS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    description = json.loads((out / records.DESCRIPTION).read_text())
+    description["files"][records.ROWS] = (out / records.ROWS).stat().st_size
+    description["rows_sha256"] = records.sha256(out / records.ROWS)
+    (out / records.DESCRIPTION).write_text(json.dumps(description))
+    (out / seals.NAME).unlink()
+    with pytest.raises(ManifestError, match=r"is damaged.*prepare the data set again"):
         open_dataset(out)
 
 

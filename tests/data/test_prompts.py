@@ -297,6 +297,9 @@ def test_folders_without_a_chat_format(folders, tmp_path):
         ChatTokenizer(folders["bare"], template="{{ messages[-1]['content'] }} and so on")
     with pytest.raises(TokenizerError, match="its chat template fails: no such turn"):
         ChatTokenizer(folders["bare"], template="{{ raise_exception('no such turn') }}")
+    for failing in ("{{ 1 / 0 }}", "{{ 'x' * 10**20 }}"):
+        with pytest.raises(TokenizerError, match="its chat template fails"):
+            ChatTokenizer(folders["bare"], template=failing)
 
 
 def test_all_that_make_no_example_are_listed(student, teacher):

@@ -1,6 +1,7 @@
 """What may change between two starts in one workdir, and what is refused with what changed."""
 
 import json
+import os
 
 import pytest
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from medalign_jax.errors import UserError
 from medalign_jax.experiments.identity import compare_recordings, recording
 from medalign_jax.experiments.workdir import (
     alone,
+    begin_anew,
     bind,
     bind_recordings,
     note_provenance,
@@ -198,6 +200,15 @@ def test_other_recordings_are_refused_with_how_many_and_which_first(begun, now, 
     bind_recordings(begun, ROWS)  # the refused ones were not remembered
 
 
+def test_names_that_are_no_utf8_are_remembered(begun):
+    name = os.fsdecode(b"souffl\xe9/1.wav")
+    rows = [recording(name, "a:1.0", split="train"), recording("é.wav", "b:1.0", split=name)]
+    bind_recordings(begun, rows)
+    bind_recordings(begun, rows)  # as they were
+    with pytest.raises(UserError, match="other recordings"):
+        bind_recordings(begun, rows[:1])
+
+
 def test_recordings_may_move_and_be_told_more_of():
     moved = [record | {"name": f"/else/{record['name']}", "subject": "s"} for record in ROWS]
     assert compare_recordings(ROWS, moved) == []
@@ -206,7 +217,12 @@ def test_recordings_may_move_and_be_told_more_of():
 def test_restart_moves_the_run_away_and_leaves_what_is_known_by_its_content(begun):
     for name in ("teacher_cache", "embeddings", "export"):
         (begun / name).mkdir()
-    assert set_aside(begun) == begun / "earlier_runs" / "1"
+    (begun / "unusable_rows.jsonl").write_text("of the run that begins")
+    assert open_workdir(begun, config(seed=1), restart=True) == begun  # nothing is compared
+    assert (begun / "checkpoints" / "4").is_dir()
+    begin_anew(begun, config(seed=1))
+    for name in ("config.json", "unusable_rows.jsonl"):  # of the new run
+        (begun / name).unlink()
     assert {p.name for p in begun.iterdir()} == {"teacher_cache", "embeddings", "earlier_runs"}
     assert (begun / "earlier_runs" / "1" / "checkpoints" / "4").is_dir()
     open_workdir(begun, config(seed=1))

@@ -1,26 +1,30 @@
-"""Slips in what comes after training are told before it."""
+"""What the config alone says wrong is told before anything is made, read or trained."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from configs import acula
+from configs import acula, distill
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.experiments import build, measuring
+from medalign_jax.experiments import build, checks, measuring
 from medalign_jax.experiments.acula import options_of
+from medalign_jax.experiments.arms import arms_of
+from medalign_jax.experiments.distill_parts import check_settings as check_distillation
 from medalign_jax.experiments.measuring import check_settings
 from tests.evaluate.evaluation_rows import row, rows
 
 
-def check(tasks=("label",), **changes):
-    config = acula.get_config("demo")
+def check(variant="demo", tasks=("label",), **changes):
+    config = acula.get_config(variant)
     config.evaluate.tasks = tasks
     config.update_from_flattened_dict(changes)
-    suite = Suite.of(rows(age=lambda i: 30 + i % 7), options_of(config), "toy")
-    check_settings(config, build.architecture_of(config), suite)
+    made, options = build.architecture_of(config), options_of(config)
+    checks.check_alignment(config, made, arms_of(config, made.module.config.depth))
+    suite = Suite.of(rows(age=lambda i: 30 + i % 7), options, "toy")
+    check_settings(config, suite)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +62,9 @@ def test_a_class_that_a_fold_trains_without_has_no_sentences_and_that_is_told_at
     config.evaluate.update({"folds": 3, "per_class": 0})
     suite = Suite.of(found, options_of(config), "toy", validation=True)
     with pytest.raises(UserError, match=r"'label', fold \d: .* no training recording is 'c'"):
-        check_settings(config, build.architecture_of(config), suite)
+        check_settings(config, suite)
     config.evaluate.sentences = False
-    check_settings(config, build.architecture_of(config), suite)
+    check_settings(config, suite)
 
 
 class _Teacher:
@@ -109,3 +113,82 @@ def test_class_sentences_of_a_fold_are_reports_of_its_own_training_part(folds):
         for c, vectors in enumerate(space.class_text):
             assert vectors[:, 0].tolist() == expected[c][:least].tolist()
     assert len(folds.teacher.read) == len(set(folds.teacher.read))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.schedule": "cosin"}, "schedule 'cosin'"),
+        ({"augment.noise": 3.0}, "augment.noise must be a probability"),
+        ({"data.pad": "zeros"}, "unknown pad 'zeros'"),
+        ({"loss.ssm": "colla"}, "'colla' is not one of"),
+        ({"mesh.tensor": 3}, "does not use"),
+        ({"pretrain.changes.train": {"accumulate": 7}}, "multiple of train.accumulate 7"),
+        ({"supervised.changes.optimizer.schedule": "flat"}, "schedule 'flat'"),
+        ({"reports.use": "meen"}, "reports.use is 'meen' .*'mean'"),
+        ({"reports.pairing": "suffled"}, "reports.pairing is 'suffled' .*'shuffled'"),
+        ({"teacher.mode": "onlin"}, "teacher.mode is 'onlin' .*'online'"),
+        ({"teacher.mode": "online"}, "online reads one wording a step"),
+        ({"teacher.source": "/nowhere/teacher"}, "/nowhere/teacher: no such file"),
+        ({"teacher.dtype": "float7"}, "teacher.dtype is 'float7'.*bfloat16 or float32"),
+        ({"teacher.layer": 99}, "hidden state 99 does not exist"),
+        ({"teacher.pooling": "men"}, "pooling 'men'"),
+        ({"evaluate.map": "none"}, "audio side has 96 numbers, .* whitening keeps of 384"),
+        ({"evaluate.map": "none", "teacher.whiten": 0.0}, "has 96 numbers, the text side 384"),
+        ({"loss.align": "l2", "teacher.whiten": 0.0}, r"l2 \(after\).* 96 numbers, .* 384"),
+        ({"evaluate.pooling": "mean_std", "loss.audio_head": "mlp"}, "takes 96 .* gives 192"),
+        ({"arms": {"x": {"loss": {"align": "cosine"}}}}, "loss.align=cosine compares"),
+        ({"arms": {"x": {"teacher": {"source": "/nowhere"}}}}, "/nowhere: no such file"),
+    ],
+)  # fmt: skip
+def test_every_part_is_built_before_anything_is_made(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(**changes)
+
+
+def test_what_fits_is_taken():
+    heads = {"loss.audio_head": "mlp", "loss.text_head": "mlp"}
+    check(**heads, **{"evaluate.map": "none", "loss.align": "l2"})
+    check(variant="demo+controls")
+    check(**{"evaluate.map": "none", "evaluate.sentences": False})
+    check(**{"evaluate.map": "none", "evaluate.aggregate": "subject"})
+
+
+def test_bands_need_tokens_of_several_bands():
+    with pytest.raises(UserError, match="one band only"):
+        check(**{"evaluate.pooling": "bands"})  # the demo's tokens hold all bands
+
+
+def test_batches_that_a_training_split_does_not_fill():
+    config = acula.get_config("demo")
+    arms = arms_of(config, 4)
+    train = rows()[:64]
+    checks.check_fills(config, arms, train)
+    with pytest.raises(UserError, match=r"63 training recordings fill no batch of 64 \(pretrain"):
+        checks.check_fills(config, arms, train[:-1])
+    config.pretrain.enabled = config.supervised.enabled = False
+    config.data.one_per_subject = True
+    subjects = len({row.subject_id for row in train})
+    assert subjects < 64
+    with pytest.raises(UserError, match=rf"{subjects} .*subjects.* of 64 \(after of fold 1\)"):
+        checks.check_fills(config, arms_of(config, 4), train, "fold 1")
+    config.data.mix = 10  # joins them
+    checks.check_fills(config, arms_of(config, 4), train)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher.dtype": "float7"}, "teacher.dtype is 'float7'"),
+        ({"optimizer.schedule": "cosin"}, "schedule 'cosin'"),
+        ({"teacher.form": "lats"}, "teacher.form 'lats'"),
+        ({"train.accumulate": 7}, "multiple of train.accumulate 7"),
+        ({"loss.hidden": "jds"}, "jds"),
+    ],
+)
+def test_slips_of_a_distillation(changes, message):
+    config = distill.get_config("demo")
+    check_distillation(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        check_distillation(config)

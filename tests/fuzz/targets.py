@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from tests.fuzz import prepared
 
 
 def write_seeds(folder: Path) -> dict[str, list[Path]]:
@@ -21,7 +23,8 @@ def write_seeds(folder: Path) -> dict[str, list[Path]]:
         place = folder / name
         place.mkdir(parents=True)
         write(place)
-        found[name] = sorted(p for p in place.iterdir() if p.name not in _COMPANIONS)
+        whole = (p for p in place.rglob("*") if p.is_file())
+        found[name] = sorted(p for p in whole if p.name not in _COMPANIONS.get(name, ()))
     return found
 
 
@@ -135,10 +138,10 @@ def _write_audio(folder: Path) -> None:
 
 
 def _read_audio(path: Path) -> None:
-    from medalign_jax.audio import io
+    from medalign_jax.audio import io as audio_io
 
-    io.probe(path)
-    io.read(path, sample_rate=16_000, max_seconds=5.0)
+    audio_io.probe(path)
+    audio_io.read(path, sample_rate=16_000, max_seconds=5.0)
 
 
 # -------------------------------------------------------------------------------------- tables
@@ -242,6 +245,34 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
+def _write_word_pieces(folder: Path) -> None:
+    """As BERT's: a vocabulary without tokenizer.json."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "hear", "##d"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def _read_word_pieces(path: Path) -> None:
+    from medalign_jax.teachers.tokenizers import FolderTokenizer
+
+    FolderTokenizer(path.parent).encode(["what is heard"], 16)
+
+
+def _write_templates(folder: Path) -> None:
+    """Each place that a processor's template may be in, in a folder of its own."""
+    written = {
+        "chat_template.jinja": TEMPLATE,
+        "chat_template.json": json.dumps({"chat_template": TEMPLATE}),
+        "processor_config.json": json.dumps({"chat_template": TEMPLATE, "processor_class": "X"}),
+    }
+    for name, text in written.items():
+        place = folder / name.partition(".")[2] / name.partition(".")[0]
+        place.mkdir(parents=True)
+        _write_tokenizer(place)
+        (place / name).write_text(text)
+
+
 def _read_tokenizer(path: Path) -> None:
     from medalign_jax.data.chat import ChatTokenizer
 
@@ -259,7 +290,11 @@ def _read_broken(path: Path) -> None:
         os.abort()
 
 
-_COMPANIONS = {"part.safetensors", "model.safetensors"}
+_COMPANIONS: Mapping[str, Collection[str]] = {  # of a target: lie beside, are not damaged
+    "index": ("part.safetensors",),
+    "config": ("model.safetensors",),
+    "template": ("tokenizer.json", "tokenizer_config.json"),
+}
 
 SEEDS: Mapping[str, Callable[[Path], None]] = {
     "safetensors": _write_safetensors,
@@ -271,8 +306,12 @@ SEEDS: Mapping[str, Callable[[Path], None]] = {
     "table": _write_tables,
     "embeddings": _write_embeddings,
     "results": _write_results,
+    "prepared": prepared.write_prepared,
+    "array_record": prepared.write_array_record,
     "questions": _write_questions,
     "tokenizer": _write_tokenizer,
+    "template": _write_templates,
+    "word_pieces": _write_word_pieces,
 }
 READERS: Mapping[str, Callable[[Path], None]] = {
     "safetensors": _read_weights,
@@ -284,8 +323,12 @@ READERS: Mapping[str, Callable[[Path], None]] = {
     "table": _read_table,
     "embeddings": _read_embeddings,
     "results": _read_results,
+    "prepared": prepared.read_prepared,
+    "array_record": prepared.read_array_record,
     "questions": _read_questions,
     "tokenizer": _read_tokenizer,
+    "template": _read_tokenizer,
+    "word_pieces": _read_word_pieces,
 }
 BROKEN: Mapping[str, Callable[[Path], None]] = {"_broken": _read_broken}
 SHARE: Mapping[str, float] = {"tokenizer": 0.2, "config": 0.4}  # of the mutations of the others

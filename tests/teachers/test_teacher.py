@@ -21,7 +21,7 @@ from medalign_jax.teachers.teacher import (
     pool,
     random_teacher,
 )
-from medalign_jax.teachers.tokenizers import HashTokenizer, TokenizerError
+from medalign_jax.teachers.tokenizers import FolderTokenizer, HashTokenizer, TokenizerError
 from medalign_jax.train.mesh import make_mesh, shardings
 from tests import devices
 
@@ -303,6 +303,13 @@ def test_fingerprint_knows_everything_that_matters():
 def test_bad_texts_are_named(texts, message):
     with pytest.raises(TeacherError, match=message):
         random_teacher(TINY, reading=SHORT).embed(texts)
+
+
+def test_a_vocabulary_without_the_unknown_word_is_told(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]\nheard")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(TokenizerError, match=f"{tmp_path.name}: .*cannot encode.*UNK"):
+        FolderTokenizer(tmp_path).encode(["rales"], 8)
 
 
 def test_a_foreign_tokenizer_is_noticed():
