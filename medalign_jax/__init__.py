@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load_encoder", "load_teacher", "losses"]
+__all__ = ["load_encoder", "load_language_model", "load_teacher", "losses"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from medalign_jax.teachers import load_teacher
 
         return load_teacher
+    if name == "load_language_model":
+        from medalign_jax.language_model import load_language_model
+
+        return load_language_model
     raise AttributeError(f"module 'medalign_jax' has no attribute {name!r}")
 
 

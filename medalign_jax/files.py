@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from medalign_jax.errors import UserError
+
 # The host and the process that writes: what the dead have left can be told from work in progress.
 _TEMPORARY = re.compile(r"\.writing-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}")
 
@@ -79,6 +81,19 @@ def encoded(text: str) -> bytes:
     They are written as \\udcXX, which in JSON is their escape: they are read back as they were.
     """
     return text.encode("utf-8", "backslashreplace")
+
+
+def check_name(folder: str | os.PathLike) -> None:
+    """Refuses a folder for what libraries write (checkpoints, records): they take UTF-8 alone.
+
+    Raises:
+        UserError: some bytes of its name are no UTF-8; names it.
+    """
+    if printable(folder) != os.fspath(folder):
+        raise UserError(
+            f"'{printable(folder)}': the name of this folder is not UTF-8 text, and the libraries "
+            "that read and write there take no other; rename it, or choose another"
+        )
 
 
 def printable(path: str | os.PathLike) -> str:

@@ -37,7 +37,7 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.records import Recipe
 from medalign_jax.data.sources import Clip
-from medalign_jax.files import encoded, sync
+from medalign_jax.files import check_name, encoded, sync
 from medalign_jax.local_paths import local
 from medalign_jax.locks import held
 from medalign_jax.seals import seal
@@ -235,8 +235,10 @@ def refuse_other_content(out: str | Path, recipe: Recipe) -> None:
 
     Raises:
         ManifestError: a file, a folder with other things, or a data set prepared otherwise.
+        UserError: a name that is not UTF-8.
     """
     out = Path(out)
+    check_name(out.absolute())
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / records.DESCRIPTION).is_file():

@@ -23,6 +23,7 @@ import numpy as np
 from medalign_jax.data.manifest import SPLITS, Problem, Row
 from medalign_jax.data.sources import Clip
 from medalign_jax.data.tables import ManifestError, did_you_mean
+from medalign_jax.files import check_name
 from medalign_jax.seals import DamagedError, check_seal
 
 FORMAT = 1
@@ -139,8 +140,10 @@ def open_records(
     Raises:
         ManifestError: not a whole prepared folder, or prepared at another sample rate or
             without a target.
+        UserError: the folder's name is not UTF-8.
     """
     folder = Path(folder)
+    check_name(folder.absolute())
     description = read_description(folder)
     names = check_files(folder, description)
     try:

@@ -80,7 +80,7 @@ def read_table(
 
     Raises:
         ManifestError: no such file, unknown suffix, not readable as its suffix says, no
-            `required` column, a column twice, no record.
+            `required` column, a column twice, no record, or none that can be read.
     """
     path = local(path)
     if not path.is_file():
@@ -103,6 +103,11 @@ def read_table(
         table = _read_csv(path, data, required, is_read) if csv_file else _read_jsonl(data, is_read)
     if not table.records:
         raise ManifestError(f"'{path}' has no rows")
+    if not table.columns and isinstance(first := table.records[0], BadRecord):
+        raise ManifestError(
+            f"'{path}': none of its {len(table.records)} rows can be read; the first is "
+            f"{first.reason}"
+        )
     table = renamed(path, table, known)
     if required not in table.columns:
         raise ManifestError(

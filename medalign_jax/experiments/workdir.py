@@ -24,7 +24,7 @@ from medalign_jax import processes
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
-from medalign_jax.files import encoded, write_whole
+from medalign_jax.files import check_name, encoded, write_whole
 from medalign_jax.local_paths import local
 from medalign_jax.provenance import provenance
 
@@ -44,6 +44,7 @@ def alone(run: Callable) -> Callable:
 
     @functools.wraps(run)
     def locked(config: ml_collections.ConfigDict, workdir: Path, *args: Any, **kwargs: Any) -> Any:
+        check_name(Path(workdir).absolute())
         if Path(workdir).exists() and not Path(workdir).is_dir():
             raise UserError(
                 f"{workdir} is a file, and a run needs a folder: choose another --workdir"

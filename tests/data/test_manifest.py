@@ -265,6 +265,7 @@ def test_records_that_are_no_records(tmp_path):
         ("m.csv", b'audio_path,report\na,"b\n', "line 2: not a CSV file"),
         ("m.csv", "audio_path,report\na,b\n".encode("utf-16"), "not UTF-8 text .UTF-16"),
         ("m.csv", b"audio_path,Murmur,murmur\na,Absent,Absent\n", "all mean 'murmur'"),
+        ("m.jsonl", b"{bad\n{worse\n", "none of its 2 rows can be read; the first is not a JSON"),
         ("m.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("m.xlsx", b"PK", "a manifest ends in one of"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from medalign_jax import seals
 from medalign_jax.data import open_dataset, prepare, records
 from medalign_jax.data.manifest import ManifestError
+from medalign_jax.errors import UserError
 from tests.data import manifests
 
 
@@ -58,6 +59,10 @@ def test_a_folder_whose_name_is_no_utf8(tmp_path):
     manifest = manifests.write_csv(folder / "m.csv", rows)
     assert run(manifest, tmp_path / "p") == 0
     assert same(open_dataset(manifest), open_dataset(tmp_path / "p"))
+    (tmp_path / "p").rename(folder / "p")
+    with pytest.raises(UserError, match=r"souffl.xe9/p'.*not UTF-8"):
+        open_dataset(folder / "p")
+    assert run(manifest, folder / "q") == 1 and not (folder / "q").exists()
     outside = [row | {"audio_path": os.path.join("..", folder.name, row["audio_path"])}
                for row in rows]  # fmt: skip
     (tmp_path / "here").mkdir()

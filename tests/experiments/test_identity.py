@@ -230,6 +230,13 @@ def test_restart_moves_the_run_away_and_leaves_what_is_known_by_its_content(begu
     assert set_aside(begun) is None and set_aside(begun / "nowhere") is None
 
 
+def test_a_workdir_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for name, words in (("file", "is a file"), (os.fsdecode(b"souffl\xe9"), "not UTF-8")):
+        with pytest.raises(UserError, match=words):
+            alone(lambda config, workdir: None)(None, tmp_path / name)
+
+
 def test_two_runs_do_not_work_in_one_workdir(tmp_path):
     @alone
     def run(config, workdir):
