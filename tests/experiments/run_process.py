@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # TensorBoard's writer would import it, which takes seconds
     manifest, workdir, *process = sys.argv[1:]
     if process:
         address, number = process
