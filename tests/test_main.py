@@ -67,6 +67,15 @@ def test_a_wrong_command_is_named_in_one_line(tmp_path, arguments, words):
     assert not (workdir / "checkpoints").exists()
 
 
+def test_a_start_waits_for_no_library_that_it_may_not_need():
+    code = (
+        "import sys; from medalign_jax.experiments import acula, distill\n"
+        "print({'torch', 'tensorflow', 'transformers', 'pandas', 'scipy.stats'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_a_config_has_to_be_given():
     done = run()
     assert done.returncode == 1

@@ -35,7 +35,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit  # Student's t: all of scipy.stats takes a second to import
 
 from medalign_jax.evaluate.statistics import Interval, Statistic, StatisticsError
 
@@ -202,7 +202,7 @@ class _Part:
 
     def ends(self, tail: float) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
-        quantile = float(student.isf(tail, max(1.0, self.degrees)))
+        quantile = -float(stdtrit(max(1.0, self.degrees), tail))
         if self.scale == "share":
             return _wilson(self.value, self._inverse_size(), quantile)
         if not self.variance > 0:

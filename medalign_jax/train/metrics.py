@@ -6,8 +6,6 @@ import json
 import math
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from medalign_jax.errors import UserError
 from medalign_jax.files import write_whole
 
@@ -26,6 +24,8 @@ class MetricWriter:
         if not writes:
             return
         self._keep_until(restored_step)
+        from tensorboardX import SummaryWriter  # imported late: PyTorch, where it is, comes along
+
         self._events = SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=restored_step + 1, flush_secs=10
         )

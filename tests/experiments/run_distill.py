@@ -84,6 +84,7 @@ def main(folder: Path, workdir: Path, mode: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # TensorBoard's writer would import it, which takes seconds
     folder, workdir, mode, *process = sys.argv[1:]
     if process:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -56,6 +56,7 @@ def train(manifest: Path, config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # TensorBoard's writer would import it, which takes seconds
     assert jax.config.jax_compilation_cache_dir
     try:
         train(Path(sys.argv[1]), config_of(sys.argv[3:]), Path(sys.argv[2]))
