@@ -1,5 +1,6 @@
 """What the config alone says wrong is told before anything is made, read or trained."""
 
+import numpy as np
 import pytest
 
 from configs import acula, distill
@@ -10,6 +11,7 @@ from medalign_jax.experiments.acula import options_of
 from medalign_jax.experiments.arms import arms_of
 from medalign_jax.experiments.distill_parts import check_settings as check_distillation
 from medalign_jax.experiments.measuring import check_settings
+from medalign_jax.weights.load import save
 from tests.evaluate.evaluation_rows import rows
 
 
@@ -79,6 +81,12 @@ def test_what_is_not_measured_needs_no_settings():
 def test_every_part_is_built_before_anything_is_made(changes, message):
     with pytest.raises(UserError, match=message):
         check(**changes)
+
+
+def test_weights_of_another_encoder_are_told_before_recordings_are_read(tmp_path):
+    save(tmp_path / "model.safetensors", {"conv1.weight": np.zeros((2, 3), np.float32)})
+    with pytest.raises(UserError, match="does not fit the table"):
+        check(**{"encoder.source": str(tmp_path / "model.safetensors")})
 
 
 def test_what_fits_is_taken():
