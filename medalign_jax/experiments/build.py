@@ -35,7 +35,7 @@ from medalign_jax.train.loop import Data, LoopConfig
 from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
-from medalign_jax.weights.load import identity, load
+from medalign_jax.weights.load import check_weights, identity, load
 
 DTYPES = ("bfloat16", "float32")
 _MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
@@ -139,6 +139,14 @@ def evaluation_params(made: Architecture, params: Any, mesh: Mesh | None) -> Any
 def _own_part(mesh: Mesh) -> Mesh:
     """The devices of this process; the mesh itself where it is alone."""
     return mesh if jax.process_count() == 1 else make_mesh(devices=jax.local_devices())
+
+
+def check_source(config: ConfigDict, made: Architecture) -> None:
+    """Raises WeightError where config.encoder.source has other tensors than the encoder; none is
+    read."""
+    if config.encoder.source:
+        source, _ = open_encoder(config.encoder.source)
+        check_weights(source, made.table, made.abstract_params(), dtype=jnp.float32)
 
 
 def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tuple[Any, str]:

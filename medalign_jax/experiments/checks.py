@@ -64,6 +64,7 @@ def check_alignment(config: ConfigDict, made: Architecture, arms: Sequence[Arm])
       UserError: the first thing that would stop the run later.
     """
     check_evaluation(config, made)
+    build.check_source(config, made)
     for stage, block in stages_of(config):
         check_training(block, made, self_supervised=stage == "pretrain")
     widths: dict[str, int] = {}

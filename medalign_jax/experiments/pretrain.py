@@ -35,6 +35,7 @@ def run(
 ) -> None:
     """``--config=configs/pretrain.py``: data, training, export."""
     mesh, made = build.mesh_of(config), build.architecture_of(config)
+    build.check_source(config, made)
     checks.check_training(config, made, self_supervised=True)
     workdir = open_workdir(workdir, config, defaults, restart)
 

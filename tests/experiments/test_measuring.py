@@ -14,6 +14,7 @@ from medalign_jax.experiments.acula import options_of
 from medalign_jax.experiments.arms import arms_of
 from medalign_jax.experiments.distill_parts import check_settings as check_distillation
 from medalign_jax.experiments.measuring import check_settings
+from medalign_jax.weights.load import save
 from tests.evaluate.evaluation_rows import row, rows
 
 
@@ -144,6 +145,12 @@ def test_class_sentences_of_a_fold_are_reports_of_its_own_training_part(folds):
 def test_every_part_is_built_before_anything_is_made(changes, message):
     with pytest.raises(UserError, match=message):
         check(**changes)
+
+
+def test_weights_of_another_encoder_are_told_before_recordings_are_read(tmp_path):
+    save(tmp_path / "model.safetensors", {"conv1.weight": np.zeros((2, 3), np.float32)})
+    with pytest.raises(UserError, match="does not fit the table"):
+        check(**{"encoder.source": str(tmp_path / "model.safetensors")})
 
 
 def test_what_fits_is_taken():
