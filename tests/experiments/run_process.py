@@ -21,4 +21,8 @@ if __name__ == "__main__":
     config.data.manifest = manifest
     config.mesh.fsdp = 2
     config.supervised.enabled = False
+    # How its vectors are measured does not depend on who embedded them.
+    config.evaluate.update(
+        {"probes": ("linear",), "per_class": 0, "baselines": ("majority", "random")}
+    )
     acula.run(config, Path(workdir))

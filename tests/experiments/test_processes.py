@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("run_process.py")
 def runs(tmp_path_factory):
     """Workdirs of a run of two processes, and of one process with two devices."""
     folder = tmp_path_factory.mktemp("processes")
-    write_dataset(folder / "data", 60, 0, seconds=4.0, kinds=("heart",))
+    write_dataset(folder / "data", 60, 0, seconds=2.0, kinds=("heart",))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
