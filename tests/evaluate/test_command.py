@@ -18,6 +18,7 @@ from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate.command import _random, main
 from medalign_jax.evaluate.sources import sources_of
 from medalign_jax.experiments.export import export_encoder
+from tests.tiny_models import quick_jit
 from tests.toy_encoders import toy
 
 COUNT = 48  # recordings, two a subject
@@ -31,7 +32,7 @@ def world(tmp_path_factory):
     for name, seed in (("one", 0), ("two", 1)):
         made = toy("vit_mae_small")
         features, noise = np.zeros((1, 16, 64), np.float32), np.zeros((1, 16), np.float32)
-        params = made.module.init(jax.random.key(seed), features, noise)["params"]
+        params = quick_jit(made.module.init)(jax.random.key(seed), features, noise)["params"]
         export_encoder(folder / name / "export", Encoder(made, params, samples=15 * 512))
     with open(folder / "metadata.csv", "w", newline="") as file:
         writer = csv.writer(file)

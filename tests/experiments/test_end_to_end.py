@@ -21,13 +21,15 @@ from medalign_jax.weights.readers import open_safetensors
 
 def tiny():
     config = acula.get_config("demo")
-    config.data.update({"simulated": 60, "seconds": 31 * 512 / 16_000, "mix": 0})
+    config.data.update(
+        {"simulated": 60, "simulated_seconds": 2.0, "seconds": 31 * 512 / 16_000, "mix": 0}
+    )
     config.encoder.overrides.update(
         {"frames": 32, "patch": (8, 16), "width": 32, "depth": 1, "heads": 2,
          "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
     )  # fmt: skip
     config.reports.wordings = 2
-    config.teacher.whiten = 0.95
+    config.teacher.update({"layer": 1, "whiten": 0.95})  # one block of six
     config.loss.update({"audio_head": "mlp", "text_head": "mlp", "hidden": 32, "out": 16})
     config.train.update({"batch_size": 8, "steps": 4, "eval_every": 2, "log_every": 1})
     for stage in (config.pretrain, config.supervised):
@@ -153,7 +155,7 @@ def test_a_finished_run_is_measured_otherwise_lengthened_and_given_an_arm(finish
     shutil.copytree(finished, workdir)
     before = read_metrics(workdir / "pretrain" / "metrics.jsonl")
     config = tiny()
-    config.evaluate.update({"map": "none", "probes": ("knn",), "per_class": 0})
+    config.evaluate.update({"map": "none", "probes": ("knn",), "per_class": 0, "baselines": ()})
     config.train.steps = 6
     config.arms.update({"no self-supervised term": {"loss": {"ssm_weight": 0.0}}})
     config.supervised.enabled = False
@@ -197,7 +199,9 @@ def test_online_teacher_with_simulated_recordings_mixed_in(finished, tmp_path):
     config.data.update({"manifest": str(finished / "simulated" / "metadata.csv"), "mix": 20})
     config.encoder.source = str(finished / "pretrain")
     config.supervised.enabled = False
-    config.evaluate.sentences = False
+    config.evaluate.update(
+        {"sentences": False, "probes": ("linear",), "per_class": 0, "baselines": ()}
+    )
     experiment.run(config, tmp_path / "online")
     lines = read_metrics(tmp_path / "online" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -33,22 +33,23 @@ def _case(meta: dict) -> tuple[np.ndarray, np.ndarray]:
 
 def test_published_values(alignment):
     cases, expected = alignment
+    loss = jax.jit(cka_loss, static_argnames="estimator")
     for name, meta in cases.items():
         audio, text = _case(meta)
-        biased = float(cka_loss(audio, text, estimator="biased"))
+        biased = float(loss(audio, text, estimator="biased"))
         assert biased == pytest.approx(float(expected[f"{name}_samplegram"]), abs=2e-6), name
         if audio.shape[1] == text.shape[1]:
-            released = float(cka_loss(audio, text, estimator="released"))
+            released = float(loss(audio, text, estimator="released"))
             assert released == pytest.approx(float(expected[name]), abs=2e-6), name
 
 
 def test_published_gradients(alignment):
     cases, expected = alignment
+    gradients = jax.jit(jax.grad(lambda a, t: cka_loss(a, t, estimator="released"), (0, 1)))
     for name, meta in cases.items():
         if f"{name}_grad_audio" not in expected:
             continue
-        loss = lambda a, t: cka_loss(a, t, estimator="released")  # noqa: E731
-        for side, grad in zip(("audio", "lang"), jax.grad(loss, (0, 1))(*_case(meta)), strict=True):
+        for side, grad in zip(("audio", "lang"), gradients(*_case(meta)), strict=True):
             norm = float(expected[f"{name}_grad_{side}_norm"])
             np.testing.assert_allclose(jnp.linalg.norm(grad), norm, rtol=2e-5)
             got = np.asarray(grad[:2, :16])
@@ -106,7 +107,8 @@ def test_only_the_unbiased_estimator_is_near_zero_for_independent_samples():
     rng = np.random.default_rng(1)
     pairs = rng.standard_normal((200, 2, 24, 512)).astype(np.float32)
     values = {
-        e: jax.vmap(lambda p, e=e: cka(p[0], p[1], estimator=e)) for e in ("unbiased", "biased")
+        e: jax.jit(jax.vmap(lambda p, e=e: cka(p[0], p[1], estimator=e)))
+        for e in ("unbiased", "biased")
     }
     assert abs(float(values["unbiased"](pairs).mean())) < 0.01
     assert float(values["biased"](pairs).mean()) == pytest.approx(0.96, abs=0.01)

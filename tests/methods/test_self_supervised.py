@@ -89,8 +89,8 @@ def test_masked_spectrogram_learns_to_fill_in(module):
     term = make_term("masked_spectrogram", module, SHAPE)
     x = pictures(32)
     params = {
-        "encoder": module.init(jax.random.key(0), x)["params"],
-        "own": term.init(jax.random.key(1)),
+        "encoder": tiny.quick_jit(module.init)(jax.random.key(0), x)["params"],
+        "own": tiny.quick_jit(term.init)(jax.random.key(1)),
     }
 
     def loss(params, step_keys):
@@ -116,7 +116,7 @@ def test_masked_spectrogram_learns_to_fill_in(module):
 def test_what_is_hidden_cannot_be_seen():
     """A change of hidden cells that keeps the clip's mean changes no prediction."""
     term = make_term("masked_spectrogram", Patches(), SHAPE)
-    own = term.init(jax.random.key(1))
+    own = tiny.quick_jit(term.init)(jax.random.key(1))
     x = pictures(1)
     hidden = term._layout.hidden(jax.random.uniform(keys(1)[0], (term._layout.units,))[None])
     row = int(np.argmax(np.asarray(hidden)[0, :, 0]))
@@ -129,8 +129,8 @@ def test_what_is_hidden_cannot_be_seen():
 
 def test_masks_follow_each_examples_key():
     term = make_term("masked_spectrogram", Patches(), SHAPE)
-    params = Patches().init(jax.random.key(0), pictures(1))["params"]
-    own = term.init(jax.random.key(1))
+    params = tiny.quick_jit(Patches().init)(jax.random.key(0), pictures(1))["params"]
+    own = tiny.quick_jit(term.init)(jax.random.key(1))
     same = jnp.repeat(pictures(1), 6, axis=0)
     error, coupled = term.encode(params, own, same, keys(6), True)
     assert coupled == {} and len(set(np.asarray(error).tolist())) > 2
@@ -152,7 +152,7 @@ def test_cola_is_cross_entropy_over_the_rows():
 
 def test_cola_crops_differ_and_come_from_the_recording():
     term = make_term("cola", Patches(), SHAPE)
-    params = Patches().init(jax.random.key(0), pictures(1))["params"]
+    params = tiny.quick_jit(Patches().init)(jax.random.key(0), pictures(1))["params"]
     error, coupled = term.encode(params, {}, pictures(8), keys(8), False)
     assert not error.any() and coupled["query"].shape == (8, 5)
     gap = np.abs(np.asarray(coupled["query"] - coupled["key"])).max(1)
@@ -164,7 +164,7 @@ def test_acula_with_the_term_is_exact_when_accumulated(ssm):
     student = AudioStudent(Patches(), lambda x: x.reshape(-1, *SHAPE), 128, ssm=ssm)
     config = AculaConfig(layers=(-1, 0), hidden=8, out=4, dropout=0.0)
     method = Acula(student, 6, config, ((r".*", ()),))
-    params = method.init(jax.random.key(0))
+    params = tiny.quick_jit(method.init)(jax.random.key(0))
     assert ("term" in params) == (ssm == "masked_spectrogram")
     text = jax.random.normal(jax.random.key(3), (8, 6))
     batch = {"waveform": pictures(8).reshape(8, -1), "text": text}

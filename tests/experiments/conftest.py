@@ -1,0 +1,18 @@
+"""Runs of this folder compile their training steps, most of their time, as `tests.quick` says."""
+
+import jax
+import pytest
+
+from tests.quick import OPTIONS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_steps():
+    compiled = jax.stages.Lowered.compile
+
+    def compile_quickly(self, compiler_options=None, **more):
+        return compiled(self, OPTIONS | dict(compiler_options or {}), **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compile_quickly)
+        yield
