@@ -59,7 +59,7 @@ def test_an_arm_that_says_nothing_is_left_out_with_a_word(capsys):
                 "no self-supervised term"}  # fmt: skip
     assert arms == everything - left_out
     arms = {arm.name for arm in arms_of(acula.get_config("patients+ablations"), 4)}
-    assert "not whitened" not in arms and "several layers" in arms
+    assert "self-supervised term x 1/10" not in arms and "several layers" in arms
 
 
 @pytest.mark.parametrize(
