@@ -36,7 +36,7 @@ def test_values_are_those_in_force_and_comments_those_of_the_key():
     assert found["data.simulated"] == ("600", "recordings to simulate where there is no manifest")
     assert found["train.batch_size"] == ("64", "of all devices together")
     assert found["evaluate.layer"] == ("", "block whose tokens are pooled; none: the last")
-    assert found["pretrain.changes.train.steps"] == ("250", found["train.steps"][1])
+    assert found["pretrain.changes.train.steps"] == ("1000", found["train.steps"][1])
     assert found["arms"][0] == "{}"
     assert "models/pooling.py" in found["evaluate.pooling"][1]
 
