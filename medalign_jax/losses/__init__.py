@@ -1,5 +1,6 @@
 """Pure losses: jit- and grad-safe functions of arrays, computed in float32."""
 
+from medalign_jax.losses.chunked import gradient_only
 from medalign_jax.losses.cka import ESTIMATORS, cka, cka_loss
 from medalign_jax.losses.contrastive import cosine_loss, info_nce_loss, l2_loss
 from medalign_jax.losses.divergences import Divergence, forward_kl, generalised_jsd, reverse_kl
@@ -13,7 +14,7 @@ from medalign_jax.losses.layerwise import (
     pair_name,
     project,
 )
-from medalign_jax.losses.next_token import TopK, next_token_losses, top_k
+from medalign_jax.losses.next_token import TopK, next_token_losses, next_token_sum, top_k
 from medalign_jax.losses.reconstruction import masked_patch_error
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "cosine_loss",
     "forward_kl",
     "generalised_jsd",
+    "gradient_only",
     "hidden_divergence",
     "info_nce_loss",
     "init_projections",
@@ -35,6 +37,7 @@ __all__ = [
     "masked_patch_error",
     "masked_sum",
     "next_token_losses",
+    "next_token_sum",
     "pair_name",
     "project",
     "reverse_kl",

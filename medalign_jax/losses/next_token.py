@@ -13,13 +13,14 @@ over the mesh does so inside, so that the gathered kernel lives as long as one c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from medalign_jax.errors import UserError
+from medalign_jax.losses.chunked import map_chunks, sum_chunks
 from medalign_jax.losses.divergences import JSD, LOG_ZERO, Divergence
 
 Head = Callable[[jax.Array], jax.Array]
@@ -79,9 +80,49 @@ def next_token_losses(
       UserError: shapes that do not fit, a vocabulary that is not shared, `chunk` below 1.
     """
     _check(student_hidden, teacher, labels, teacher_head)
+    losses = _losses_of(student_head, teacher_head, divergence, shared_vocab)
+    parts = (student_hidden, (teacher, labels))
+    return map_chunks(lambda part: losses(*part), parts, chunk)
 
-    def losses(part: tuple) -> dict[str, jax.Array]:
-        hidden, theirs, targets = part
+
+def next_token_sum(
+    student_hidden: jax.Array,
+    teacher: jax.Array | TopK | None,
+    labels: jax.Array,
+    weights: Mapping[str, jax.Array],
+    *,
+    student_head: Head,
+    teacher_head: Head | None = None,
+    divergence: Divergence = JSD,
+    shared_vocab: int | None = None,
+    chunk: int = 256,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum of `next_token_losses`, whose gradient needs no second computation.
+
+    Args:
+      weights: of each token, (B, R) float, for "divergence", "cross_entropy" or both. A token of
+        weight 0 counts for nothing, whatever its label.
+      the others: as of `next_token_losses`.
+
+    Returns:
+      The sum, (), float32; and what `next_token_losses` returns, without a gradient.
+
+    Raises:
+      UserError: as `next_token_losses`.
+    """
+    _check(student_hidden, teacher, labels, teacher_head)
+    losses = _losses_of(student_head, teacher_head, divergence, shared_vocab)
+    parts = (student_hidden, (teacher, labels))
+    return sum_chunks(losses, *parts, weights, chunk)
+
+
+def _losses_of(
+    student_head: Head, teacher_head: Head | None, divergence: Divergence, shared_vocab: int | None
+) -> Callable[[jax.Array, tuple], dict[str, jax.Array]]:
+    """The losses of a chunk: of hidden states, and of what the teacher says and the labels."""
+
+    def losses(hidden: jax.Array, others: tuple) -> dict[str, jax.Array]:
+        theirs, targets = others
         scores = student_head(hidden).astype(jnp.float32)
         out = _label_losses(scores, targets)
         if theirs is None:
@@ -93,7 +134,7 @@ def next_token_losses(
         value = vocabulary_divergence(scores, other, divergence, shared_vocab)
         return out | {"divergence": value}
 
-    return map_chunks(losses, (student_hidden, teacher, labels), chunk)
+    return losses
 
 
 def top_k(
@@ -146,41 +187,6 @@ def vocabulary_divergence(
         )
     student = _leading(student, shared_vocab, "student")
     return divergence.of_logits(student, _leading(teacher, shared_vocab, "teacher"))
-
-
-def map_chunks(function: Callable[[Any], Any], arrays: Any, chunk: int) -> Any:
-    """`function` of at most `chunk` positions at a time, recomputed in the backward pass.
-
-    Args:
-      function: tree of (B, c, ...) -> tree of (B, c, ...), position by position. It may close over
-        parameters; their gradient is added up chunk by chunk.
-      arrays: tree of (B, R, ...). Chunks are made equal and the last is filled up with zeros.
-      chunk: most positions at a time.
-
-    Returns:
-      What `function` gives for all R positions.
-
-    Raises:
-      UserError: `chunk` below 1.
-    """
-    if chunk < 1:
-        raise UserError(f"loss.chunk {chunk!r} must be at least 1 token")
-    length = jax.tree.leaves(arrays)[0].shape[1]
-    count = max(1, -(-length // chunk))
-    size = -(-length // count)
-
-    def cut(x: jax.Array) -> jax.Array:
-        filled = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(filled.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
-
-    def join(x: jax.Array) -> jax.Array:
-        joined = jnp.moveaxis(x, 0, 1)
-        return joined.reshape(joined.shape[0], count * size, *x.shape[3:])[:, :length]
-
-    # The scan keeps the two computations of a chunk apart by itself.
-    body = jax.checkpoint(function, prevent_cse=False)
-    _, out = jax.lax.scan(lambda _, part: (None, body(part)), None, jax.tree.map(cut, arrays))
-    return jax.tree.map(join, out)
 
 
 def _check(hidden, teacher, labels, teacher_head) -> None:

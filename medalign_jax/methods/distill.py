@@ -58,6 +58,8 @@ class _Sums:
 
     response: dict[str, jax.Array] = field(default_factory=dict)
     audio: dict[str, jax.Array] = field(default_factory=dict)
+    # Carries the gradient of the next-token terms, whose sums have none; see `_next_tokens`.
+    next_tokens: jax.Array | None = None
 
 
 class Distill(Method):
@@ -195,7 +197,7 @@ class Distill(Method):
         del keys  # nothing is drawn
         # What is only monitored is not worth a pass of the snapshot in every step.
         acoustic = bool(self.config.acoustic_weight) or (self.config.monitor_acoustic and not train)
-        sums = self._sums(params, frozen, batch, acoustic)
+        sums = self._sums(params, frozen, batch, acoustic, train)
         if not train:
             counts = {
                 "responses": batch["response_mask"].sum(1),
@@ -205,7 +207,8 @@ class Distill(Method):
             return Encoded(coupled, jnp.zeros(len(batch["index"])), {})
         metrics = {name: x * batch["response_share"] for name, x in sums.response.items()}
         metrics |= {name: x * batch["audio_share"] for name, x in sums.audio.items()}
-        return Encoded({}, self._total(metrics), metrics)
+        moves = losses.gradient_only(sums.next_tokens) / len(batch["index"])
+        return Encoded({}, self._total(metrics) + moves, metrics)
 
     def couple(self, coupled, mask=None):
         """Held-out means over all tokens; in training there is nothing to couple."""
@@ -217,18 +220,21 @@ class Distill(Method):
         metrics |= {name: x.sum() / counts["audio"] for name, x in coupled["audio"].items()}
         return self._total(metrics), metrics
 
-    def _total(self, terms: dict[str, jax.Array]) -> jax.Array:
+    @property
+    def _weights(self) -> dict[str, float]:
         c = self.config
-        weights = {
+        return {
             "top": c.text_weight * c.top_weight,
             "layers": c.text_weight * c.layers_weight,
             "acoustic": c.acoustic_weight,
             "cross_entropy": c.sft_weight,
         }
-        # In the order of `weights`: a sum in the order of a set would differ between processes.
-        return sum(weight * terms[name] for name, weight in weights.items() if name in terms)
 
-    def _sums(self, params: Tree, frozen: Tree, batch, acoustic: bool) -> _Sums:
+    def _total(self, terms: dict[str, jax.Array]) -> jax.Array:
+        # In the order of the weights: a sum in the order of a set would differ between processes.
+        return sum(weight * terms[name] for name, weight in self._weights.items() if name in terms)
+
+    def _sums(self, params: Tree, frozen: Tree, batch, acoustic: bool, train: bool) -> _Sums:
         model = self.student.model
         variables = self.student_variables(params, frozen)
         inputs = (batch["student_ids"], batch["student_mask"], *self._heard(batch))
@@ -237,13 +243,14 @@ class Distill(Method):
         last, out = model.apply(variables, *inputs, layers=(*sorted(wanted), -1))
         states, mask = out["hidden_states"], batch["response_mask"]
         taught = self._taught(frozen, batch)
-        terms = self._next_tokens(variables, frozen, batch, last, taught.last)
+        total, terms = self._next_tokens(variables, frozen, batch, last, taught.last, train)
         if self.pairs:
             terms["layers"] = self._layers(params, frozen, batch, states, taught.layers)
         response = {n: losses.masked_sum(x.astype(jnp.float32), mask) for n, x in terms.items()}
-        if not acoustic:
-            return _Sums(response)
-        return _Sums(response, {"acoustic": self._acoustic(frozen, inputs, states, out["audio"])})
+        heard = {}
+        if acoustic:
+            heard["acoustic"] = self._acoustic(frozen, inputs, states, out["audio"])
+        return _Sums(response, heard, total)
 
     def _taught(self, frozen: Tree, batch) -> Taught:
         if self.teacher is None:
@@ -251,21 +258,32 @@ class Distill(Method):
         top = bool(self.config.top_weight)
         return self.teacher.says(frozen.get("teacher"), batch, self.teacher_layers, top)
 
-    def _next_tokens(self, variables, frozen, batch, last, taught) -> dict[str, jax.Array]:
-        """(B, R) by term: cross-entropy, accuracy and the divergence from the teacher."""
+    def _next_tokens(
+        self, variables, frozen, batch, last, taught, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Their share of the batch's loss, and (B, R) by term: what it is made of, and accuracy.
+
+        The terms have no gradient: that of the sum is made where the scores are.
+        """
         model, teacher = self.student.model, self.teacher
-        found = losses.next_token_losses(
+        names = {"cross_entropy": "cross_entropy", "correct": "accuracy", "divergence": "top"}
+        weights = {}
+        if train:
+            share = batch["response_mask"] * batch["response_share"][:, None]
+            weighed = ("cross_entropy",) if taught is None else ("cross_entropy", "divergence")
+            weights = {name: self._weights[names[name]] * share for name in weighed}
+        total, found = losses.next_token_sum(
             at_positions(last, batch["student_at"]),
             taught,
             batch["response_ids"],
+            weights,
             student_head=lambda hidden: model.apply(variables, hidden, method="logits"),
             teacher_head=lambda hidden: teacher.scores(frozen["teacher"], hidden),
             divergence=self.divergence,
             shared_vocab=None if teacher is None else teacher.shared_vocab,
             chunk=self.config.chunk,
         )
-        names = {"cross_entropy": "cross_entropy", "correct": "accuracy", "divergence": "top"}
-        return {names[name]: value for name, value in found.items()}
+        return total, {names[name]: value for name, value in found.items()}
 
     def _heard(self, batch) -> tuple[jax.Array | None, jax.Array | None]:
         """Features (B, K, F, M) and valid frames (B, K); None where no row has a clip."""

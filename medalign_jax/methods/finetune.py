@@ -43,20 +43,24 @@ class TextFinetune(Method):
         del frozen, keys
         variables = {"params": params["text"]}
         hidden, _ = self.model.apply(variables, batch["student_ids"], batch["student_mask"])
-        found = losses.next_token_losses(
+        mask, weights = batch["response_mask"], {}
+        if train:
+            weights = {"cross_entropy": mask * batch["response_share"][:, None]}
+        total, found = losses.next_token_sum(
             jnp.take_along_axis(hidden, batch["student_at"][..., None], axis=1),
             None,
             batch["response_ids"],
+            weights,
             student_head=lambda x: self.model.apply(variables, x, method="logits"),
             chunk=self.chunk,
         )
         terms = {"cross_entropy": found["cross_entropy"], "accuracy": found["correct"]}
-        mask = batch["response_mask"]
         sums = {n: losses.masked_sum(x.astype(jnp.float32), mask) for n, x in terms.items()}
         if not train:
             return Encoded(sums | {"count": mask.sum(1)}, jnp.zeros(len(mask)), {})
         means = {name: x * batch["response_share"] for name, x in sums.items()}
-        return Encoded({}, means["cross_entropy"], means)
+        moves = losses.gradient_only(total) / len(mask)
+        return Encoded({}, means["cross_entropy"] + moves, means)
 
     def couple(self, coupled, mask=None):
         """Held-out means over all tokens."""

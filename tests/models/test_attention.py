@@ -211,6 +211,28 @@ def test_splash_equals_xla(causal, window):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs an NVIDIA card")
+@pytest.mark.parametrize("name", [name for name in CASES if "bias" not in name])
+def test_cudnn_equals_xla(name):
+    """Values and gradients in bfloat16, within its rounding."""
+    options = dict(CASES[name])
+    sizes = {"key_heads": options.pop("key_heads", 4), "keys": options.pop("keys", S)}
+    q, k, v = inputs(**sizes, dtype=jnp.bfloat16)
+    weight = np.random.default_rng(2).standard_normal(q.shape).astype(np.float32)
+
+    def both(backend):
+        def total(q, k, v):
+            out = attention(q, k, v, backend=backend, **options).astype(jnp.float32)
+            return jnp.sum(out * weight), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+    for fused, plain in zip(both("cudnn"), both("xla"), strict=True):
+        assert np.abs(plain).max() > 0.1
+        np.testing.assert_allclose(fused, plain, rtol=0, atol=2e-2 * np.abs(plain).max())
+
+
 SPLASH_FOR_TPU = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
