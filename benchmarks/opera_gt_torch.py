@@ -26,6 +26,15 @@ class TorchOperaGT:
         self.shift = torch.zeros(16, 1, 16, 16)
         self.shift[-2:] = torch.where(half[:, None] != half[None, :], -100.0, 0.0)
 
+    def to(self, device: str) -> "TorchOperaGT":
+        """The same model on another device."""
+        self.p = {
+            name: tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+            for name, tensor in self.p.items()
+        }
+        self.offset, self.shift = self.offset.to(device), self.shift.to(device)
+        return self
+
     def parameters(self) -> list[torch.Tensor]:
         return [tensor for tensor in self.p.values() if tensor.requires_grad]
 
