@@ -1,6 +1,9 @@
 """The paper's distillation with low-rank factors on one card, ours beside PyTorch.
 
-    python -m benchmarks.distill_card [--batch 8] [--rounds 5] [--without_torch] [--small]
+    python -m benchmarks.distill_card --side ours [--batch 8] [--rounds 8] [--small]
+    python -m benchmarks.distill_card --side torch
+
+Two programs, since the card does not hold both; whoever runs them divides.
 
 A student of Qwen2.5-Omni-7B's size with rank-16 factors at the projections of its attention, its
 snapshot, and a teacher of Qwen3-8B's, all bfloat16 with random weights; sequences of 2,048 tokens
@@ -17,7 +20,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.turns import in_turns
+from benchmarks.turns import seconds
 from configs import distill
 from medalign_jax.experiments import distill_plan
 from medalign_jax.experiments.build import typed
@@ -139,42 +142,43 @@ def _in_use() -> float | None:
     return None if counted is None else counted / 2**30
 
 
+def timed(step: Callable[[], float], rounds: int) -> tuple[list[float], float]:
+    """The first three losses, and the median of the seconds of later steps."""
+    losses = [step() for _ in range(3)]
+    return losses, statistics.median(seconds(step) for _ in range(rounds))
+
+
 def main() -> None:
-    """Prints seconds a step, tokens/s and operations/s of both, and planned and used memory."""
+    """Prints the first losses, seconds a step, tokens/s and memory of one side."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--side", choices=("ours", "torch"), default="ours")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
-    parser.add_argument("--without_torch", action="store_true", help="time ours alone")
     options = parser.parse_args()
     lengths = _SMALL if options.small else LENGTHS
     token = SMALL_STUDENT["audio_token_index"] if options.small else _AUDIO_TOKEN
     batch = random_batch(options.batch, lengths, token, 250 if options.small else 151_000)
     with tempfile.TemporaryDirectory() as folder:
-        ours = OurStep(_config(options.small, Path(folder)), batch)
-    steps = {"medalign_jax": ours}
-    losses = {"medalign_jax": [ours() for _ in range(3)]}
+        config = _config(options.small, Path(folder))
+        if options.side == "ours":
+            step = OurStep(config, batch)
+        else:
+            from benchmarks.distill_card_torch import TorchStep
+
+            method = distill_plan.planned_method(config, make_mesh(), "auto")
+            step = TorchStep(batch, method, options.small)
+    losses, taken = timed(step, options.rounds)
+    tokens = options.batch * lengths.sequence
+    print(f"{options.side}: first losses {', '.join(f'{loss:.4f}' for loss in losses)}")
+    print(f"{options.side}: {taken:.3f} s a step, {tokens / taken:.0f} tokens/s")
+    if options.side == "torch":
+        print(f"memory: {step.peak():.2f} GiB at most in use")
+        return
     used = _in_use()
     told = "not counted here" if used is None else f"{used:.2f} GiB at most in use"
-    print(f"memory: {ours.planned / 2**30:.2f} GiB planned, {told}")
-    if not options.without_torch:
-        from benchmarks.distill_card_torch import TorchStep
-
-        steps["PyTorch"] = TorchStep(batch, ours.method, options.small)
-        losses["PyTorch"] = [steps["PyTorch"]() for _ in range(3)]
-        print(f"memory of PyTorch: {steps['PyTorch'].peak():.2f} GiB at most")
-    for name, values in losses.items():
-        print(f"{name:13s} first losses: {', '.join(f'{value:.4f}' for value in values)}")
-    taken = in_turns(steps, options.rounds, settle=1)
-    tokens = options.batch * lengths.sequence
-    for name, times in taken.items():
-        seconds = statistics.median(times)
-        rate = f", {ours.flop / seconds / 1e12:.0f} TFLOP/s" if name == "medalign_jax" else ""
-        print(f"{name:13s} {seconds:7.3f} s a step, {tokens / seconds:8.0f} tokens/s{rate}")
-    if "PyTorch" in taken:
-        ratios = [b / a for a, b in zip(*taken.values(), strict=True)]
-        print(f"PyTorch / medalign_jax, time of a step: {statistics.median(ratios):.2f} "
-              f"({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+    print(f"products: {step.flop / taken / 1e12:.0f} TFLOP/s, what is computed anew included")
+    print(f"memory: {step.planned / 2**30:.2f} GiB planned, {told}")
 
 
 if __name__ == "__main__":

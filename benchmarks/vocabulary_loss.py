@@ -118,12 +118,16 @@ def liger(x: Inputs):
 
     def run():
         student.grad = heads[0].grad = None
-        value = loss(student, heads[0], teacher, heads[1])
+        value = loss(student, heads[0], teacher, heads[1], None)
         value.backward()
         torch.cuda.synchronize()
         return value.item(), (student.grad, heads[0].grad)
 
-    run()
+    try:
+        run()
+    except Exception as error:  # of any kind, in a kernel of another project
+        print(f"LigerFusedLinearJSD does not run here: {type(error).__name__}: {error}"[:300])
+        return None
     student.grad = heads[0].grad = None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
