@@ -10,7 +10,8 @@ Back ends:
 * ``blocked`` the same for a few pairs (example, key head) at a time, so that the scores stay in a
   processor's cache. Any platform. The backward pass recomputes them from the saved
   log-sum-exp (Dao et al. 2022, "FlashAttention", algorithms 1 and 4, without the tiling over keys).
-* ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit.
+* ``cudnn`` the fused kernel of cuDNN through `jax.nn.dot_product_attention`; NVIDIA GPUs, 16-bit,
+  no window that looks ahead.
 * ``splash`` the fused kernel of `attention_splash`; TPUs, self-attention, keys masked for padding
   only. The others give a padded query what it may look at, this one gives it nothing of use.
 * ``auto``  what fits the platform of this process: ``splash`` on a TPU and ``cudnn`` on a GPU where
@@ -30,6 +31,10 @@ BACKENDS = ("auto", "xla", "blocked", "cudnn", "splash")
 
 # Below this many bytes of scores the loop of the blocked back end costs more than it saves.
 _SMALL_BYTES = 8 << 20
+
+# Shorter sequences are not worth a fused kernel on a GPU. Initialisers are among them: they look at
+# two tokens, under a vmap over the layers, in which cuDNN's kernel would want a mask for each head.
+_SHORT = 64
 
 # Scores that a turn of that loop works on: short sequences share one.
 _BLOCK_BYTES = 3 << 20
@@ -65,14 +70,14 @@ def attention(
 
     Raises:
       ValueError: shapes that do not fit, an unknown back end, cuDNN without an NVIDIA GPU, or
-        what the Splash kernel cannot do.
+        what the kernels of cuDNN and Splash cannot do.
     """
     _check(q, k, v, bias, mask, causal, window, backend)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     bias = None if bias is None else jnp.asarray(bias)
     mask = None if mask is None else jnp.asarray(mask)
     if backend == "auto":
-        backend = _choose(q, k, bias, mask)
+        backend = _choose(q, k, bias, mask, two_sided=window is not None and not causal)
     if backend == "cudnn":
         return _cudnn(q, k, v, bias, mask, scale, causal, window)
     if backend == "splash":
@@ -82,14 +87,15 @@ def attention(
     return run(q, k, v, bias, mask, scale)
 
 
-def _choose(q, k, bias=None, mask=None, platform=None) -> str:
+def _choose(q, k, bias=None, mask=None, platform=None, two_sided=False) -> str:
     platform = platform or jax.default_backend()
     if platform == "tpu":
         return "splash" if _splash_pays(q, k, bias, mask) else "xla"
     if platform == "gpu":
         # What the fused kernel takes on every card since Ampere.
         fused = q.dtype.itemsize == 2 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
-        return "cudnn" if fused and bias is None and q.shape[1] > 1 else "xla"
+        plain = bias is None and not two_sided and q.shape[1] >= _SHORT
+        return "cudnn" if fused and plain else "xla"
     scores = 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
     return "blocked" if platform == "cpu" and scores > _SMALL_BYTES else "xla"
 
@@ -157,16 +163,38 @@ def _cudnn(q, k, v, bias, mask, scale, causal, window):
             "attention: backend 'cudnn' needs an NVIDIA GPU, and this process runs on "
             f"{jax.default_backend()!r}; use backend='auto'"
         )
-    local = None if window is None else (window - 1, 0 if causal else window - 1)
-    out = jax.nn.dot_product_attention(
-        q, k, v, bias, mask, scale=scale, is_causal=causal, local_window_size=local,
-        implementation="cudnn",
-    )  # fmt: skip
+    if window is not None and not causal:
+        raise ValueError(
+            "attention: backend 'cudnn' has no window that looks ahead; use backend='auto'"
+        )
+    out = _fused(q, k, v, bias, mask, scale, causal, window)
     if mask is None:
         return out
     visible = _visible(q.shape[1], mask, causal, window)
     some = jnp.any(visible, axis=-1)  # (B|1, Hq|1, T|1)
     return jnp.where(jnp.swapaxes(some, 1, 2)[..., None], out, 0)
+
+
+def _fused(q, k, v, bias, mask, scale, causal, window):
+    """cuDNN's kernel. It wants all queries and keys of a mask, and its gradient even numbers."""
+    queries, keys = q.shape[1], k.shape[1]
+    if keys % 2 and mask is None:
+        mask = jnp.ones((1, 1, 1, keys), bool)
+    bias, mask = (x if x is None else _spread(x, queries, keys) for x in (bias, mask))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    local = None if window is None else (window - 1, 0)
+    out = jax.nn.dot_product_attention(
+        q, k, v, bias, mask, scale=scale, is_causal=causal, local_window_size=local,
+        implementation="cudnn",
+    )  # fmt: skip
+    return out[:, :queries]
+
+
+def _spread(array, queries, keys):
+    """(b, h, t, s) to (b, h, queries, keys), both made even: a row like the last, zeros as keys."""
+    full = jnp.broadcast_to(array, (*array.shape[:2], queries, keys))
+    full = jnp.pad(full, ((0, 0), (0, 0), (0, queries % 2), (0, 0)), mode="edge")
+    return jnp.pad(full, ((0, 0), (0, 0), (0, 0), (0, keys % 2)))
 
 
 def _whole(q, k, v, bias, mask, scale):

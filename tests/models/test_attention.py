@@ -152,8 +152,8 @@ def test_bfloat16_keeps_its_type(backend):
 def test_auto_picks_by_size():
     small = jax.ShapeDtypeStruct((1, 64, 4, 8), jnp.float32)
     large = jax.ShapeDtypeStruct((8, 1024, 6, 64), jnp.float32)
-    assert _choose(small, small) == "xla"
-    assert _choose(large, large) == "blocked"
+    assert _choose(small, small, platform="cpu") == "xla"
+    assert _choose(large, large, platform="cpu") == "blocked"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,7 @@ def test_auto_picks_by_size():
         ("gpu", (2, 200, 4, 64), jnp.float32, "xla"),
         ("gpu", (2, 200, 4, 256), jnp.bfloat16, "xla"),  # Gemma's heads are too wide for it
         ("gpu", (2, 1, 4, 64), jnp.bfloat16, "xla"),
+        ("gpu", (2, 63, 4, 64), jnp.bfloat16, "xla"),
     ],
 )
 def test_auto_picks_by_platform(platform, shape, dtype, expected):
@@ -172,6 +173,8 @@ def test_auto_picks_by_platform(platform, shape, dtype, expected):
         pytest.skip("several devices, and no mesh is set")
     q = jax.ShapeDtypeStruct(shape, dtype)
     assert _choose(q, q, platform=platform) == expected
+    if platform == "gpu":  # cuDNN's windows look back only
+        assert _choose(q, q, platform=platform, two_sided=True) == "xla"
     over_queries = jax.ShapeDtypeStruct((1, 1, shape[1], shape[1]), bool)
     assert platform == "gpu" or _choose(q, q, None, over_queries, platform) == "xla"
 
@@ -211,26 +214,59 @@ def test_splash_equals_xla(causal, window):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs an NVIDIA card")
-@pytest.mark.parametrize("name", [name for name in CASES if "bias" not in name])
-def test_cudnn_equals_xla(name):
-    """Values and gradients in bfloat16, within its rounding."""
+def for_cudnn(name):
+    """Inputs and options of a case that cuDNN's kernel takes; see `fused_cases`."""
     options = dict(CASES[name])
     sizes = {"key_heads": options.pop("key_heads", 4), "keys": options.pop("keys", S)}
-    q, k, v = inputs(**sizes, dtype=jnp.bfloat16)
-    weight = np.random.default_rng(2).standard_normal(q.shape).astype(np.float32)
+    return inputs(**sizes, dtype=jnp.bfloat16), options
+
+
+def fused_cases():
+    ahead = {name for name, case in CASES.items() if "window" in case and "causal" not in case}
+    return [name for name in CASES if name not in ahead and "bias" not in name]
+
+
+def value_and_gradients(backend, options, weight):
+    def total(q, k, v):
+        out = attention(q, k, v, backend=backend, **options).astype(jnp.float32)
+        return jnp.sum(out * weight), out
+
+    return jax.value_and_grad(total, (0, 1, 2), has_aux=True)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs an NVIDIA card")
+@pytest.mark.parametrize("name", fused_cases())
+def test_cudnn_equals_xla(name):
+    """Values and gradients in bfloat16, within its rounding."""
+    arrays, options = for_cudnn(name)
+    weight = np.random.default_rng(2).standard_normal(arrays[0].shape).astype(np.float32)
 
     def both(backend):
-        def total(q, k, v):
-            out = attention(q, k, v, backend=backend, **options).astype(jnp.float32)
-            return jnp.sum(out * weight), out
-
-        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
-        return [np.asarray(x, np.float32) for x in (out, *gradients)]
+        (_, out), grads = jax.jit(value_and_gradients(backend, options, weight))(*arrays)
+        return [np.asarray(x, np.float32) for x in (out, *grads)]
 
     for fused, plain in zip(both("cudnn"), both("xla"), strict=True):
         assert np.abs(plain).max() > 0.1
         np.testing.assert_allclose(fused, plain, rtol=0, atol=2e-2 * np.abs(plain).max())
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="the card itself is asked")
+@pytest.mark.parametrize("name", fused_cases())
+def test_cudnn_is_given_shapes_that_it_takes(name, monkeypatch):
+    """What jax checks on the way to the kernel, forward and backward, without the kernel."""
+    from jax._src.cudnn import fused_attention_stablehlo as kernel
+
+    monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(kernel, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    arrays, options = for_cudnn(name)
+    traced = jax.make_jaxpr(value_and_gradients("cudnn", options, 1.0))(*arrays)
+    assert str(traced).count("dot_product_attention_fwd") and "dot_product_attention_bwd" in str(
+        traced
+    )
+    assert [x.aval.shape for x in traced.jaxpr.outvars[1:]] == [
+        arrays[0].shape, *(x.shape for x in arrays)
+    ]  # fmt: skip
 
 
 SPLASH_FOR_TPU = """
