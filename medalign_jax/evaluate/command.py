@@ -38,6 +38,7 @@ from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.results import write_atomically, write_results
+from medalign_jax.evaluate.spread import ranks_of, ranks_told
 from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
@@ -45,6 +46,8 @@ from medalign_jax.evaluate.tasks import columns_of
 from medalign_jax.provenance import provenance
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.progress import Progress
+
+_NOT_SHOWN = frozenset({"arguments", "effective_rank"})  # of the facts: the page has them in words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,11 +223,13 @@ def _random(encoders: Mapping[str, Encoder], seed: int) -> dict[str, Encoder]:
 
 def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    facts = _provenance(arguments, opened)
+    ranks = ranks_of(stages)
+    facts = _provenance(arguments, opened) | {"effective_rank": ranks}
     write_results(out / "evaluation.json", found.results, facts)
     write_atomically(out / "evaluation.csv", csv_of(found.results))
     tables = tables_of(found.results)
     print("\n" + text_of(tables) + "\n", flush=True)
+    print(ranks_told(ranks), flush=True)
     names = [stage.name for stage in stages if stage.role == "encoder"]
     headline = f"{', '.join(names)} on {opened.suite.dataset}."
     if len(names) > 1:
@@ -233,7 +238,7 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         title=f"Encoders measured on {opened.suite.dataset}",
         headline=headline,
         summary=_summary(opened),
-        facts=[(name, str(value)) for name, value in facts.items() if name != "arguments"],
+        facts=[(name, str(value)) for name, value in facts.items() if name not in _NOT_SHOWN],
         bars=bars_of(found, opened.suite),
         tables=tables,
         maps=map_of(opened.suite, stages),
@@ -242,7 +247,11 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         unusable=[
             report.UnusableRow(p.row, p.audio_path, p.reason) for p in opened.problems if p.fatal
         ],
-        limits=[*limits_of(opened.suite, opened.rows), *opened.findings.told],
+        limits=[
+            *limits_of(opened.suite, opened.rows),
+            ranks_told(ranks),
+            *opened.findings.told,
+        ],
     )
     report.write_report(out / "report.html", data)
     print(f"{headline}\npage: {out / 'report.html'}", flush=True)

@@ -18,6 +18,7 @@ from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.results import write_atomically, write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
+from medalign_jax.evaluate.spread import ranks_of, ranks_told
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
@@ -122,10 +123,13 @@ def measure_run(
     if words is not None:
         for stage, spaces in _spaces(run, embedded, aligned, vectors).items():
             shown[stage] = _sentences(run, stage, spaces, words, found)
-    facts = note_provenance(run.workdir, recordings=len(run.data), **run.findings.provenance())
+    ranks = ranks_of(stages)
+    facts = note_provenance(
+        run.workdir, recordings=len(run.data), effective_rank=ranks, **run.findings.provenance()
+    )
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
-    print("\n" + text_of(tables_of(found.results)), flush=True)
+    print("\n" + text_of(tables_of(found.results)), ranks_told(ranks), sep="\n\n", flush=True)
     page.write(run, stages, found, shown, facts)
 
 

@@ -14,6 +14,7 @@ from medalign_jax.evaluate import report_figures as figures
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.outline import bars_of, headline_of, limits_of, map_of
 from medalign_jax.evaluate.sentences import Shown
+from medalign_jax.evaluate.spread import ranks_told
 from medalign_jax.evaluate.stages import Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import tables_of
@@ -58,7 +59,7 @@ def write(
         unusable=[
             report.UnusableRow(p.row, p.audio_path, p.reason) for p in run.data.problems if p.fatal
         ],
-        limits=_limits(run),
+        limits=_limits(run, ranks_told(provenance["effective_rank"])),
     )
     report.write_report(run.workdir / "report.html", data)
     print(headline)
@@ -167,11 +168,12 @@ def _spread(suite: Suite, task: Task) -> list[int]:
     return turns[:_PLAYED]
 
 
-def _limits(run: Run) -> list[str]:
+def _limits(run: Run, ranks: str) -> list[str]:
     limits = [
         "The embeddings describe sounds; they are not a diagnosis.",
         *limits_of(run.suite, run.data.rows),
     ]
+    limits.append(ranks)
     limits += run.findings.told
     if not run.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
