@@ -65,7 +65,8 @@ def join(
     silent but for errors.
 
     Raises:
-      UserError: flags that do not go together, or, when the time is over, who did not come.
+      UserError: flags that do not go together; a machine that tells nothing of other processes; or,
+        when the time is over, who did not come.
     """
     address = _address(coordinator, num_processes, process_id, init_timeout)
     if address is None and not distributed:
@@ -76,13 +77,23 @@ def join(
     jax.config.update("jax_enable_preemption_service", False)
     if address is not None:
         meet(address, num_processes, process_id, init_timeout)
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        initialization_timeout=init_timeout,
-        shutdown_timeout_seconds=_LEAVING,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=init_timeout,
+            shutdown_timeout_seconds=_LEAVING,
+        )
+    except ValueError as error:
+        if address is not None:
+            raise
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"--distributed: JAX finds no other processes here ({reason}). It does on TPU pods, "
+            "under Slurm's srun, Open MPI's mpirun and Kubernetes; elsewhere give --coordinator, "
+            "--num_processes and --process_id"
+        ) from error
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

@@ -1,6 +1,8 @@
 """The processes of a run meet before JAX connects them; who does not come is named in one line."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +11,7 @@ import pytest
 from medalign_jax import rendezvous
 from medalign_jax.errors import UserError
 from tests import devices
+from tests.conftest import ROOT
 
 
 def outcomes(address, count, numbers, seconds=20.0, later=0.0):
@@ -135,3 +138,15 @@ def test_a_command_ends_with_one_line_when_the_time_is_over(tmp_path, address, c
     assert process.returncode == 1
     assert said.count("\n") == 1 and said.startswith("error: process 1 of 2 did not come"), said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_that_knows_of_no_others_is_told_so(tmp_path):
+    """--distributed on a laptop."""
+    done = subprocess.run(
+        [sys.executable, "-m", "medalign_jax.evaluate", "--distributed", "--encoder=x",
+         "--manifest=y", f"--out={tmp_path}"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "JAX finds no other processes here" in done.stderr
+    assert "--coordinator, --num_processes and --process_id" in done.stderr
