@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ _WORDS = {
     errno.EACCES: "permission denied; change its owner or mode, or choose another folder",
     errno.EPERM: "permission denied; change its owner or mode, or choose another folder",
     errno.ENOENT: "there is no such file or folder (any more)",
+    errno.EEXIST: "there is a file of that name where a folder is needed; choose another",
     errno.ENOTDIR: "a part of this path is a file where a folder is needed",
     errno.EISDIR: "this is a folder where a file is needed",
     errno.ENAMETOOLONG: "the name is too long for this file system",
@@ -70,6 +72,17 @@ class _Once(argparse.Action):
             parser.error(f"{option_string} is given twice, and the first would be lost;{several}")
         parser.given.add(self.dest)
         setattr(namespace, self.dest, values)
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
+    return value
 
 
 class Terminated(KeyboardInterrupt):

@@ -50,10 +50,18 @@ def run(main: Callable[[], int | None], document: str) -> int:
             raise UserError(f"unknown arguments: {' '.join(rest[1:])}; flags begin with --")
         if not flags.FLAGS["config"].present:
             raise UserError("name a --config, e.g. --config=configs/acula.py:demo; see --help")
+        _check_file(flags.FLAGS)
         _check_paths(flags.FLAGS)
         return main()
 
     return commands.ended(command)
+
+
+def _check_file(values: flags.FlagValues) -> None:
+    """The flag itself says so only when its value is asked for, and in words of its own."""
+    name = values["config"].config_filename.partition(":")[0]
+    if not Path(name).is_file():
+        raise UserError(f"--config={name}: there is no such file here ({Path.cwd()})")
 
 
 def _check_paths(values: flags.FlagValues) -> None:

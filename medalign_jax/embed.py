@@ -23,6 +23,7 @@ from medalign_jax import commands
 from medalign_jax.audio import io
 from medalign_jax.audio.containers import CONVERT
 from medalign_jax.data.manifest import COLUMNS
+from medalign_jax.data.tables import SUFFIXES as TABLES
 from medalign_jax.data.tables import BadRecord, read_table
 from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
@@ -180,7 +181,7 @@ def expand(arguments: Iterable[str], say: Callable[[str], None] = _say) -> list[
         (``._x.wav``, ``__MACOSX``), and recordings of a kind that cannot be read.
 
     Raises:
-      UserError: a path that does not exist, or a folder without recordings.
+      UserError: a path that does not exist, a table, or a folder without recordings.
     """
     files = []
     for argument in arguments:
@@ -188,6 +189,10 @@ def expand(arguments: Iterable[str], say: Callable[[str], None] = _say) -> list[
         if path.is_dir():
             files += _recordings(path, say)
         elif path.exists():
+            if path.suffix.lower() in TABLES:
+                raise UserError(
+                    f"{printable(path)} is a table; give a table of recordings as --manifest"
+                )
             files.append(path)
         else:
             raise UserError(f"{printable(path)}: no such file or folder")
@@ -268,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", default="embeddings.parquet", help="table to write: .parquet, or .csv"
     )
-    parser.add_argument("--max_seconds", type=float, help="read no more of a recording")
+    parser.add_argument("--max_seconds", type=commands.seconds, help="read no more of a recording")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Writes tables of embeddings row by row: Parquet, which `evaluate` reads, or CSV."""
+"""Writes tables of embeddings row by row: Parquet or CSV. `evaluate` reads both."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ def test_a_command_that_goes_well_gives_its_status():
         (OSError(errno.ENOSPC, "x", "a"), "a: the disk is full; free some space and start again"),
         (OSError(errno.EROFS, "x", "a"), "a: the file system is read-only; choose another folder"),
         (FileNotFoundError(errno.ENOENT, "", "a"), "a: there is no such file or folder (any more)"),
+        (FileExistsError(errno.EEXIST, "x", "a"), "a: there is a file of that name "
+         "where a folder is needed; choose another"),
         (OSError(errno.ENAMETOOLONG, "x", "a"), "a: the name is too long for this file system"),
         (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), "a -> b: Invalid link"),
         (OSError("no number"), "no number"),

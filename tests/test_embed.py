@@ -64,6 +64,18 @@ def test_missing_file_and_empty_folder_are_named(workdir, tmp_path, capsys):
         assert str(path) in capsys.readouterr().err
 
 
+def test_a_table_in_the_place_of_recordings_and_a_time_that_is_none(workdir, tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("audio_path\na.wav\n")
+    command = ["--checkpoint", str(workdir), "--out", str(tmp_path / "x.csv")]
+    assert embed.main([*command, str(tmp_path / "m.csv")]) == 1
+    assert "m.csv is a table; give a table of recordings as --manifest" in capsys.readouterr().err
+    for time in ("0", "-1", "nan", "inf", "x"):
+        with pytest.raises(SystemExit):
+            embed.main([*command, str(workdir), "--max_seconds", time])
+        assert f"'{time}' is no time above 0, in seconds" in capsys.readouterr().err
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_what_is_left_out_of_a_folder_is_said(workdir, tmp_path):
     sound = (workdir / "a.wav").read_bytes()
     for name in ("a.wav", "._a.wav", "__MACOSX/b.wav", "c.m4a", "d.webm", "e.M4A", "notes.txt"):

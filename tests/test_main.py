@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ((CONFIG, "--config.nonsense=1"), ("--config.nonsense=1",)),
         ((CONFIG, "--config.train.batch_size=many"), ("train.batch_size", "many")),
         (("--config=configs/acula.py:demp",), ("no variant 'demp'", "'demo'")),
-        (("--config=configs/nothing.py",), ("configs/nothing.py", "No such file")),
+        (("--config=configs/nothing.py",), ("configs/nothing.py", "no such file")),
         ((CONFIG, "--wrokdir=x"), ("wrokdir",)),
         ((CONFIG, "--config.data.manifest=nowhere/m.csv"), ("nowhere/m.csv", "no manifest")),
         (

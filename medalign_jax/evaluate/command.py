@@ -166,9 +166,9 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     targets = _targets(arguments, ())
     if path.is_file():
         targets = _targets(arguments, read_manifest_table(path, "audio_path").columns)
-        rows, _ = read_manifest(path, targets, reports_required=False)
-        if rows:  # else `open_dataset` says what is wrong with them
-            Suite.of(rows, options, name)  # what is wrong is said before anything is decoded
+        # What is wrong is said before anything is decoded.
+        read = read_manifest(path, targets, reports_required=False)
+        Suite.of(check_rows(*read, arguments.max_bad_fraction).rows, options, name)
     joinable = {}
     for source in given:
         if source.is_table:
@@ -333,7 +333,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--ignore_copies", action="store_true", help="do not look for near-copies")
     add("--cache", help="folder of embeddings (default: OUT/embeddings)")
     add("--dataset", help="name of the data (default: the manifest's folder)")
-    add("--max_seconds", type=float, default=MAX_SECONDS, help="read no more of a recording")
+    add(
+        "--max_seconds",
+        type=commands.seconds,
+        default=MAX_SECONDS,
+        help="read no more of a recording",
+    )
     add("--max_bad_fraction", type=float, default=0.01, help="unusable rows that are tolerated")
     rendezvous.add_flags(parser)
     return parser  # fmt: skip

@@ -1,7 +1,10 @@
-"""Reads embeddings that were made elsewhere: a Parquet table with a column of vectors."""
+"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with a column
+a number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes them.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medalign_jax.data import tables
 from medalign_jax.data.manifest import Problem
 from medalign_jax.data.tables import did_you_mean, is_missing, is_none_in_words
 from medalign_jax.errors import UserError
+
+SUFFIXES = (".parquet", ".pq", ".csv")
 
 _PROBLEM = "problem"
 
@@ -41,22 +47,18 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
     out and named in `problems`.
 
     Args:
-      path: Parquet file.
-      column: that of the vectors, lists of numbers.
+      path: Parquet or, by its ending, CSV.
+      column: that of the vectors, lists of numbers; in CSV the beginning of their columns' names.
 
     Raises:
-      UserError: no such file or column, vectors of different lengths or with NaN, no row left.
+      UserError: no such file or column, vectors of different lengths or with NaN, cells that are no
+        numbers, no row left.
     """
     path = Path(path)
-    table = _read(path)
-    if column not in table.column_names:
-        near = did_you_mean(column, table.column_names)
-        raise UserError(
-            f"{path} has no column {column!r}{near}; its columns are "
-            + ", ".join(table.column_names)
-        )
-    vectors = _vectors(path, table.column(column))
-    texts = {n: _texts(table.column(n)) for n in table.column_names if n != column}
+    if not path.is_file():
+        raise UserError(f"no table of embeddings at {path}; check the path")
+    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
+    vectors, texts = read(path, column)
     reasons = texts.pop(_PROBLEM, [""] * len(vectors))
     paths = texts.get("audio_path", [""] * len(vectors))
     problems = tuple(
@@ -76,9 +78,51 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
     )
 
 
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"no table of embeddings at {path}; check the path")
+_Columns = tuple[list[np.ndarray | None], dict[str, list[str]]]
+
+
+def _read_csv(path: Path, column: str) -> _Columns:
+    """Vectors and texts of a table with a column a number; a row without numbers has no vector."""
+    table = tables.read_table(path, f"{column}_0")
+    places = [(re.fullmatch(rf"{re.escape(column)}_(\d+)", name), name) for name in table.columns]
+    numbered = {int(found[1]): name for found, name in places if found}
+    if lacking := sorted(set(range(max(numbered, default=0) + 1)) - set(numbered)):
+        raise UserError(f"{path} has no column {f'{column}_{lacking[0]}'!r} between the others")
+    names = [numbered[n] for n in range(len(numbered))]
+    others = [name for name in table.columns if name not in names]
+    vectors, texts = [], {name: [] for name in others}
+    for row, record in enumerate(table.records, start=1):
+        if isinstance(record, tables.BadRecord):
+            raise UserError(f"{path}: row {row}: {record.reason}")
+        vectors.append(_vector(path, row, {name: record.get(name, "") for name in names}))
+        for name in others:
+            texts[name].append(_text(record.get(name)))
+    return vectors, texts
+
+
+def _vector(path: Path, row: int, cells: dict[str, str]) -> np.ndarray | None:
+    if not any(cell.strip() for cell in cells.values()):
+        return None
+    numbers = {name: tables.finite_number(cell) for name, cell in cells.items()}
+    for name, number in numbers.items():
+        if number is None:
+            raise UserError(f"{path}: row {row}: {cells[name]!r} in column {name!r} is no number")
+    return np.array(list(numbers.values()), np.float32)
+
+
+def _read_parquet(path: Path, column: str) -> _Columns:
+    table = _parquet(path)
+    if column not in table.column_names:
+        near = did_you_mean(column, table.column_names)
+        raise UserError(
+            f"{path} has no column {column!r}{near}; its columns are "
+            + ", ".join(table.column_names)
+        )
+    texts = {n: _texts(table.column(n)) for n in table.column_names if n != column}
+    return _vectors(path, table.column(column)), texts
+
+
+def _parquet(path: Path) -> pa.Table:
     try:
         with open(path, "rb") as file:
             table = pq.read_table(file)

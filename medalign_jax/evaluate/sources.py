@@ -3,7 +3,7 @@
 workdirs/mine                              a run's workdir, or its export
 whisper=openai/whisper-base                published weights, with the encoder's name
 whisper=DIR#pooling=mean_std,layer=3       the same read otherwise, see `models.pooling`
-theirs.parquet                             embeddings, joined to the manifest by audio_path
+theirs.parquet, theirs.csv                 embeddings, joined to the manifest by audio_path
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medalign_jax.data.manifest import COLUMNS, Problem, Row, rows_of_table
 from medalign_jax.data.tables import Table, did_you_mean, renamed
 from medalign_jax.encoder import Encoder, check_encoder, load_encoder
 from medalign_jax.errors import UserError
-from medalign_jax.evaluate.embedding_table import EmbeddingTable, read_table
+from medalign_jax.evaluate.embedding_table import SUFFIXES, EmbeddingTable, read_table
 from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS, RANDOM
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.pooling import POOLINGS
@@ -47,7 +47,7 @@ class Source:
     @property
     def is_table(self) -> bool:
         """Whether these are embeddings and not an encoder."""
-        return self.path.endswith((".parquet", ".pq"))
+        return self.path.lower().endswith(SUFFIXES)
 
     def check(self) -> None:
         """Refuses what `load` would refuse, from settings, names and shapes.
@@ -108,7 +108,7 @@ def _source(text: str) -> Source:
 def stage_name(path: Path) -> str:
     """Of a stage: a run's export is named by its run; a name that means something else is not
     taken."""
-    if path.suffix in (".parquet", ".pq"):
+    if path.suffix.lower() in SUFFIXES:
         name = path.stem
     else:
         name = path.resolve().parent.name if path.name == "export" else path.name

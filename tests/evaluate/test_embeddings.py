@@ -394,6 +394,38 @@ def test_tables_that_cannot_be_used_are_named(tmp_path, columns, words):
         read_table(table(tmp_path / "x.parquet", **columns))
 
 
+def test_csv_is_read_as_parquet_is(manifest, tmp_path, small):
+    """What `embed` writes, in both forms, a recording without an embedding among them."""
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    named = ((manifest.parent / "0.wav", "a"), (broken, "b"), (manifest.parent / "1.wav", "N/A"))
+    items = [embed.Item(path, {"label": label}) for path, label in named]
+    for name in ("x.parquet", "x.csv"):
+        assert embed.embed_files(small, items, tmp_path / name) == 1
+    one, other = (read_table(tmp_path / name) for name in ("x.parquet", "x.csv"))
+    np.testing.assert_array_equal(one.embeddings, other.embeddings)
+    assert other.columns["label"] == ("a", "") and one.columns["label"] == other.columns["label"]
+    assert one.numbers == other.numbers == (1, 3)
+    assert one.problems == other.problems and len(one.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("embeding_0\n1\n", r"no column 'embedding_0'"),
+        ("embedding_0,embedding_2\n1,2\n", r"no column 'embedding_1' between"),
+        ("embedding_0,embedding_1\n1,2\n3,x\n", r"row 2: 'x' in column 'embedding_1'"),
+        ("embedding_0,embedding_1\n1,\n", r"row 1: '' in column 'embedding_1'"),
+        ("embedding_0,embedding_1\nnan,1\n", r"row 1: 'nan' in column 'embedding_0'"),
+        ("embedding_0,label\n,a\n", r"holds no embedding"),
+    ],
+)
+def test_csv_that_cannot_be_used_is_named(tmp_path, text, words):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_table(tmp_path / "x.csv")
+
+
 def test_files_that_are_no_tables_are_named(tmp_path):
     (tmp_path / "x.parquet").write_text("audio_path\n")
     with pytest.raises(UserError, match=r"x\.parquet cannot be read"):
