@@ -3,10 +3,11 @@
     python -m tests.kills FOLDER --kills 10 --processes 2 -- \\
         --config=tests/experiments/tiny_config.py --config.mesh.fsdp=2
 
-Runs `medalign_jax.main` with what stands behind ``--`` once undisturbed (FOLDER/whole), then killed
-in FOLDER/killed until it has been as often as was asked for, then to its end. Of several processes
-one, by lot, gets SIGKILL, the others a moment later, as launchers do. Compares every file below an
-``export`` folder byte by byte, and the results in evaluation.json. Exit status 1 if any differs.
+Runs `medalign_jax.main` with what stands behind ``--`` once undisturbed (FOLDER/whole), then in
+FOLDER/killed0, killed1, ..., each killed and started again until it reaches its end, until there
+have been as many kills as were asked for. Of several processes one, by lot, gets SIGKILL, the
+others a moment later, as launchers do. Compares every file below an ``export`` folder byte by byte,
+and the results in evaluation.json. Exit status 1 if any differs.
 """
 
 import argparse
@@ -75,31 +76,40 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     end = sys.argv.index("--")
     arguments, flags = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
-    draw, whole, killed = (
-        random.Random(arguments.seed),
-        *(arguments.folder / name for name in ("whole", "killed")),
-    )
+    draw, whole = random.Random(arguments.seed), arguments.folder / "whole"
     finish(start(whole, flags, arguments.processes))  # it may have to compile
     warm = arguments.folder / "warm"
     begun = time.monotonic()
     finish(start(warm, flags, arguments.processes))
     seconds = time.monotonic() - begun
     print(f"undisturbed: {seconds:.1f} s", flush=True)
-    done = 0
+    others, done = [warm], 0
     while done < arguments.kills:
-        after = draw.uniform(0.2, 1.0) * seconds
-        hit = kill(start(killed, flags, arguments.processes), after, draw)
-        done += hit
-        print(f"{'killed' if hit else 'ended'} after {after:.1f} s", flush=True)
-    finish(start(killed, flags, arguments.processes))
+        others.append(arguments.folder / f"killed{len(others) - 1}")
+        done += disturbed(others[-1], flags, arguments, draw, seconds, arguments.kills - done)
     expected = outcome(whole)
     bad = []
-    for other in (warm, killed):
+    for other in others:
         found = outcome(other)
         bad += [f"{other.name}: {name}" for name in sorted(expected.keys() | found.keys())
                 if expected.get(name) != found.get(name)]  # fmt: skip
-    print(f"{done} kills; {len(expected)} files, differing: {', '.join(bad) or 'none'}")
+    print(f"{done} kills in {len(others) - 1} runs; {len(expected)} files of each, differing: "
+          f"{', '.join(bad) or 'none'}")  # fmt: skip
     return 1 if bad else 0
+
+
+def disturbed(workdir: Path, flags, arguments, draw: random.Random, seconds: float, most: int):
+    """One run to its end, started again after at most so many kills; how many there were."""
+    done = 0
+    while done < most:
+        after = draw.uniform(0.2, 1.0) * seconds
+        if not kill(start(workdir, flags, arguments.processes), after, draw):
+            print(f"{workdir.name} reached its end", flush=True)
+            return done
+        done += 1
+        print(f"{workdir.name} killed after {after:.1f} s", flush=True)
+    finish(start(workdir, flags, arguments.processes))
+    return done
 
 
 if __name__ == "__main__":
