@@ -7,9 +7,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Set before any test module imports jax. Processes of one run, and later runs, share compilations.
+# Set before any test module imports jax. Processes of one run, later runs and other clones share
+# compilations, as the runs of a user do.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/medalign_jax/xla"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Small programs compile in less than the default of 1 s, and would be compiled anew each time.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
