@@ -348,10 +348,10 @@ def _unusable(setting: Setting, stages: Sequence[str]) -> list[report.UnusableRo
 def _problems(path: Path) -> list[dict[str, Any]]:
     """The fatal ones of a file by `data.manifest.write_problems`."""
     found = []
-    for n, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for n, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             problem = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise UserError(f"{path}, line {n} is damaged: {line[:80]!r}") from error
         if not isinstance(problem, dict) or {"row", "audio_path", "reason"} - set(problem):
             raise UserError(f"{path}, line {n} names no row, audio_path and reason: {line[:80]!r}")
