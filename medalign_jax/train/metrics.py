@@ -66,8 +66,9 @@ def read_metrics(path: Path) -> list[dict]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
         elif number < len(texts):
+            found = text[:80].decode(errors="backslashreplace")
             raise UserError(
-                f"{path}, line {number} is damaged: {text[:80].decode(errors='backslashreplace')!r}. Remove that line, or start in "
+                f"{path}, line {number} is damaged: {found!r}. Remove that line, or start in "
                 "another workdir"
             )
     return lines
