@@ -16,6 +16,7 @@ from medalign_jax.evaluate.results import Result, write_atomically, write_result
 from medalign_jax.experiments import distill_examples, distill_tables
 from medalign_jax.experiments import distill_results as scoring
 from medalign_jax.experiments.workdir import note_provenance
+from medalign_jax.provenance import told
 from medalign_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -199,10 +200,7 @@ def _facts(setting: Setting, provenance: Mapping[str, Any]) -> list[tuple[str, s
         ("data", config.data.questions or "simulated hearts"),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        ("batch", f"{config.train.batch_size} in {config.train.accumulate} part(s)"),
-        ("devices", str(provenance["devices"])),
-        ("git commit", str(provenance["git_commit"])),
-        ("versions", ", ".join(f"{k} {v}" for k, v in provenance["packages"].items())),
+        *told(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 
