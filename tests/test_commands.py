@@ -84,6 +84,18 @@ def test_more_is_said_after_a_user_error_only():
     assert commands.ended(command, seen.append) == 1 and seen == [error]
 
 
+def test_what_goes_wrong_while_more_is_said_is_a_line_too(capsys):
+    def command():
+        raise UserError("row 3")
+
+    def told(_):
+        raise OSError(errno.ENOSPC, "x", "list.jsonl")
+
+    assert commands.ended(command, told) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: row 3" and second.startswith("error: list.jsonl: the disk is full")
+
+
 def test_a_stop_says_how_to_go_on(capsys):
     assert ends(KeyboardInterrupt()) == 130
     assert ends(KeyboardInterrupt("saved step 3; start again to go on")) == 130
