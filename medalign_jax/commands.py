@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import io
 import math
 import os
@@ -120,7 +121,7 @@ def ended(
             raise
         print(f"error: {words}", file=sys.stderr)
         if told is not None and isinstance(error, UserError):
-            told(error)
+            ended(functools.partial(told, error))  # it writes files, which may fail too
         return ERROR
 
 

@@ -29,7 +29,6 @@ from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.files import printable
-from medalign_jax.local_paths import check_local
 from medalign_jax.locks import held
 from medalign_jax.train.progress import Progress
 
@@ -62,20 +61,23 @@ class Item:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 if any file could not be embedded."""
     arguments = _parser().parse_args(argv)
+    return commands.ended(lambda: _run(arguments), given=arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if bool(arguments.files) == bool(arguments.manifest):
+        raise UserError("name the recordings: files and folders, or --manifest, not both")
+    if arguments.manifest:
+        items = read_items(arguments.manifest)
+    else:
+        items = [Item(path) for path in expand(arguments.files)]
+    TableWriter.check(Path(arguments.out))
+    encoder = load_encoder(arguments.encoder, arguments.checkpoint)
     try:
-        check_local(vars(arguments))
-        if bool(arguments.files) == bool(arguments.manifest):
-            raise UserError("name the recordings: files and folders, or --manifest, not both")
-        if arguments.manifest:
-            items = read_items(arguments.manifest)
-        else:
-            items = [Item(path) for path in expand(arguments.files)]
-        TableWriter.check(Path(arguments.out))
-        encoder = load_encoder(arguments.encoder, arguments.checkpoint)
         problems = embed_files(encoder, items, Path(arguments.out), arguments.max_seconds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as stop:
+        words = f"{arguments.out} was not written; the same command begins again"
+        raise type(stop)(words) from None
     print(f"{len(items) - problems} embeddings of {encoder.width} numbers in {arguments.out}")
     if problems:
         print(f"{problems} files could not be embedded; column 'problem' says why")

@@ -50,9 +50,11 @@ class TableWriter:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raises `UserError` for a file of a kind that is not written."""
+        """Raises `UserError` for a file of a kind that is not written, or a folder."""
         if path.suffix.lower() not in _PARQUET + _CSV:
             raise UserError(f"{path}: a table of embeddings ends in .parquet or .csv")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file in it, ending in .parquet or .csv")
 
     def __enter__(self) -> TableWriter:
         temporary = self._whole.enter_context(writing_whole(self._path))

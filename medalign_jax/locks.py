@@ -22,6 +22,7 @@ from pathlib import Path
 
 from medalign_jax.errors import UserError
 
+_MISSES = 100  # times that a folder may be taken away before its file could be opened
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
@@ -63,11 +64,15 @@ def held(path: Path, *, folder: bool = True, advice: str = "choose another --wor
 
 def _open(file: Path, path: Path, advice: str) -> int:
     """The lock file, opened and locked."""
+    missed = 0
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:  # a holder has just taken its empty folder away
+            missed += 1
+            if missed > _MISSES:  # or nothing can be made in it: /proc, a link to nowhere
+                raise
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ def provenance() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "processes": jax.process_count(),
     }
+
+
+def told(found: Mapping[str, Any], batch_size: int, parts: int) -> list[tuple[str, str]]:
+    """What a run's page says of how it was trained, from `provenance()`; names and values."""
+    commit, dirty, _ = str(found["git_commit"] or "unknown").partition("-dirty")
+    return [
+        ("batch", f"{batch_size}{f', in {parts} parts' if parts > 1 else ''}"),
+        ("devices", str(found["devices"])),
+        ("git commit", commit[:12] + (", with changes" if dirty else "")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in found["packages"].items())),
+    ]
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,7 @@
 """How commands end: one line and a status."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -83,6 +84,18 @@ def test_more_is_said_after_a_user_error_only():
     assert commands.ended(command, seen.append) == 1 and seen == [error]
 
 
+def test_what_goes_wrong_while_more_is_said_is_a_line_too(capsys):
+    def command():
+        raise UserError("row 3")
+
+    def told(_):
+        raise OSError(errno.ENOSPC, "x", "list.jsonl")
+
+    assert commands.ended(command, told) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: row 3" and second.startswith("error: list.jsonl: the disk is full")
+
+
 def test_a_stop_says_how_to_go_on(capsys):
     assert ends(KeyboardInterrupt()) == 130
     assert ends(KeyboardInterrupt("saved step 3; start again to go on")) == 130
@@ -142,3 +155,22 @@ def test_every_command_is_in_the_overview(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["medalign_jax", "evalute"])
     assert overview.main() == 1
     assert "did you mean 'evaluate'" in capsys.readouterr().err
+
+
+ARGUMENTS = {
+    "data.convert": ["--format=icbhi", "--root=x", "--out=y"],
+    "data.prepare": ["--manifest=x", "--out=y"],
+    "data.simulate": ["--out=x", "--count=2"],
+    "data.textualised": ["--questions=x", "--descriptions=y", "--out=z"],
+    "embed": ["--checkpoint=x", "a.wav"],
+    "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
+    "models": [],
+}
+
+
+@pytest.mark.parametrize("name", sorted({*overview.COMMANDS} - {"main", "plan"}))
+def test_every_command_ends_in_words(monkeypatch, name):
+    """The other two have a config, and `config_command` ends them."""
+    monkeypatch.setattr(commands, "ended", lambda command, *_, **__: 77)
+    module = {"models": "models.__main__", "evaluate": "evaluate.command"}.get(name, name)
+    assert importlib.import_module(f"medalign_jax.{module}").main(ARGUMENTS[name]) == 77

@@ -138,6 +138,9 @@ def test_a_table_of_another_kind_is_refused_at_once(workdir, tmp_path, capsys):
     arguments = ["--checkpoint", str(tmp_path / "none"), f"--out={out}", str(workdir / "a.wav")]
     assert embed.main(arguments) == 1
     assert "ends in .parquet or .csv" in capsys.readouterr().err
+    arguments[2] = f"--out={tmp_path}"
+    assert embed.main(arguments) == 1
+    assert f"error: {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_a_manifests_columns_stand_beside_the_embeddings(workdir, tmp_path, capsys):
@@ -193,3 +196,17 @@ def test_two_commands_do_not_write_one_table(workdir, tmp_path):
     assert not any(tmp_path.iterdir())
     assert embed.embed_files(Loudness(), [workdir / "a.wav"], out) == 0
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_stop_says_that_there_is_no_table(workdir, tmp_path, capsys, monkeypatch):
+    class Stopped(Loudness):
+        def stream(self, recordings):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: Stopped())
+    out = tmp_path / "table.parquet"
+    command = [f"--checkpoint={workdir}", f"--out={out}", str(workdir / "a.wav")]
+    assert embed.main(command) == 130
+    said = capsys.readouterr().out
+    assert said == f"stopped: {out} was not written; the same command begins again\n"
+    assert not any(tmp_path.iterdir())

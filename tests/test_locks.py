@@ -61,6 +61,12 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_place_where_no_file_can_be_is_an_error_and_no_wait(tmp_path):
+    lock_file(tmp_path, True).symlink_to(tmp_path / "gone" / "lock")
+    with pytest.raises(FileNotFoundError), held(tmp_path):
+        pass
+
+
 def test_one_of_many_gets_it(tmp_path):
     """Lock files come and go; never do two hold one."""
     code = """

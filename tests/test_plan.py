@@ -102,6 +102,14 @@ def test_what_cannot_be_planned_is_named(changes, words):
         distill_plan.planned_method(config, mesh, "xla")
 
 
+def test_a_config_of_a_model_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"\xff"')
+    config = get_config()
+    config.student.source = str(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+        distill_plan.planned_method(config, make_mesh(devices=jax.devices()[:1]), "xla")
+
+
 def test_an_uneven_batch_is_refused():
     mesh = jax.sharding.AbstractMesh((1, 3, 1), ("data", "fsdp", "tensor"))
     with pytest.raises(UserError, match="4 does not divide over 3 devices"):

@@ -33,6 +33,8 @@ ACCEPTED = (
 _UNKNOWN = (0x7F00_0000, 0x8000_0000, 0x1_0000_0000)  # what encoders write when they cannot go back
 _NEAR = 1 << 16  # less the length of headers, or rounded to whole blocks
 _MOST_CHUNKS = 10_000
+_FILLING = 8  # bytes that may fill up behind the samples
+_FLAC = b"fLaC"
 _W64_RIFF, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"
 
 
@@ -62,12 +64,14 @@ class _Sound:
         promised: bytes; 0 and the sizes of `_is_unknown` may stand for "as long as it lasts".
         field: place and `struct` format of the number that says so, where libsndfile believes a 0.
         chunks: order of the bytes where further chunks may follow, "<" or ">"; else "".
+        to_the_end: whether libsndfile takes all that follows for samples, whatever is promised.
     """
 
     start: int
     promised: int
     field: tuple[int, str] | None = None
     chunks: str = ""
+    to_the_end: bool = False
 
 
 def extent(file: BinaryIO, size: int) -> Extent:
@@ -86,6 +90,8 @@ def extent(file: BinaryIO, size: int) -> Extent:
     if magic[:4] == b"OggS" or magic[:3] == b"ID3" or (magic[0] == 0xFF and magic[1:2] >= b"\xe0"):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _ogg(data) if magic[:4] == b"OggS" else _mpeg(data)
+    if magic[:4] == _FLAC:
+        _check_flac(file)
     sound = _sound(file, magic)
     if sound is None or _is_unknown(sound.promised):
         return Extent()
@@ -102,7 +108,28 @@ def extent(file: BinaryIO, size: int) -> Extent:
             f"is truncated: its header promises {sound.promised} bytes of samples and "
             f"{there} are there; copy it again or remove it"
         )
+    end = sound.start + sound.promised
+    file.seek(end)
+    if (place := file.read(_FILLING + 4).find(magic[:4])) >= 0:
+        raise _second(end + place)
+    if sound.to_the_end and size - end > _FILLING:
+        raise ContainerError(
+            f"holds {size - end} bytes behind its samples, which would be heard as such; {CONVERT}"
+        )
     return Extent()
+
+
+def _second(place: int) -> ContainerError:
+    words = f"holds a second recording from byte {place} on, which would not be read"
+    return ContainerError(f"{words}; cut it there into two files")
+
+
+def _check_flac(file: BinaryIO) -> None:
+    """Refuses a second stream; the block STREAMINFO of 34 bytes comes first in each."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for first in (b"\0\0\0\x22", b"\x80\0\0\x22"):
+            if (place := data.find(_FLAC + first, len(_FLAC))) >= 0:
+                raise _second(place)
 
 
 def _is_unknown(promised: int) -> bool:
@@ -173,7 +200,7 @@ def _w64_sound(file: BinaryIO) -> _Sound | None:
             return None
         (length,) = struct.unpack("<q", header[16:])
         if header[:8] == _W64_DATA:
-            return _Sound(place + 24, max(length - 24, 0))
+            return _Sound(place + 24, max(length - 24, 0), to_the_end=True)
         if length < 24:
             return None
         place += length + -length % 8
@@ -186,8 +213,9 @@ def _nist_sound(file: BinaryIO) -> _Sound | None:
     try:
         start = int(lines[1])
         fields = {line.split(" ", 2)[0]: line.split(" ", 2)[2] for line in lines if " -i " in line}
-        return _Sound(start, int(fields["sample_count"]) * int(fields["channel_count"])
-                      * int(fields["sample_n_bytes"]))  # fmt: skip
+        promised = (int(fields["sample_count"]) * int(fields["channel_count"])
+                    * int(fields["sample_n_bytes"]))  # fmt: skip
+        return _Sound(start, promised, to_the_end=True)
     except (IndexError, ValueError, KeyError):
         return None
 

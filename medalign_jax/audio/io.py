@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,7 +220,9 @@ def _open(path: str | os.PathLike) -> soundfile.SoundFile:
     path = Path(path)
     try:
         if not path.exists():
-            raise AudioError(path, "no such file; correct the path or remove the row")
+            raise AudioError(
+                path, f"no such file{_spelt_otherwise(path)}; correct the path or remove the row"
+            )
         if not path.is_file():
             raise AudioError(path, "is not a file; give the path of an audio file")
         size = path.stat().st_size
@@ -246,6 +249,17 @@ def _open(path: str | os.PathLike) -> soundfile.SoundFile:
         file.close()
         raise AudioError(path, problem)
     return file
+
+
+def _spelt_otherwise(path: Path) -> str:
+    """A file that is there under the name in another system's writing, in words; "" if none is."""
+    text = os.fspath(path)
+    slashes = text.replace("\\", "/")
+    for other in (slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))):
+        if other != text and os.path.isfile(other):
+            how = "with / for \\" if "\\" in text else "its letters with marks are coded otherwise"
+            return f" (there is '{other}': {how})"
+    return ""
 
 
 def _problem(file: soundfile.SoundFile, found: Extent) -> str | None:

@@ -293,7 +293,7 @@ def _already_there(folder: Path, request: Mapping[str, object], anew: bool) -> b
     record = folder / "simulation.json"
     try:
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text
         found = None
     if anew and found and found != request:
         shutil.rmtree(folder)

@@ -148,7 +148,7 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
     folder = Path(folder)
     listing, request = folder / _CASES, {"count": count, "seed": seed, "seconds": seconds}
     record = folder / "world.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != request:
+    if record.is_file() and _object(record) != request:
         raise UserError(f"{folder} holds other recordings than {request}; give an empty folder")
     if not record.is_file() and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty, and not made here; give an empty folder")
@@ -167,12 +167,30 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
     return listing
 
 
+def _object(record: Path) -> object:
+    """What a file of JSON holds; None where it is damaged."""
+    try:
+        return json.loads(record.read_bytes())
+    except ValueError:
+        return None
+
+
 def read_cases(listing: str | os.PathLike) -> list[tuple[Case, str]]:
-    """(case, path of its recording) of every line that `write_cases` wrote."""
+    """(case, path of its recording) of every line that `write_cases` wrote.
+
+    Raises:
+      UserError: a line is damaged; names it.
+    """
     listing = Path(listing)
     found: list[tuple[Case, str]] = []
-    for line in listing.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        path = str(listing.parent / record.pop("audio_path"))
-        found.append((Case(**record), path))
+    for number, line in enumerate(listing.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            path = str(listing.parent / record.pop("audio_path"))
+            found.append((Case(**record), path))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{listing}, line {number} is damaged ({error}); remove the folder "
+                f"{listing.parent}, and it is made again"
+            ) from error
     return found

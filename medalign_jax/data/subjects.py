@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medalign_jax.data.tables import plain_spelling
+
 if TYPE_CHECKING:
     from medalign_jax.data.manifest import Row
 
 
 def plain_subject(subject: str) -> str:
     """Without case, spaces, decimals and leading zeros: "P 01" and "p1", "1.0" and "001"."""
-    name = re.sub(r"\s", "", subject.casefold())
+    name = re.sub(r"\s", "", plain_spelling(subject))
     name = re.sub(r"(?<=\d)\.0*$", "", name)
     return re.sub(r"(?<![\d.])0+(?=\d)", "", name)
 

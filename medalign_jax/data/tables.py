@@ -12,6 +12,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,18 @@ def finite_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def is_comma_number(text: str) -> bool:
+    """Whether a comma alone keeps a cell from being a number: "36,6", and "1,100" too."""
+    point = text.replace(",", ".", 1)
+    return point != text and finite_number(text) is None and finite_number(point) is not None
+
+
+def plain_spelling(text: str) -> str:
+    """Without case, invisible characters, and what Unicode writes in two ways (NFKC)."""
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf").casefold()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -22,10 +22,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean, finite_number, is_missing, is_none_in_words
+from medalign_jax.data.tables import (
+    did_you_mean,
+    finite_number,
+    is_comma_number,
+    is_missing,
+    is_none_in_words,
+    plain_spelling,
+)
 from medalign_jax.errors import UserError
+from medalign_jax.evaluate.context import holds_codes
 
 KINDS = ("classification", "regression", "labels")
+_OF_WORDS = ("classification", "labels")
 _NONE = frozenset({"none", "no finding", "-"})  # of several labels, explicitly none
 _SEPARATORS = re.compile(r"[;|+,]")
 _MOSTLY = 0.9  # share of the answers that makes a column one of numbers
@@ -96,6 +105,7 @@ def tasks_of(rows: Sequence[Row], names: Sequence[str], dataset: str) -> tuple[T
     """
     if not names:
         raise TaskError("no task is named; name a column of the manifest, such as 'label'")
+    _check_commas(rows, names)
     tasks = [task for name in names for task in _tasks_of(rows, name, dataset)]
     twice = {task.name for task in tasks if [t.name for t in tasks].count(task.name) > 1}
     if twice:
@@ -129,6 +139,22 @@ def _tasks_of(rows: Sequence[Row], name: str, dataset: str) -> list[Task]:
     return [_classification(rows, column, texts, dataset)]
 
 
+def _check_commas(rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Refuses columns whose numbers have commas; as words they would be classes, or baselines'."""
+    words = {name.partition(":")[0] for name in names if name.partition(":")[2] in _OF_WORDS}
+    for column in sorted({column for row in rows for column in row.targets} - words):
+        given = [row for row in rows if not is_missing(row.targets.get(column))]
+        commas = [row for row in given if is_comma_number(row.targets[column])]
+        numbers = sum(finite_number(row.targets[column]) is not None for row in given)
+        if commas and len(commas) + numbers == len(given) and not holds_codes(column):
+            row = commas[0]
+            raise TaskError(
+                f"column {column!r}: row {row.row} ('{row.audio_path}') says "
+                f"{row.targets[column]!r}; write numbers with a point, as 36.6, and nothing "
+                f"between thousands (for names that look so ask for '{column}:classification')"
+            )
+
+
 def _says_nothing(text: str) -> bool:
     return is_missing(text) and not is_none_in_words(text)
 
@@ -138,7 +164,7 @@ def _check_spellings(column: str, labels: Iterable[str]) -> None:
     counts = Counter(label for label in labels if label)
     names: dict[str, str] = {}
     for label, count in counts.items():
-        other = names.setdefault(re.sub(r"[\s_-]+", " ", label.casefold()), label)
+        other = names.setdefault(re.sub(r"[\s_-]+", " ", plain_spelling(label)), label)
         if other != label:
             raise TaskError(
                 f"task {column!r}: {other!r} ({counts[other]} rows) and {label!r} ({count} rows) "

@@ -16,6 +16,7 @@ from medalign_jax.evaluate.results import Result, write_atomically, write_result
 from medalign_jax.experiments import distill_examples, distill_tables
 from medalign_jax.experiments import distill_results as scoring
 from medalign_jax.experiments.workdir import note_provenance
+from medalign_jax.provenance import told
 from medalign_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -199,10 +200,7 @@ def _facts(setting: Setting, provenance: Mapping[str, Any]) -> list[tuple[str, s
         ("data", config.data.questions or "simulated hearts"),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        ("batch", f"{config.train.batch_size} in {config.train.accumulate} part(s)"),
-        ("devices", str(provenance["devices"])),
-        ("git commit", str(provenance["git_commit"])),
-        ("versions", ", ".join(f"{k} {v}" for k, v in provenance["packages"].items())),
+        *told(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 
@@ -348,10 +346,10 @@ def _unusable(setting: Setting, stages: Sequence[str]) -> list[report.UnusableRo
 def _problems(path: Path) -> list[dict[str, Any]]:
     """The fatal ones of a file by `data.manifest.write_problems`."""
     found = []
-    for n, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for n, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             problem = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise UserError(f"{path}, line {n} is damaged: {line[:80]!r}") from error
         if not isinstance(problem, dict) or {"row", "audio_path", "reason"} - set(problem):
             raise UserError(f"{path}, line {n} names no row, audio_path and reason: {line[:80]!r}")

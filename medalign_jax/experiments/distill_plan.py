@@ -128,7 +128,11 @@ def _module(source: str, mesh: Mesh, attention: str, **settings: Any) -> nn.Modu
     if source in PRESETS:
         module = (AudioLM if listens else Decoder)(PRESETS[source], **settings)
     elif path.is_file():
-        module = build_module(json.loads(path.read_text()), **settings)
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON: {error}") from error
+        module = build_module(content, **settings)
     else:
         raise UserError(
             f"the sizes of {source!r} are not known here; give a folder with its config.json, or "

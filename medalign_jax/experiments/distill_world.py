@@ -46,7 +46,7 @@ def simulated_setting(
 
     `begin` is called when the data are there, before anything is trained.
     """
-    _refuse_published(config.data)
+    _refuse_published(config)
     sizes, folder = config.world, workdir / "world"
     recorded = {
         name: _recorded(
@@ -93,12 +93,15 @@ def _distilled(questions: Sequence[Question]) -> tuple[Question, ...]:
     return (*_of(questions, "reasoning"), *_of(questions, "plain"))
 
 
-def _refuse_published(data: ConfigDict) -> None:
-    """A benchmark that the simulated world has no place for is not passed over in silence."""
-    if given := [name for name in ("mmau", "iemocap", "folds") if data[name]]:
+def _refuse_published(config: ConfigDict) -> None:
+    """What the simulated world has no place for is not passed over in silence."""
+    given = [f"data.{name}" for name in ("mmau", "iemocap", "folds") if config.data[name]]
+    given += [f"{name}.source" for name in ("student", "teacher") if config[name].source]
+    if given:
         raise UserError(
-            f"config.data.{given[0]} goes with config.data.questions: without them hearts are "
-            "simulated, for a student that knows nothing else (data.emodb can join them)"
+            f"config.{given[0]} goes with config.data.questions: without them hearts are "
+            "simulated, for a student and a teacher that are made here and know nothing else "
+            "(data.emodb can join them)"
         )
 
 

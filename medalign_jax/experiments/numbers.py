@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from medalign_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _Bound:
-    """From `least` (included or not) to `most`, in words."""
+    """From `least` (included or not) to `most`, in words; never infinite."""
 
     words: str
     least: float
@@ -22,7 +23,8 @@ class _Bound:
     most: float = float("inf")
 
     def holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and (self.included or value != self.least)
+        within = self.least <= value <= self.most and (self.included or value != self.least)
+        return within and math.isfinite(value)
 
 
 _COUNT = _Bound("a whole number from 1 on", 1)

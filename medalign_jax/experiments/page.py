@@ -21,6 +21,7 @@ from medalign_jax.evaluate.tables import tables_of
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.experiments import build
 from medalign_jax.experiments.alignment import Run
+from medalign_jax.provenance import told
 from medalign_jax.train.metrics import read_metrics
 
 _PLAYED = 6
@@ -90,10 +91,7 @@ def _facts(run: Run, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("teacher", f"{config.teacher.source}, layer {config.teacher.layer}"),
         ("data", run.suite.dataset),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        ("batch", f"{config.train.batch_size} in {config.train.accumulate} part(s)"),
-        ("devices", str(provenance["devices"])),
-        ("git commit", str(provenance["git_commit"])),
-        ("versions", ", ".join(f"{k} {v}" for k, v in provenance["packages"].items())),
+        *told(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 

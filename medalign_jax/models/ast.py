@@ -115,7 +115,7 @@ def ast_config(config: Mapping[str, Any]) -> ASTConfig:
         "patch": reader.integer("patch_size", 16),
         "stride": (reader.integer("time_stride", 10), reader.integer("frequency_stride", 10)),
         "width": reader.integer("hidden_size", 768),
-        "depth": reader.integer("num_hidden_layers", 12),
+        "depth": reader.depth("num_hidden_layers", 12),
         "heads": reader.integer("num_attention_heads", 12),
         "mlp_width": reader.integer("intermediate_size", 3072),
         "eps": reader.number("layer_norm_eps", 1e-12),

@@ -67,6 +67,7 @@ BOOKKEEPING = frozenset(
 )
 
 _REQUIRED = object()
+_MOST_LAYERS = 10_000
 
 
 class ConfigReader:
@@ -98,6 +99,15 @@ class ConfigReader:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelConfigError(
                 f"{self.where}: {key} is {value!r}; a positive integer is needed"
+            )
+        return value
+
+    def depth(self, key: str, default: Any = _REQUIRED) -> int:
+        """A number of layers; things are made for each before weights are looked at."""
+        value = self.integer(key, default)
+        if value > _MOST_LAYERS:
+            raise ModelConfigError(
+                f"{self.where}: {key} is {value}; no model has more than {_MOST_LAYERS} layers"
             )
         return value
 

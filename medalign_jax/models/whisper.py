@@ -148,7 +148,7 @@ def read_encoder_sizes(reader: ConfigReader) -> dict[str, int]:
       ModelConfigError: for a missing or malformed value, or another activation than GELU.
     """
     reader.only("activation_function", ("gelu",), "gelu")
-    depth = reader.integer("encoder_layers")
+    depth = reader.depth("encoder_layers")
     reader.only("num_hidden_layers", (depth, None), None)
     # Training only; and the scale, which the published encoders work out and do not apply.
     reader.ignore("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")

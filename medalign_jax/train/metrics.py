@@ -57,17 +57,18 @@ def read_metrics(path: Path) -> list[dict]:
       UserError: another line is damaged; names it.
     """
     lines: list[dict] = []
-    texts = path.read_text().splitlines() if path.exists() else []
+    texts = path.read_bytes().splitlines() if path.exists() else []
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # bytes that are no text among them
             line = None
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
         elif number < len(texts):
+            found = text[:80].decode(errors="backslashreplace")
             raise UserError(
-                f"{path}, line {number} is damaged: {text[:80]!r}. Remove that line, or start in "
+                f"{path}, line {number} is damaged: {found!r}. Remove that line, or start in "
                 "another workdir"
             )
     return lines

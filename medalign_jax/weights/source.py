@@ -165,6 +165,8 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
     if isinstance(source, Mapping):
         return _from_mapping(source)
     text = os.fspath(source)
+    if not text.strip():  # Path("") would be the folder one stands in
+        raise WeightError("the name of the weights is empty; give a file, a folder or a Hub id")
     path = local(source).expanduser()
     if path.is_dir():
         return _from_folder(path)

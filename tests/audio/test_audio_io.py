@@ -114,6 +114,22 @@ def test_missing_folder_and_empty(tmp_path):
     expect(f"{tmp_path}/nul\0.wav", "no such file")
 
 
+@pytest.mark.parametrize(
+    ("there", "asked", "words"),
+    [
+        ("heart/a.wav", "heart\\a.wav", "with / for"),
+        ("souffle\u0301.wav", "souffl\u00e9.wav", "coded otherwise"),
+        ("souffl\u00e9.wav", "souffle\u0301.wav", "coded otherwise"),
+    ],
+    ids=["windows", "macos", "to macos"],
+)
+def test_a_name_in_another_systems_writing_is_found(tmp_path, there, asked, words):
+    path = tmp_path / there
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    expect(f"{tmp_path}/{asked}", "no such file", f"(there is '{path}'", words)
+
+
 def test_header_without_samples(tmp_path):
     path = tmp_path / "none.wav"
     soundfile.write(path, np.zeros(0), 16_000)

@@ -128,6 +128,25 @@ def test_samples_behind_the_end_of_the_file(tmp_path, made):
         assert f"samples from byte {len(content) + 1} on, and it has {len(content)}" in reason
 
 
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "NIST", "FLAC"])
+def test_files_in_one(tmp_path, made, kind):
+    content = made(format=kind)
+    assert probe(stored(tmp_path, content)).frames == SAMPLES
+    reason = refusal(tmp_path, content + content)
+    assert f"a second recording from byte {len(content)} on" in reason and "into two" in reason
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("WAV", SAMPLES), ("AU", SAMPLES), ("W64", None),
+                                              ("NIST", None)])  # fmt: skip
+def test_what_follows_the_samples_is_no_sound(tmp_path, made, kind, frames):
+    """libsndfile takes what lies behind the samples of the last two for more of them."""
+    content = made(format=kind) + bytes(5000)
+    if frames is None:
+        assert "holds 5000 bytes behind its samples" in refusal(tmp_path, content)
+    else:
+        assert probe(stored(tmp_path, content)).frames == frames
+
+
 def test_caf_is_whole_or_refused(tmp_path, made):
     whole = made(format="CAF")
     assert probe(stored(tmp_path, whole)).frames == SAMPLES

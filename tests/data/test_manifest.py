@@ -392,8 +392,9 @@ def test_problem_table_and_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("P01", "p1"), ("1.0", "1"), ("007", "7"), ("Patient 3", "patient3"), ("a10", "A010.0")],
-)
+    [("P01", "p1"), ("1.0", "1"), ("007", "7"), ("Patient 3", "patient3"), ("a10", "A010.0"),
+     ("Zo\u00eb", "Zoe\u0308")],
+)  # fmt: skip
 def test_subjects_that_may_be_one_are_noted(tmp_path, one, other):
     text = f"audio_path,report,subject_id,split\na.wav,x,{one},train\nb.wav,x,{other},test\n"
     rows, problems = read_text(tmp_path, text)

@@ -160,6 +160,7 @@ def test_a_data_set_is_kept_finished_or_refused(tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "simulation.json").write_bytes(b"\xff{")  # damaged: nobody knows whose
     with pytest.raises(SimulationError, match="other files"):
         write_dataset(tmp_path, 2, 0)
     with pytest.raises(SimulationError, match="count=0"):

@@ -80,3 +80,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="not empty, and not made here"):
         write_cases(tmp_path, 3, 7, 2.0)
     assert [path.name for path in tmp_path.iterdir()] == ["cases.jsonl"]
+
+
+def test_a_damaged_world_is_named(tmp_path):
+    listing = write_cases(tmp_path, 2, 7, 2.0)
+    listing.write_bytes(listing.read_bytes() + b'{"audio_path": "\xff"}\n')
+    with pytest.raises(UserError, match=r"line 3 is damaged .* remove the folder"):
+        read_cases(listing)
+    (tmp_path / "world.json").write_bytes(b'{"count": \xff')
+    with pytest.raises(UserError, match="holds other recordings"):
+        write_cases(tmp_path, 2, 7, 2.0)

@@ -62,6 +62,25 @@ def test_two_spellings_of_a_label_are_refused(name):
         tasks_of(found, [name], "toy")
 
 
+@pytest.mark.parametrize("other", ["Wheeze", "wheeze\u200b", "\uff57heeze"])
+def test_spellings_that_look_alike_are_refused(other):
+    found = rows(f=lambda i: ["wheeze", "none", other][i % 3])
+    with pytest.raises(TaskError, match="differ in spelling only"):
+        tasks_of(found, ["f"], "toy")
+
+
+@pytest.mark.parametrize("ages", [("36,6", "37,2", "38,5"), ("36", "37,2", ""), ("900", "1,100")])
+def test_numbers_with_commas_are_no_classes(ages):
+    """As words they would be classes, and a column that baselines read would say nothing."""
+    found = rows(f=lambda i: "xy"[i % 2], age=lambda i: ages[i % len(ages)])
+    for names in (["age"], ["age:regression"], ["f"]):
+        with pytest.raises(TaskError, match=r"column 'age': row \d+ .* with a point, as 36\.6"):
+            tasks_of(found, names, "toy")
+    assert tasks_of(found, ["age:classification"], "toy")[0].kind == "classification"
+    found = rows(f=lambda i: "xy"[i % 2], site=lambda i: ["1,2", "3"][i % 2], g=lambda i: "a,b")
+    assert len(tasks_of(found, ["f"], "toy")) == 1  # a list of codes, and no numbers
+
+
 def test_a_word_among_many_numbers_is_refused_with_its_row():
     found = rows(age=lambda i: "45y" if i == 7 else 20 + i % 30)
     with pytest.raises(TaskError, match=rf"row {found[7].row} .* says '45y'.*age:classification"):

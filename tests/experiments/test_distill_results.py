@@ -323,8 +323,8 @@ def test_curves_are_means_over_seeds(written):
     np.testing.assert_allclose(chart.series[0].y, [6.0, 5.0, 4 + 2 / 3])
 
 
-@pytest.mark.parametrize("line", ['{"row": 1', '{"row": 1}', "[]"])
+@pytest.mark.parametrize("line", [b'{"row": 1', b'{"row": 1}', b"[]", b'{"\xff": 1}'])
 def test_damaged_list_of_problems_is_named(setting, line):
-    (setting.workdir / "unusable_questions.jsonl").write_text(line + "\n")
+    (setting.workdir / "unusable_questions.jsonl").write_bytes(line + b"\n")
     with pytest.raises(UserError, match=r"unusable_questions.jsonl, line 1"):
         distill_page._unusable(setting, ("before",))

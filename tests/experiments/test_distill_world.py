@@ -77,8 +77,8 @@ def test_speech_without_speakers_held_out_is_refused(config, tmp_path, split_of,
         simulated_setting(config, tmp_path / "run", make_mesh())
 
 
-@pytest.mark.parametrize("name", ["mmau", "iemocap"])
-def test_a_benchmark_without_questions_is_refused(config, tmp_path, name):
-    config.data[name] = "somewhere"
-    with pytest.raises(UserError, match=rf"config.data.{name} goes with config.data.questions"):
+@pytest.mark.parametrize("key", ["data.mmau", "data.iemocap", "student.source", "teacher.source"])
+def test_what_a_simulated_world_would_not_look_at_is_refused(config, tmp_path, key):
+    config.update_from_flattened_dict({key: "somewhere"})
+    with pytest.raises(UserError, match=rf"config.{key} goes with config.data.questions"):
         simulated_setting(config, tmp_path / "run", make_mesh())

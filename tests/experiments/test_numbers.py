@@ -35,6 +35,7 @@ def test_every_variant_is_within_bounds(name):
         ("loss.align_weight", -1.0, "a number from 0 on"),
         ("evaluate.seeds", 0, "a whole number from 1 on"),
         ("optimizer.learning_rate", -1e-3, "a number from 0 on"),
+        ("optimizer.learning_rate", float("inf"), "a number from 0 on"),
         ("seed", -1, "a whole number from 0 on"),
         ("pretrain.changes.train.steps", -1, "a whole number from 0 on"),
     ],

@@ -122,3 +122,16 @@ def test_a_feature_is_refused_in_every_form_and_part(family, form):
         config.get("thinker_config", config)["audio_config"]["router_mode"] = "two"
     with pytest.raises(ModelConfigError, match="router_mode=two"):
         read(config)
+
+
+@pytest.mark.parametrize("family", sorted({*READERS} - {"clap audio"}))  # a depth a stage
+def test_no_depth_is_believed_that_no_model_has(family):
+    """What is made for each layer would be made before any weights are looked at."""
+    make, read = READERS[family]
+    whole = json.loads(make().to_json_string())
+    for config in (whole, *(part for part in whole.values() if isinstance(part, dict))):
+        for part in (config, *(part for part in config.values() if isinstance(part, dict))):
+            for key in ("num_hidden_layers", "encoder_layers"):
+                part |= {key: 10**12} if key in part else {}
+    with pytest.raises(ModelConfigError, match="no model has more than 10000 layers"):
+        read(whole)

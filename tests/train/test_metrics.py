@@ -56,12 +56,16 @@ def test_a_line_cut_by_a_kill_is_left_out_and_healed(tmp_path):
     assert all(json.loads(text) for text in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("damage", ["{half", "[1, 2]", "17", '{"loss": 1.0}'])
+@pytest.mark.parametrize(
+    "damage",
+    [b"{half", b"[1, 2]", b"17", b'{"loss": 1.0}', b'{"step": "2"}', b'{"step": 2, "\xff": 1}',
+     b'{"step": 2, "a": ' + b"[" * 100_000],
+)  # fmt: skip
 def test_a_damaged_line_in_the_middle_is_named(tmp_path, damage):
     write(tmp_path, range(1, 4))
     path = tmp_path / "metrics.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], damage, lines[2]]) + "\n")
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], damage, lines[2]]) + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
         read_metrics(path)
 

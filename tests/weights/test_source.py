@@ -90,6 +90,9 @@ def test_wrong_places(tmp_path, tensors):
     for text in ("./missing", "models/missing.ckpt", "/no/such/file", "a/b/c", "word"):
         with pytest.raises(WeightError, match="no such file or folder"):
             resolve(text)
+    for text in ("", " "):
+        with pytest.raises(WeightError, match="name of the weights is empty"):
+            resolve(text)
     with pytest.raises(WeightError, match="'x' is a list"):
         resolve({"x": [1.0]})
     with pytest.raises(WeightError, match="not a string"):
