@@ -62,6 +62,8 @@ def _check_file(values: flags.FlagValues) -> None:
     name = values["config"].config_filename.partition(":")[0]
     if not Path(name).is_file():
         raise UserError(f"--config={name}: there is no such file here ({Path.cwd()})")
+    if not name.endswith(".py"):
+        raise UserError(f"--config={name} is no config: it has to be a Python file, see --help")
 
 
 def _check_paths(values: flags.FlagValues) -> None:

@@ -65,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        return _embedded(arguments)
+    except KeyboardInterrupt as stop:
+        words = f"{arguments.out} was not written; the same command begins again"
+        raise type(stop)(words) from None
+
+
+def _embedded(arguments: argparse.Namespace) -> int:
     if bool(arguments.files) == bool(arguments.manifest):
         raise UserError("name the recordings: files and folders, or --manifest, not both")
     if arguments.manifest:
@@ -73,11 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         items = [Item(path) for path in expand(arguments.files)]
     TableWriter.check(Path(arguments.out))
     encoder = load_encoder(arguments.encoder, arguments.checkpoint)
-    try:
-        problems = embed_files(encoder, items, Path(arguments.out), arguments.max_seconds)
-    except KeyboardInterrupt as stop:
-        words = f"{arguments.out} was not written; the same command begins again"
-        raise type(stop)(words) from None
+    problems = embed_files(encoder, items, Path(arguments.out), arguments.max_seconds)
     print(f"{len(items) - problems} embeddings of {encoder.width} numbers in {arguments.out}")
     if problems:
         print(f"{problems} files could not be embedded; column 'problem' says why")

@@ -35,6 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ((CONFIG, "--config.train.batch_size=many"), ("train.batch_size", "many")),
         (("--config=configs/acula.py:demp",), ("no variant 'demp'", "'demo'")),
         (("--config=configs/nothing.py",), ("configs/nothing.py", "no such file")),
+        (("--config=README.md",), ("README.md is no config", "Python file")),
         ((CONFIG, "--wrokdir=x"), ("wrokdir",)),
         ((CONFIG, "--config.data.manifest=nowhere/m.csv"), ("nowhere/m.csv", "no manifest")),
         (

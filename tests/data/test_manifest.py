@@ -54,6 +54,19 @@ def test_csv(tmp_path, delimiter, encoding):
     assert found.targets == {"age": "4"}
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_excels_first_line_tells_the_separator(tmp_path, delimiter):
+    columns, cells = ("audio_path", "report"), ("a.wav", "A murmur, soft; early")
+    quoted = [delimiter.join(f'"{cell}"' for cell in line) for line in (columns, cells)]
+    path = tmp_path / "m.csv"
+    path.write_bytes("\r\n".join([f"sep={delimiter}", *quoted, ""]).encode("utf-8-sig"))
+    (row,), _ = read_manifest(path)
+    assert (row.row, row.audio_path.rpartition("/")[2], row.report) == (1, *cells)
+    path.write_text(f'sep={delimiter}\n{quoted[0]}\n{quoted[1]}\n"a"b\n')
+    with pytest.raises(ManifestError, match="line 4: not a CSV file"):
+        read_manifest(path)
+
+
 def test_jsonl_and_parquet_agree_with_csv(tmp_path):
     rows = [
         {"audio_path": "a.wav", "diagnosis": "mitral stenosis", "split": "train", "age": 3},

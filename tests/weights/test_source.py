@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,12 @@ def test_config(tmp_path, tensors):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightError, match=r"config\.json: not JSON"):
         _ = resolve(tmp_path).config
+
+
+def test_a_pipe_is_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "weights")
+    with pytest.raises(WeightError, match="neither a file nor a folder but a pipe or a device"):
+        resolve(tmp_path / "weights")
 
 
 def test_wrong_places(tmp_path, tensors):
