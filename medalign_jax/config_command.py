@@ -62,8 +62,6 @@ def _check_file(values: flags.FlagValues) -> None:
     name = values["config"].config_filename.partition(":")[0]
     if not Path(name).is_file():
         raise UserError(f"--config={name}: there is no such file here ({Path.cwd()})")
-    if not name.endswith(".py"):
-        raise UserError(f"--config={name} is no config: it has to be a Python file, see --help")
 
 
 def _check_paths(values: flags.FlagValues) -> None:
@@ -77,6 +75,11 @@ def _check_paths(values: flags.FlagValues) -> None:
 
 def _read_flags(argv: list[str]) -> list[str]:
     """The arguments that are no flags, the program's name first."""
+    for text in argv[1:]:  # reading the flag runs the file
+        flag, _, value = text.partition("=")
+        name = value.partition(":")[0]
+        if flag.lstrip("-") == "config" and Path(name).is_file() and not name.endswith(".py"):
+            raise UserError(f"--config={name} is no config: it has to be a Python file, see --help")
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
