@@ -173,7 +173,7 @@ def _receive(address: tuple[str, int], count: int, deadline: float, seconds: flo
     problem = ""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listener(address[1]))
-        while len(there) < count - 1 and not problem and time.monotonic() < deadline:
+        while not _complete(there, count) and not problem and time.monotonic() < deadline:
             listener.settimeout(_left(deadline))
             with contextlib.suppress(TimeoutError):
                 come = stack.enter_context(listener.accept()[0])
@@ -191,6 +191,15 @@ def _receive(address: tuple[str, int], count: int, deadline: float, seconds: flo
                 _send(each, {"kind": _KIND, "problem": problem})
     if problem:
         raise UserError(problem)
+
+
+def _complete(there: dict[int, socket.socket], count: int) -> bool:
+    """Whether all are there. Who has left again, killed while it waited, is struck off."""
+    if len(there) < count - 1:
+        return False
+    for number in [n for n, connection in there.items() if _has_left(connection)]:
+        del there[number]
+    return len(there) == count - 1
 
 
 def _admit(come: socket.socket, there: dict[int, socket.socket], count: int) -> str:

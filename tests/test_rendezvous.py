@@ -1,5 +1,6 @@
 """The processes of a run meet before JAX connects them; who does not come is named in one line."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -74,6 +75,29 @@ def test_two_numbers_of_processes_are_refused(address):
     said = outcomes(address, 3, (0, (2, 4)))
     assert said[0] == said[1]
     assert "process 2 was started with --num_processes=4, process 0 with 3" in said[0]
+
+
+def test_who_was_killed_while_it_waited_is_waited_for_again(address):
+    """Also where the last of the others comes before it is there again."""
+    found = {}
+
+    def come(number):
+        found[number] = outcomes(address, 3, (number,))[0]
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in (0, 2, 1)]
+    threads[0].start()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # process 0 may not listen yet
+        with contextlib.suppress(OSError), socket.create_connection(address) as killed:
+            killed.sendall(b'{"kind": "medalign", "number": 1, "count": 3}\n')
+            time.sleep(0.3)
+            break
+    for thread in threads[1:]:
+        thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join(30)
+    assert found == {0: "", 1: "", 2: ""}
 
 
 def test_strangers_and_processes_that_start_again_are_no_obstacle(address):
