@@ -69,7 +69,9 @@ def test_equals_the_losses_that_are_computed_twice(chunk):
 @pytest.mark.parametrize("teacher", [None, "top_k"])
 def test_without_a_live_teacher(teacher):
     teacher = None if teacher is None else kept(6)
-    loss = lambda params: summed(params, teacher)[0]  # noqa: E731
+
+    def loss(params):
+        return summed(params, teacher)[0]
 
     def plain(params):
         out = next_token_losses(

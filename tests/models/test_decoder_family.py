@@ -25,7 +25,7 @@ from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.match import Problems, flatten, match
 from medalign_jax.weights.tables.decoder import SHARDING, table
-from tests.quick import OPTIONS
+from tests.tiny_models import quick_jit
 
 torch.set_num_threads(1)
 
@@ -161,7 +161,7 @@ def positions(mask):
 
 def initialised(model):
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-    return jax.jit(model.init, compiler_options=OPTIONS)(jax.random.key(0), ids, mask)["params"]
+    return quick_jit(model.init)(jax.random.key(0), ids, mask)["params"]
 
 
 def abstract(config):
@@ -198,7 +198,7 @@ def test_states_logits_and_gradients_equal_transformers(upstream):
         logits = model.apply({"params": params}, last, method="logits")
         return jnp.sum(logits * weight), (kept["hidden_states"], logits)
 
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
+    grad = quick_jit(jax.value_and_grad(loss, has_aux=True))
     (_, (states, logits)), gradients = jax.device_get(grad(params))
     for layer, expected in enumerate(upstream.states):
         np.testing.assert_allclose(states[layer][mask], expected[mask], rtol=0, atol=1e-5)
@@ -257,7 +257,7 @@ def test_exported_weights_mean_the_same_to_transformers(upstream):
         last, _ = model.apply({"params": params}, ids, mask)
         return model.apply({"params": params}, last, method="logits")
 
-    got = np.asarray(jax.jit(logits, compiler_options=OPTIONS)(doubled))
+    got = np.asarray(quick_jit(logits)(doubled))
     np.testing.assert_allclose(got[mask], expected[mask], rtol=0, atol=1e-4)
 
 
@@ -267,9 +267,7 @@ def test_bfloat16_stays_close(upstream):
     params = load(upstream.folder, table(upstream.config, DEPTH), abstract(upstream.config))
     ids, mask, _ = texts()
     model = Decoder(upstream.config, dtype=jnp.bfloat16)
-    run = jax.jit(
-        lambda params: model.apply({"params": params}, ids, mask)[0], compiler_options=OPTIONS
-    )
+    run = quick_jit(lambda params: model.apply({"params": params}, ids, mask)[0])
     state = np.asarray(run(params))
     assert state.dtype == jnp.bfloat16
     for row in range(len(ids)):
@@ -319,7 +317,7 @@ def test_positions_of_three_axes_equal_transformers(upstream, sections):
 
     def states(positions):
         run = lambda params: model.apply({"params": params}, ids, mask, layers, positions=positions)  # noqa: E731
-        return jax.jit(run, compiler_options=OPTIONS)(params)[1]["hidden_states"]
+        return quick_jit(run)(params)[1]["hidden_states"]
 
     got = states(axes)
     for layer, expected in enumerate(output.hidden_states):
@@ -364,7 +362,7 @@ def test_remat_changes_nothing():
             state, _ = model.apply({"params": params}, ids, mask)
             return jnp.sum(jnp.where(mask[..., None], state, 0) ** 3)
 
-        return jax.jit(jax.grad(loss), compiler_options=OPTIONS)(params)
+        return quick_jit(jax.grad(loss))(params)
 
     for one, other in zip(
         jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(frugal)), strict=True
