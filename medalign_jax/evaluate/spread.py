@@ -26,7 +26,8 @@ def effective_rank(embeddings: np.ndarray) -> float:
 
 
 def ranks_of(stages: Sequence[Stage]) -> dict[str, float]:
-    """Stage -> effective rank of its embeddings of all recordings; of a model a fold the mean."""
+    """Stage -> effective rank of all its rows (recordings, or subjects where they are asked about); of a
+    model a fold the mean."""
     ranks = {}
     for stage in stages:
         models = stage.features if isinstance(stage.features, tuple) else (stage.features,)
@@ -38,5 +39,5 @@ def ranks_told(ranks: Mapping[str, float]) -> str:
     """A sentence for the screen and the page; "" where there is no stage."""
     if not ranks:
         return ""
-    each = ", ".join(f"{name} {rank:.1f}" for name, rank in ranks.items())
+    each = "; ".join(f"{name}: {rank:.1f}" for name, rank in ranks.items())
     return f"Directions in which the embeddings vary (effective rank): {each}."

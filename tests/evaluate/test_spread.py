@@ -42,5 +42,5 @@ def test_stages_in_words():
     assert ranks["before"] == 1.0
     assert ranks["after"] == pytest.approx((1.0 + effective_rank(square)) / 2, abs=0.01)
     told = ranks_told(ranks)
-    assert told.startswith("Directions in which") and "before 1.0, after 2." in told
+    assert told.startswith("Directions in which") and "before: 1.0; after: 2." in told
     assert ranks_told({}) == ""
