@@ -26,8 +26,10 @@ def effective_rank(embeddings: np.ndarray) -> float:
 
 
 def ranks_of(stages: Sequence[Stage]) -> dict[str, float]:
-    """Stage -> effective rank of all its rows (recordings, or subjects where they are asked about); of a
-    model a fold the mean."""
+    """Stage -> effective rank of all its rows, the recordings or subjects that are measured.
+
+    Where each fold has a model of its own, the mean over the models.
+    """
     ranks = {}
     for stage in stages:
         models = stage.features if isinstance(stage.features, tuple) else (stage.features,)
