@@ -28,7 +28,7 @@ ACCEPTED = (
     "MP3",
     "MPEG",
 )
-"""libsndfile's names of the containers whose length is checked: here, or (CAF, FLAC) there."""
+"""libsndfile's names of the containers whose length is checked: here, or (FLAC) there."""
 
 _UNKNOWN = (0x7F00_0000, 0x8000_0000, 0x1_0000_0000)  # what encoders write when they cannot go back
 _NEAR = 1 << 16  # less the length of headers, or rounded to whole blocks
@@ -112,6 +112,9 @@ def extent(file: BinaryIO, size: int) -> Extent:
     file.seek(end)
     if (place := file.read(_FILLING + 4).find(magic[:4])) >= 0:
         raise _second(end + place)
+    for name, _, place in _chunks(file, end + end % 2, sound.chunks) if sound.chunks else ():
+        if name == magic[:4]:  # behind lists of tags, say
+            raise _second(place - 8)
     if sound.to_the_end and size - end > _FILLING:
         raise ContainerError(
             f"holds {size - end} bytes behind its samples, which would be heard as such; {CONVERT}"
@@ -152,6 +155,8 @@ def _sound(file: BinaryIO, magic: bytes) -> _Sound | None:
         return _Sound(start, promised, (8, order + "I"))
     if magic[:8] == _W64_RIFF:
         return _w64_sound(file)
+    if kind == b"caff":
+        return _caf_sound(file)
     return _nist_sound(file) if magic[:7] == b"NIST_1A" else None
 
 
@@ -186,7 +191,7 @@ def _rf64_sound(file: BinaryIO) -> _Sound | None:
         if name == b"data" and length == 0xFFFF_FFFF:
             return _Sound(place, 0 if told >= 1 << 60 else told, field, "<")
         if name == b"data":
-            return _Sound(place, length)
+            return _Sound(place, length, chunks="<")
     return None
 
 
@@ -204,6 +209,24 @@ def _w64_sound(file: BinaryIO) -> _Sound | None:
         if length < 24:
             return None
         place += length + -length % 8
+
+
+def _caf_sound(file: BinaryIO) -> _Sound | None:
+    """Chunks have names of 4 bytes and lengths of 64 bits; -1 is "to the end of the file"."""
+    place = 8
+    for _ in range(_MOST_CHUNKS):
+        file.seek(place)
+        header = file.read(12)
+        if len(header) < 12:
+            return None
+        name, length = struct.unpack(">4sq", header)
+        place += 12
+        if name == b"data":
+            return _Sound(place, 1 << 60 if length == -1 else max(length, 0))
+        if length < 0:
+            return None
+        place += length
+    return None
 
 
 def _nist_sound(file: BinaryIO) -> _Sound | None:
