@@ -164,6 +164,11 @@ def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource")
         return source
     if isinstance(source, Mapping):
         return _from_mapping(source)
+    if not isinstance(source, str | os.PathLike):
+        raise WeightError(
+            "weights are a file, a folder, a Hub id or a mapping of names to arrays, "
+            f"not {'None' if source is None else 'a ' + type(source).__name__}"
+        )
     text = os.fspath(source)
     if not text.strip():  # Path("") would be the folder one stands in
         raise WeightError("the name of the weights is empty; give a file, a folder or a Hub id")

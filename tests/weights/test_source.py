@@ -87,6 +87,13 @@ def test_a_pipe_is_no_weights(tmp_path):
         resolve(tmp_path / "weights")
 
 
+def test_what_names_no_weights():
+    with pytest.raises(WeightError, match="a Hub id or a mapping of names to arrays, not None"):
+        resolve(None)
+    with pytest.raises(WeightError, match="not a list"):
+        resolve(["a", "b"])
+
+
 def test_wrong_places(tmp_path, tensors):
     with pytest.raises(WeightError, match="no weights in it"):
         resolve(tmp_path)
