@@ -25,6 +25,7 @@ SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".nd
 DELIMITERS = (",", ";", "\t")
 _TOLD_DELIMITER = re.compile(r"sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's own first line
 LONGEST_CELL = 1 << 20  # characters; a report is a few hundred
+MOST_UNPACKED = 1 << 31  # bytes, of a Parquet file that packs them a hundred times smaller
 MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
 
@@ -359,8 +360,9 @@ def _check_sizes(path: Path, metadata, read: Sequence[str]) -> None:
     """Refuses, before it is unpacked, a column that has to hold a cell longer than `LONGEST_CELL`.
 
     Raises:
-        ManifestError: such a column.
+        ManifestError: such a column, or a file as of `check_unpacked`.
     """
+    check_unpacked(path, metadata)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         most = 4 * LONGEST_CELL * max(1, group.num_rows)  # a character has at most 4 bytes
         if group.total_byte_size <= most:
@@ -373,6 +375,25 @@ def _check_sizes(path: Path, metadata, read: Sequence[str]) -> None:
                     f"{group.num_rows} rows; a cell has at most {LONGEST_CELL} characters: shorten "
                     "its texts"
                 )
+
+
+def check_unpacked(path: Path, metadata) -> None:
+    """Refuses a small Parquet file that would fill the memory once it is unpacked.
+
+    Args:
+        path: of the file.
+        metadata: pyarrow's, of the file.
+
+    Raises:
+        ManifestError: more than `MOST_UNPACKED` bytes, and more than a hundred times the file's.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    unpacked = sum(group.total_byte_size for group in groups)
+    if unpacked > max(MOST_UNPACKED, 100 * path.stat().st_size):
+        raise ManifestError(
+            f"'{path}' would unpack to {unpacked} bytes from {path.stat().st_size}; if that is "
+            "meant, write it again without compression"
+        )
 
 
 def _texts_of(schema) -> list[str]:

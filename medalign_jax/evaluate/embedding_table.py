@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from medalign_jax.data import tables
 from medalign_jax.data.manifest import Problem
-from medalign_jax.data.tables import did_you_mean, is_missing, is_none_in_words
+from medalign_jax.data.tables import check_unpacked, did_you_mean, is_missing, is_none_in_words
 from medalign_jax.errors import UserError
 
 SUFFIXES = (".parquet", ".pq", ".csv")
@@ -125,6 +125,7 @@ def _read_parquet(path: Path, column: str) -> _Columns:
 def _parquet(path: Path) -> pa.Table:
     try:
         with open(path, "rb") as file:
+            check_unpacked(path, pq.ParquetFile(file).metadata)
             table = pq.read_table(file)
             table.validate(full=True)
             _ = table.column_names  # names that are no text are found when they are asked for
