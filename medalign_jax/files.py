@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medalign_jax.errors import UserError
@@ -81,6 +81,20 @@ def encoded(text: str) -> bytes:
     They are written as \\udcXX, which in JSON is their escape: they are read back as they were.
     """
     return text.encode("utf-8", "backslashreplace")
+
+
+def check_no_folders(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Refuses a folder in which something stands in the way of files that will be written.
+
+    Raises:
+        UserError: one of the names is a folder's; names it.
+    """
+    for path in (Path(folder) / name for name in names):
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a folder, and a file of that name will be written: move it away, or "
+                "choose another place"
+            )
 
 
 def check_name(folder: str | os.PathLike) -> None:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from medalign_jax import seals
-from medalign_jax.files import clear_remains, write_whole, writing_whole
+from medalign_jax.errors import UserError
+from medalign_jax.files import check_no_folders, clear_remains, write_whole, writing_whole
 
 
 def test_nothing_new_where_the_writer_fails(tmp_path):
@@ -18,6 +19,14 @@ def test_nothing_new_where_the_writer_fails(tmp_path):
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_the_work(tmp_path):
+    (tmp_path / "a").write_text("")
+    check_no_folders(tmp_path, ("a", "b"))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="b is a folder, and a file of that name will be written"):
+        check_no_folders(tmp_path, ("a", "b"))
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

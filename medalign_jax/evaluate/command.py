@@ -43,10 +43,12 @@ from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.files import check_no_folders
 from medalign_jax.provenance import provenance
 from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.progress import Progress
 
+_RESULTS, _TABLE, _PAGE = "evaluation.json", "evaluation.csv", "report.html"
 _NOT_SHOWN = frozenset({"arguments", "effective_rank"})  # of the facts: the page has them in words
 
 
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> Measured:
     Raises:
       UserError: whatever is wrong with them.
     """
+    check_no_folders(arguments.out, (_RESULTS, _TABLE, _PAGE))
     options, given = _options(arguments), sources.sources_of(arguments.encoder)
     if not given and not arguments.embeddings:
         raise UserError("name something to measure: --encoder, or --embeddings with a table")
@@ -225,8 +228,8 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     out.mkdir(parents=True, exist_ok=True)
     ranks = ranks_of(stages)
     facts = _provenance(arguments, opened) | {"effective_rank": ranks}
-    write_results(out / "evaluation.json", found.results, facts)
-    write_atomically(out / "evaluation.csv", csv_of(found.results))
+    write_results(out / _RESULTS, found.results, facts)
+    write_atomically(out / _TABLE, csv_of(found.results))
     tables = tables_of(found.results)
     print("\n" + text_of(tables) + "\n", flush=True)
     print(ranks_told(ranks), flush=True)
@@ -253,8 +256,8 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
             *opened.findings.told,
         ],
     )
-    report.write_report(out / "report.html", data)
-    print(f"{headline}\npage: {out / 'report.html'}", flush=True)
+    report.write_report(out / _PAGE, data)
+    print(f"{headline}\npage: {out / _PAGE}", flush=True)
 
 
 def _summary(opened: _Opened) -> str:

@@ -24,11 +24,14 @@ from medalign_jax import processes
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
-from medalign_jax.files import check_name, encoded, write_whole
+from medalign_jax.files import check_name, check_no_folders, encoded, write_whole
 from medalign_jax.local_paths import local
 from medalign_jax.provenance import provenance
 
 RECORDINGS = "recordings.jsonl"
+# What runs of any method write there.
+_FILES = ("config.json", RECORDINGS, "metrics.jsonl", "evaluation.json", "evaluation.csv",
+          "ablations.md", "report.html")  # fmt: skip
 EARLIER = "earlier_runs"  # in the workdir: what --restart moved away
 _DESCRIPTIONS = re.compile(r"textualised(\.partial)?\.jsonl")  # what a textualisation leaves
 _LISTS = re.compile(r"(unusable|unaskable)_\w+\.jsonl|overlap\.jsonl")
@@ -49,6 +52,7 @@ def alone(run: Callable) -> Callable:
             raise UserError(
                 f"{workdir} is a file, and a run needs a folder: choose another --workdir"
             )
+        check_no_folders(workdir, _FILES)
         with processes.at_work_in(Path(workdir)):
             return run(config, workdir, *args, **kwargs)
 

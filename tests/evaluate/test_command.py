@@ -128,6 +128,12 @@ def test_what_is_wrong_is_said_before_anything_is_decoded(world, capsys, more, m
     assert not (world / "refused").exists()
 
 
+def test_a_folder_in_the_place_of_a_result(world, capsys):
+    (world / "blocked" / "report.html").mkdir(parents=True)
+    assert run(world, "blocked", "--tasks", "label") == 1
+    assert "report.html is a folder, and a file of that name" in capsys.readouterr().err
+
+
 def sources_refused(world, capsys, source):
     """What is said of an encoder, in little time, and with nothing decoded."""
     begun = time.process_time()
