@@ -29,6 +29,7 @@ from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.files import printable
+from medalign_jax.local_paths import place_of
 from medalign_jax.locks import held
 from medalign_jax.train.progress import Progress
 
@@ -258,7 +259,7 @@ def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item
         elif not whole:
             bad[record.column] += 1
         beside = {column: cells.get(column, "") for column in carried}
-        items.append(Item(Path(os.path.normpath(Path(path).parent / name)), beside, problem))
+        items.append(Item(Path(place_of(Path(path).parent, name)), beside, problem))
     for column, count in bad.items():
         say(f"{path}: column '{column}' holds no text in {count} rows, which are empty there")
     return items

@@ -6,6 +6,7 @@ with nothing in the bucket.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -51,6 +52,11 @@ def local(place: str | PurePath) -> Path:
     """
     check_local(place)
     return Path(place)
+
+
+def place_of(folder: str | PurePath, name: str) -> str:
+    """The file that a table names, relative to a folder; ``~/`` is the user's home."""
+    return os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
 
 
 def _remote(given: Any, name: str) -> Iterator[tuple[str, str]]:

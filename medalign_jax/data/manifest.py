@@ -33,7 +33,7 @@ from medalign_jax.data.tables import (
 )
 from medalign_jax.data.vocabulary import says_nothing
 from medalign_jax.files import encoded, write_whole
-from medalign_jax.local_paths import ADVICE, is_remote
+from medalign_jax.local_paths import ADVICE, is_remote, place_of
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
@@ -267,7 +267,7 @@ def _row(
         notes.append(Problem(number, name, note, fatal=False))
     row = Row(
         row=number,
-        audio_path=os.path.normpath(os.path.join(folder, name)),
+        audio_path=place_of(folder, name),
         subject_id=record.get("subject_id") or name,
         split=split,
         label=record.get("label") or None,

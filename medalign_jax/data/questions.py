@@ -22,7 +22,7 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.reasoning import STAGES, ReasoningError, Stages, find_option
 from medalign_jax.data.tables import LONGEST_CELL, BadRecord, did_you_mean, is_missing
-from medalign_jax.local_paths import ADVICE, is_remote
+from medalign_jax.local_paths import ADVICE, is_remote, place_of
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
@@ -204,7 +204,7 @@ def _question(
     if wrong:
         return None, wrong
     texts["split"] = SPLIT_ALIASES.get(texts["split"].lower(), texts["split"])
-    joined = tuple(os.path.normpath(os.path.join(folder, name)) for name in audio)
+    joined = tuple(place_of(folder, name) for name in audio)
     return Question(audio=joined, choices=choices, reasoning=reasoning, description=description,
                     extra=extra or {}, **texts), []  # fmt: skip
 

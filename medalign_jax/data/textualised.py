@@ -29,6 +29,7 @@ from medalign_jax.data.tables import (
     is_missing,
     read_table,
 )
+from medalign_jax.local_paths import place_of
 
 AUDIO_COLUMNS = ("audio_path", "audio")
 
@@ -135,7 +136,7 @@ def _meant(
         return ([id], "") if id in known else ([], wrong)
     if not audio:
         return [], "neither an id nor an audio path"
-    ids = of_audio.get(_absolute(os.path.join(folder, audio)), [])
+    ids = of_audio.get(_absolute(place_of(folder, audio)), [])
     return ids, "" if ids else "no question is about this recording alone"
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
+from medalign_jax.data import tables
 from medalign_jax.data.manifest import (
     ManifestError,
     Problem,
@@ -20,6 +21,8 @@ from medalign_jax.data.manifest import (
     read_manifest,
     write_problems,
 )
+from medalign_jax.errors import UserError
+from medalign_jax.evaluate.embedding_table import read_table as read_embeddings
 from tests.data import manifests
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -190,6 +193,27 @@ def test_cells_have_a_longest_length_in_every_format(tmp_path):
         read_manifest(tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="not a CSV file"):
         read_text(tmp_path, f"audio_path,report\na.wav,{long}\n")
+
+
+def test_a_parquet_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 1 << 20)
+    path = tmp_path / "m.parquet"
+    names = [f"{n}.wav" for n in range(100)]
+    bomb = pa.table({"audio_path": names, "report": ["x" * 100_000] * 100})
+    pyarrow.parquet.write_table(bomb, path, compression="zstd", use_dictionary=False)
+    for read in (read_manifest, read_embeddings):
+        with pytest.raises(UserError, match=r"would unpack to 10\d+ bytes from \d+;"):
+            read(path)
+    pyarrow.parquet.write_table(bomb, path, compression="none", use_dictionary=False)
+    assert len(read_manifest(path)[0]) == 100
+
+
+def test_home_in_a_manifest(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    rows, _ = read_text(tmp_path, "audio_path,report\n~/a.wav,x\n~b/c.wav,x\nd/~/e.wav,x\n")
+    assert [row.audio_path for row in rows] == [
+        str(tmp_path / name) for name in ("home/a.wav", "~b/c.wav", "d/~/e.wav")
+    ]
 
 
 def test_rows_need_no_report_where_none_is_used(tmp_path):
