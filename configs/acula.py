@@ -94,6 +94,7 @@ def _paper() -> ConfigDict:
         {
             "wordings": 8,  # of a report that is made from metadata
             "use": "fresh",  # fresh, mean, first
+            "leave_out": (),  # columns of the metadata that they do not tell, such as diagnosis
             "pairing": "own",  # controls: shuffled (by subject), classes, random
         }
     )
@@ -277,6 +278,7 @@ def _patients(config: ConfigDict) -> None:
         {
             "more self-supervision": {"loss": {"ssm_weight": 1.0}, "role": "candidate"},
             "shuffled reports": CONTROLS["shuffled reports"],
+            "reports without the diagnosis": {"reports": {"leave_out": ("diagnosis",)}},
         }
     )
     config.evaluate.update(

@@ -88,16 +88,33 @@ class AudioDataset:
             self._sounds = tuple(self.clip(i).sound() for i in range(len(self)))
         return self._sounds
 
-    def reports(self, index: int, count: int, seed: int) -> tuple[str, ...]:
+    def reports(
+        self, index: int, count: int, seed: int, leave_out: Sequence[str] = ()
+    ) -> tuple[str, ...]:
         """The manifest's own report, or up to `count` wordings of the metadata.
 
+        Args:
+            index: of the recording.
+            count: how many wordings are wanted.
+            seed: of their choice.
+            leave_out: columns of the metadata of which nothing is said.
+
         Raises:
+            ManifestError: something is to be left out, of a report that is the manifest's own or
+                of metadata that say nothing else.
             ReportError: there is no report and the metadata says nothing.
         """
         row = self.rows[index]
+        if not leave_out:
+            return (row.report,) if row.report else reports.wordings(row.metadata, count, seed)
+        where = f"row {row.row} ('{row.audio_path}'): {', '.join(leave_out)} cannot be left out"
         if row.report is not None:
-            return (row.report,)
-        return reports.wordings(row.metadata, count, seed)
+            raise ManifestError(f"{where} of a written report; remove it, or leave nothing out")
+        kept = {name: text for name, text in row.metadata.items() if name not in leave_out}
+        try:
+            return reports.wordings(kept, count, seed)
+        except reports.ReportError as error:
+            raise ManifestError(f"{where}: {error}") from error
 
     def select(self, which: Sequence[int] | np.ndarray | Callable[[Row], bool]) -> "AudioDataset":
         """The recordings at these indices (in their order), or whose row passes a predicate.

@@ -127,7 +127,9 @@ def _prepare(
         found = tuple(searched.findings(suite))
         findings = Findings(found, subjects_told(data.rows, suite))
         print(*suite.told, *findings.told, sep="\n", flush=True)
-    reports = build.Reports.of(data, config.reports.wordings, config.seed)
+    for arm in arms:  # before anything is trained
+        build.Reports.asked(data, arm.config)
+    reports = build.Reports.asked(data, config)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 
 

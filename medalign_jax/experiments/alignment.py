@@ -27,6 +27,7 @@ from medalign_jax.experiments.texts import Targets, Texts, targets_of
 from medalign_jax.experiments.workdir import bind
 from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.pretrain import Supervised
+from medalign_jax.teachers import Teacher
 from medalign_jax.teachers.whitening import Whitening
 from medalign_jax.train.loop import Fit, fit
 
@@ -52,18 +53,31 @@ class Run:
     findings: Findings = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
-        self._texts: dict[str, Texts] = {}
+        self._teachers: dict[str, Teacher] = {}
+        self._texts: dict[tuple[str, ...], Texts] = {}
 
     def texts(self, config: ConfigDict) -> Texts:
-        """Vectors of all texts by the teacher of this config; each teacher reads them once."""
-        key = config.teacher.to_json_best_effort()
+        """Vectors of all texts that this config asks for; each teacher reads a text once."""
+        reports = config.reports
+        key = (
+            config.teacher.to_json_best_effort(), str(reports.wordings), *sorted(reports.leave_out)
+        )  # fmt: skip
         if key not in self._texts:
-            mixed = [part.train_reports for part in self.parts if config.data.mix]
-            found = Texts.of(config, self.workdir, self.mesh, [self.reports, *mixed])
-            name = f"teacher_weights {config.teacher.source}" if self._texts else "teacher_weights"
-            bind(self.workdir, shown=True, **{name: found.teacher.identity})
-            self._texts[key] = found
+            parts = [self.data, *(part.train for part in self.parts if config.data.mix)]
+            asked = [build.Reports.asked(part, config) for part in parts]
+            self._texts[key] = Texts.of(config, self.workdir, self._teacher(config), asked)
         return self._texts[key]
+
+    def _teacher(self, config: ConfigDict) -> Teacher:
+        key = config.teacher.to_json_best_effort()
+        if key not in self._teachers:
+            teacher = build.teacher_of(config, self.mesh)
+            name = "teacher_weights"
+            if self._teachers:
+                name += f" {config.teacher.source}"
+            bind(self.workdir, shown=True, **{name: teacher.identity})
+            self._teachers[key] = teacher
+        return self._teachers[key]
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -88,7 +102,6 @@ class Part:
     folder: Path
     data: AudioDataset
     train: AudioDataset
-    train_reports: build.Reports
 
     @classmethod
     def of(cls, run: Run, fold: Fold) -> Part:
@@ -97,10 +110,14 @@ class Part:
         if fold.name:
             data = data.with_splits(fold.split_of(len(data)))
         train = build.training_part(run.config, data, run.workdir)
-        reports = build.Reports.of(train, run.config.reports.wordings, run.config.seed)
         folder = run.workdir / fold.name.replace(" ", "_")
         folder.mkdir(exist_ok=True)
-        return cls(run, fold, folder, data, train, reports)
+        return cls(run, fold, folder, data, train)
+
+    @functools.cached_property
+    def train_reports(self) -> build.Reports:
+        """Of the training recordings, as the run's own config asks for them."""
+        return build.Reports.asked(self.train, self.run.config)
 
     @property
     def valid(self) -> AudioDataset | None:
@@ -162,7 +179,9 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     if config.encoder.random:
         start = random_params(run)
     texts = run.texts(config)
-    whitening = texts.whitening(config, part.train_reports, _classes(run.suite))
+    whitening = texts.whitening(
+        config, build.Reports.asked(part.train, config), _classes(run.suite)
+    )
     if whitening is not None:
         print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
     columns = run.suite.options.tasks

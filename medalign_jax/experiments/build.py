@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -404,9 +405,18 @@ class Reports:
     texts: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, dataset: AudioDataset, count: int, seed: int) -> Reports:
+    def of(
+        cls, dataset: AudioDataset, count: int, seed: int, leave_out: Sequence[str] = ()
+    ) -> Reports:
         """Up to `count` wordings of each recording of a data set."""
-        return cls(tuple(dataset.reports(i, count, seed) for i in range(len(dataset))))
+        of_one = functools.partial(dataset.reports, count=count, seed=seed, leave_out=leave_out)
+        return cls(tuple(of_one(i) for i in range(len(dataset))))
+
+    @classmethod
+    def asked(cls, dataset: AudioDataset, config: ConfigDict) -> Reports:
+        """What `config.reports` asks for."""
+        block = config.reports
+        return cls.of(dataset, block.wordings, config.seed, tuple(block.leave_out))
 
     def unique(self) -> list[str]:
         """All texts, each once, in a fixed order."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.manifest import Row
+from medalign_jax.data.reports import METADATA_COLUMNS
 from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import build
@@ -39,6 +39,13 @@ def check_texts(config: ConfigDict) -> None:
             raise UserError(
                 f"{key} is {value!r}{did_you_mean(value, known)}; it is one of {', '.join(known)}"
             )
+    for name in reports.leave_out:
+        if name not in METADATA_COLUMNS:
+            near = did_you_mean(name, METADATA_COLUMNS)
+            raise UserError(
+                f"reports.leave_out names {name!r}, of which reports say nothing{near}; they tell "
+                f"of {', '.join(sorted(METADATA_COLUMNS))}"
+            )
     if mode == "online" and reports.pairing != "own":
         raise UserError(
             f"reports.pairing={reports.pairing} needs cached vectors: set teacher.mode=cached"
@@ -65,9 +72,14 @@ class Texts:
     row: dict[str, int]
 
     @classmethod
-    def of(cls, config: ConfigDict, workdir: Path, mesh: Mesh, reports: Sequence[build.Reports]):
+    def of(
+        cls,
+        config: ConfigDict,
+        workdir: Path,
+        teacher: Teacher,
+        reports: Sequence[build.Reports],
+    ) -> Texts:
         """Read from the cache, or computed once."""
-        teacher = build.teacher_of(config, mesh)
         folder = Path(config.teacher.cache or workdir / "teacher_cache")
         return cls(teacher, *build.cached_texts(teacher, reports, folder))
 
@@ -132,10 +144,9 @@ def targets_of(
       UserError: see `check_texts`.
     """
     check_texts(config)
-    how, count = config.reports.pairing, config.reports.wordings
+    how = config.reports.pairing
     reports = [
-        build.Reports(()) if part is None else build.Reports.of(part, count, config.seed)
-        for part in parts
+        build.Reports(()) if part is None else build.Reports.asked(part, config) for part in parts
     ]
     rng = np.random.default_rng((config.seed, 13))
     if how == "classes":

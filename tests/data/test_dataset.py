@@ -67,6 +67,21 @@ def test_reports(tmp_path):
     assert several != data.reports(1, 5, seed=2)
 
 
+def test_reports_that_leave_something_out(tmp_path):
+    told = [{"report": "Clear lungs.", "diagnosis": "", "posture": ""},
+            {"report": "", "diagnosis": "asthma", "posture": "supine"},
+            {"report": "", "diagnosis": "asthma", "posture": ""}]  # fmt: skip
+    rows = [{"audio_path": manifests.write_wav(tmp_path / f"{i}.wav", i)} | row
+            for i, row in enumerate(told)]  # fmt: skip
+    data = open_dataset(manifests.write_csv(tmp_path / "m.csv", rows))
+    whole, part = (data.reports(1, 20, 0, left) for left in ((), ("diagnosis",)))
+    assert all("asthma" in text and "supine" in text for text in whole)
+    assert part and all("asthma" not in text and "supine" in text for text in part)
+    for index, words in ((0, "of a written report"), (2, "diagnosis cannot be left out: ")):
+        with pytest.raises(ManifestError, match=rf"row {index + 1} \(.*{index}.wav'\): .*{words}"):
+            data.reports(index, 1, 0, ("diagnosis",))
+
+
 def test_selections_share_files_and_memory(manifest):
     data = open_dataset(manifest)
     train = data.split("train")

@@ -162,6 +162,8 @@ def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
     config.arms.update({  # none needs a program of its own
         "one wording": {"reports": {"use": "first"}, "role": "candidate"},
         "shuffled reports": {"reports": {"pairing": "shuffled"}},
+        # Texts that the run's own alignment does not read.
+        "other reports": {"reports": {"wordings": 9, "leave_out": ("heart_rate",)}},
     })  # fmt: skip
     config.evaluate.update({
         "tasks": ("sick",), "folds": 3, "aggregate": "subject", "probes": ("linear",),
@@ -181,5 +183,6 @@ def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
         folder = workdir / f"fold_{fold}"
         exports = [folder / place / "export/encoder.safetensors" for place in ("", name)]
         assert exports[0].read_bytes() == exports[1].read_bytes()
-        for arm in ("", "arms/one_wording", "arms/shuffled_reports"):
-            assert (workdir / f"fold_{fold}" / arm / "export/encoder.safetensors").is_file()
+        arms = ("", "arms/one_wording", "arms/shuffled_reports", "arms/other_reports")
+        made = {(folder / arm / "export/encoder.safetensors").read_bytes() for arm in arms}
+        assert len(made) == len(arms) - (chosen[fold].startswith(f"fold {fold}: one wording"))

@@ -127,6 +127,7 @@ def test_class_sentences_of_a_fold_are_reports_of_its_own_training_part(folds):
         ({"pretrain.changes.train": {"accumulate": 7}}, "multiple of train.accumulate 7"),
         ({"supervised.changes.optimizer.schedule": "flat"}, "schedule 'flat'"),
         ({"reports.use": "meen"}, "reports.use is 'meen' .*'mean'"),
+        ({"reports.leave_out": ("diagnose",)}, "'diagnose', of which .*'diagnosis'"),
         ({"reports.pairing": "suffled"}, "reports.pairing is 'suffled' .*'shuffled'"),
         ({"teacher.mode": "onlin"}, "teacher.mode is 'onlin' .*'online'"),
         ({"teacher.mode": "online"}, "online reads one wording a step"),
