@@ -2,7 +2,7 @@
 
 import sys
 
-from medalign_jax.data.tables import did_you_mean
+from medalign_jax.words import did_you_mean
 
 COMMANDS = {
     "main": "train: align, distil, pre-train, put recordings into words",

@@ -12,7 +12,8 @@ from medalign_jax.data.questions import (
     Loaded,
     QuestionsError,
 )
-from medalign_jax.data.tables import BadRecord, ManifestError, is_missing, read_table
+from medalign_jax.data.tables import BadRecord, ManifestError, read_table
+from medalign_jax.words import is_missing
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 EMOTION_QUESTION = "Which emotion does the speaker express?"

@@ -21,19 +21,11 @@ from pathlib import Path
 from medalign_jax.audio import io as audio_io
 from medalign_jax.data import reports
 from medalign_jax.data.subjects import alike_subjects
-from medalign_jax.data.tables import (
-    BadRecord,
-    ManifestError,
-    Table,
-    did_you_mean,
-    is_missing,
-    is_none_in_words,
-    plain_name,
-    read_table,
-)
+from medalign_jax.data.tables import BadRecord, ManifestError, Table, read_table
 from medalign_jax.data.vocabulary import says_nothing
 from medalign_jax.files import encoded, write_whole
 from medalign_jax.local_paths import ADVICE, is_remote, place_of
+from medalign_jax.words import did_you_mean, is_missing, is_none_in_words, plain_name
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"training": "train", "validation": "valid", "val": "valid", "dev": "valid",
@@ -76,6 +68,11 @@ class Row:
         """Whether the manifest says who was recorded."""
         own_path = self.audio_path.endswith(os.path.normpath(self.subject_id))
         return bool(self.subject_id) and not own_path and not self.subject_id.startswith(COPIES_OF)
+
+    @property
+    def named_subject(self) -> str | None:
+        """The subject, where the manifest says who was recorded."""
+        return self.subject_id if self.names_subject else None
 
 
 @dataclass(frozen=True)
@@ -385,7 +382,7 @@ def _subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
 def _alike_subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
     """Notes on subjects of different splits whose names differ as spellings of one name do."""
     found = []
-    for places in alike_subjects(rows):
+    for places in alike_subjects([row.named_subject for row in rows]):
         first = {subject: rows[place] for subject, place in places.items()}
         if len({row.split for row in first.values()}) > 1:
             where = ", ".join(f"'{s}' in {r.split} (row {r.row})" for s, r in first.items())

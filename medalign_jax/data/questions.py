@@ -21,8 +21,9 @@ from medalign_jax.data.manifest import (
     problem_table,
 )
 from medalign_jax.data.reasoning import STAGES, ReasoningError, Stages, find_option
-from medalign_jax.data.tables import LONGEST_CELL, BadRecord, did_you_mean, is_missing
+from medalign_jax.data.tables import LONGEST_CELL, BadRecord
 from medalign_jax.local_paths import ADVICE, is_remote, place_of
+from medalign_jax.words import did_you_mean, is_missing
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text

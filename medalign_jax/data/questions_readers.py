@@ -22,8 +22,9 @@ from medalign_jax.data.questions import (
     QuestionsError,
 )
 from medalign_jax.data.reasoning import ReasoningError, claimed_options, parse_response
-from medalign_jax.data.tables import BadRecord, did_you_mean
+from medalign_jax.data.tables import BadRecord
 from medalign_jax.files import encoded, writing_whole
+from medalign_jax.words import did_you_mean
 
 _AUDIO_TAG = re.compile(r"<audio>", re.IGNORECASE)
 _COTA_NAMES = {

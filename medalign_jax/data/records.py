@@ -22,9 +22,10 @@ import numpy as np
 
 from medalign_jax.data.manifest import SPLITS, Problem, Row
 from medalign_jax.data.sources import Clip
-from medalign_jax.data.tables import ManifestError, did_you_mean
+from medalign_jax.data.tables import ManifestError
 from medalign_jax.files import check_name
 from medalign_jax.seals import DamagedError, check_seal
+from medalign_jax.words import did_you_mean
 
 FORMAT = 1
 NAME = "auscultation"

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from medalign_jax.data.tables import plain_spelling
-
-if TYPE_CHECKING:
-    from medalign_jax.data.manifest import Row
+from medalign_jax.words import plain_spelling
 
 
 def plain_subject(subject: str) -> str:
@@ -19,17 +15,17 @@ def plain_subject(subject: str) -> str:
     return re.sub(r"(?<![\d.])0+(?=\d)", "", name)
 
 
-def alike_subjects(rows: Sequence[Row]) -> list[dict[str, int]]:
+def alike_subjects(subjects: Sequence[str | None]) -> list[dict[str, int]]:
     """Groups of two or more subjects whose names have one plain form.
 
-    Rows that name no subject do not count.
+    Args:
+        subjects: one for each row, None where it names none.
 
     Returns:
         For each group: subject -> position of its first row, in the order of the rows.
     """
     alike: dict[str, dict[str, int]] = {}
-    for place, row in enumerate(rows):
-        if row.names_subject:
-            spellings = alike.setdefault(plain_subject(row.subject_id), {})
-            spellings.setdefault(row.subject_id, place)
+    for place, subject in enumerate(subjects):
+        if subject is not None:
+            alike.setdefault(plain_subject(subject), {}).setdefault(subject, place)
     return [spellings for spellings in alike.values() if len(spellings) > 1]

@@ -21,15 +21,9 @@ from medalign_jax.data.manifest import (
 )
 from medalign_jax.data.questions import Checks, Question, QuestionsError
 from medalign_jax.data.questions_readers import read_cota, read_questions, write_questions
-from medalign_jax.data.tables import (
-    BadRecord,
-    ManifestError,
-    Table,
-    did_you_mean,
-    is_missing,
-    read_table,
-)
+from medalign_jax.data.tables import BadRecord, ManifestError, Table, read_table
 from medalign_jax.local_paths import place_of
+from medalign_jax.words import did_you_mean, is_missing
 
 AUDIO_COLUMNS = ("audio_path", "audio")
 

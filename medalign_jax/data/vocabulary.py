@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from medalign_jax.data.tables import is_missing, is_none_in_words, plain_name
 from medalign_jax.errors import UserError
+from medalign_jax.words import is_missing, is_none_in_words, plain_name
 
 
 class ReportError(UserError):

@@ -8,7 +8,6 @@ import numpy as np
 
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean
 from medalign_jax.datasets.nearest import nearest_waveform
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baselines import SpectralStatistics, constant, metadata_features
@@ -19,6 +18,7 @@ from medalign_jax.evaluate.probes import Problem
 from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Guess, Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
+from medalign_jax.words import did_you_mean
 
 BASELINES = ("majority", "metadata", "spectral", "nearest", "random")  # random: see the callers
 

@@ -15,12 +15,12 @@ import soxr
 from jax.sharding import Mesh
 
 from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statistics
-from medalign_jax.data.tables import finite_number, is_missing
 from medalign_jax.encoder import Encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import holds_codes
 from medalign_jax.evaluate.probes.problem import Prediction, Problem
 from medalign_jax.train.mesh import batch_sharding
+from medalign_jax.words import finite_number, is_missing
 
 RARE = 5  # words of fewer rows share a column
 _OTHER = "(rare)"
@@ -92,7 +92,7 @@ def metadata_features(
     Only values are looked at, no label; scale and words are those of all rows.
 
     Args:
-      columns: N texts each, by name; missing values are those of `data.tables.is_missing`.
+      columns: N texts each, by name; missing values are those of `words.is_missing`.
       rare: least rows for a word to have a column of its own.
 
     Returns:

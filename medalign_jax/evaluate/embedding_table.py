@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from medalign_jax.data import tables
 from medalign_jax.data.manifest import Problem
-from medalign_jax.data.tables import check_unpacked, did_you_mean, is_missing, is_none_in_words
+from medalign_jax.data.tables import check_unpacked
 from medalign_jax.errors import UserError
+from medalign_jax.words import did_you_mean, finite_number, is_missing, is_none_in_words
 
 SUFFIXES = (".parquet", ".pq", ".csv")
 
@@ -103,7 +104,7 @@ def _read_csv(path: Path, column: str) -> _Columns:
 def _vector(path: Path, row: int, cells: dict[str, str]) -> np.ndarray | None:
     if not any(cell.strip() for cell in cells.values()):
         return None
-    numbers = {name: tables.finite_number(cell) for name, cell in cells.items()}
+    numbers = {name: finite_number(cell) for name, cell in cells.items()}
     for name, number in numbers.items():
         if number is None:
             raise UserError(f"{path}: row {row}: {cells[name]!r} in column {name!r} is no number")

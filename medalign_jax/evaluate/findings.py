@@ -52,7 +52,11 @@ def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
       rows: Of the recordings.
       suite: Over them.
     """
-    across = [group for group in alike_subjects(rows) if _crosses(list(group.values()), suite)]
+    across = [
+        group
+        for group in alike_subjects([row.named_subject for row in rows])
+        if _crosses(list(group.values()), suite)
+    ]
     if not across:
         return ()
     told = [" and ".join(f"'{name}'" for name in group) for group in across[:_EXAMPLES]]

@@ -15,9 +15,10 @@ from medalign_jax.evaluate.report_recordings import Example, Recording, example_
 from medalign_jax.evaluate.report_recordings import Nearest as Nearest
 from medalign_jax.evaluate.report_style import STYLE
 from medalign_jax.evaluate.report_svg import escape, number
-from medalign_jax.evaluate.report_tables import Table, html_table, table_of_scores
+from medalign_jax.evaluate.report_tables import html_table, table_of_scores
 from medalign_jax.evaluate.results import Result, write_atomically
 from medalign_jax.evaluate.statistics import Interval
+from medalign_jax.evaluate.tables import Table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from medalign_jax.evaluate.report_svg import escape
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Texts in rows and columns: names in the first column, scores in the others.
-
-    Attributes:
-      caption: What it shows.
-      head: (C,) names of the columns.
-      rows: (C,) texts each.
-    """
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.head):
-                raise ValueError(
-                    f"table {self.caption!r}: {len(row)} cells for {len(self.head)} columns"
-                )
+from medalign_jax.evaluate.tables import Table
 
 
 def table_of_scores(table: Table) -> str:

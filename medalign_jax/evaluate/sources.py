@@ -17,13 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medalign_jax.data.manifest import COLUMNS, Problem, Row, rows_of_table
-from medalign_jax.data.tables import Table, did_you_mean, renamed
+from medalign_jax.data.tables import Table, renamed
 from medalign_jax.encoder import Encoder, check_encoder, load_encoder
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import SUFFIXES, EmbeddingTable, read_table
 from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS, RANDOM
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.pooling import POOLINGS
+from medalign_jax.words import did_you_mean
 
 _OPTIONS = ("pooling", "layer")
 

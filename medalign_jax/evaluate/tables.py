@@ -7,9 +7,30 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
-from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.stages import MINUS
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Texts in rows and columns: names in the first column, scores in the others.
+
+    Attributes:
+      caption: What it shows.
+      head: (C,) names of the columns.
+      rows: (C,) texts each.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.head):
+                raise ValueError(
+                    f"table {self.caption!r}: {len(row)} cells for {len(self.head)} columns"
+                )
 
 
 def tables_of(results: Sequence[Result]) -> list[Table]:

@@ -21,7 +21,7 @@ from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, o
 from medalign_jax.data.manifest import Row, read_manifest, write_problems
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.simulate import write_dataset
-from medalign_jax.data.tables import did_you_mean, read_table
+from medalign_jax.data.tables import read_table
 from medalign_jax.datasets.leaks import check_no_copies
 from medalign_jax.encoder import Encoder, open_encoder
 from medalign_jax.errors import UserError
@@ -37,6 +37,7 @@ from medalign_jax.train.mesh import local_rows, make_mesh, shardings
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.train.progress import Progress
 from medalign_jax.weights.load import check_weights, identity, load
+from medalign_jax.words import did_you_mean
 
 DTYPES = ("bfloat16", "float32")
 _MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others

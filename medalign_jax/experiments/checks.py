@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from medalign_jax.architecture import Architecture
 from medalign_jax.audio.clip import PADDINGS
 from medalign_jax.data.manifest import Row
-from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.evaluate.retrieval import MAPS
 from medalign_jax.experiments import build
@@ -25,6 +24,7 @@ from medalign_jax.experiments.arms import Arm
 from medalign_jax.experiments.texts import check_texts
 from medalign_jax.models.pooling import check_pooling, embed_pooled
 from medalign_jax.train.optimizer import OptimizerConfig, make_schedule
+from medalign_jax.words import did_you_mean
 
 
 def check_training(config: ConfigDict, made: Architecture, self_supervised: bool) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
+from medalign_jax.evaluate.tables import Table
 from medalign_jax.experiments.distill_results import FINER, MINUS, PART, direction
 
 Losses = Mapping[str, Mapping[str, Any]]

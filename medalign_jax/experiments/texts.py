@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from medalign_jax.data.dataset import AudioDataset
 from medalign_jax.data.manifest import Row
 from medalign_jax.data.reports import METADATA_COLUMNS
-from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import build
 from medalign_jax.teachers import Teacher
 from medalign_jax.teachers.whitening import Whitening, fit_whitening
+from medalign_jax.words import did_you_mean
 
 PAIRINGS = ("own", "shuffled", "classes", "random")
 USES = ("fresh", "mean", "first")

@@ -11,9 +11,9 @@ import soundfile
 from medalign_jax.evaluate import report, report_figures, report_media, report_svg
 from medalign_jax.evaluate.report import Nearest, Recording, ReportData, UnusableRow
 from medalign_jax.evaluate.report_recordings import Example, Response, Sound
-from medalign_jax.evaluate.report_tables import Table
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval
+from medalign_jax.evaluate.tables import Table
 
 HOSTILE = "<script>alert('x')</script> \"&\" </svg><img src=http://evil.example/a> \ud800"
 VOID = {"meta", "img", "br", "wbr", "link", "input"}
