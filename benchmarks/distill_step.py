@@ -24,20 +24,20 @@ import numpy as np
 from benchmarks.distill_step_torch import TorchStep
 from benchmarks.turns import in_turns
 from configs import distill
-from medalign_jax.data import simulated_questions as world
-from medalign_jax.data.chat import ChatTokenizer
-from medalign_jax.data.prompts import PromptFormat
-from medalign_jax.data.question_batches import QuestionBatchSpec, make_question_iterator
-from medalign_jax.data.question_data import open_questions
-from medalign_jax.data.simulated_cases import write_cases
-from medalign_jax.data.word_tokenizer import write_word_tokenizer
-from medalign_jax.experiments import distill_parts as parts
-from medalign_jax.experiments.distill_world import student_json, teacher_json
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.core.mesh import make_mesh
+from medalign_jax.data.questions.batches import QuestionBatchSpec, make_question_iterator
+from medalign_jax.data.questions.prompts import PromptFormat
+from medalign_jax.data.questions.source import open_questions
+from medalign_jax.datasets.simulated import questions as world
+from medalign_jax.datasets.simulated.cases import write_cases
 from medalign_jax.language_model import LanguageModel, random_language_model
 from medalign_jax.methods.distill import Distill
+from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill.world import student_json, teacher_json
+from medalign_jax.text.chat import ChatTokenizer
+from medalign_jax.text.word_tokenizer import write_word_tokenizer
 from medalign_jax.train.feed import put_batch
-from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state
 

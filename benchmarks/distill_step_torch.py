@@ -19,7 +19,7 @@ class TorchStep:
 
     Args:
       saved: folders of student and teacher.
-      batch: of `data.question_batches`.
+      batch: of `data.questions.batches`.
       features: (B, mels, frames) to be taken as they are; None has transformers' feature extractor
         make them of the waveforms in every step.
       method: the weights of the loss and the pairs of layers.

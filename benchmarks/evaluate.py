@@ -23,10 +23,10 @@ import soundfile
 
 from benchmarks.turns import in_turns, seconds
 from medalign_jax.architecture import architecture
-from medalign_jax.data.dataset import open_dataset
+from medalign_jax.data.recordings.dataset import open_dataset
 from medalign_jax.encoder import Encoder, load_encoder
-from medalign_jax.evaluate import command
-from medalign_jax.experiments.export import export_encoder
+from medalign_jax.runs import evaluate as command
+from medalign_jax.runs.export import export_encoder
 
 RATE = 4_000
 

@@ -27,9 +27,9 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from medalign_jax.architecture import architecture
-from medalign_jax.host_memory import keep_host_memory
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import GEMMA3_270M
+from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import GEMMA3_270M
 
 QWEN_LAYERS = 4
 

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from medalign_jax.train.mesh import make_mesh
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.weights import Rule, Table
 from medalign_jax.weights.lazy import FileTensor
 from medalign_jax.weights.load import load, save

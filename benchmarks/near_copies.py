@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from medalign_jax.data.simulate import simulate
 from medalign_jax.datasets.leaks import near_copies
+from medalign_jax.datasets.simulated.simulate import simulate
 
 RATE = 8000
 COMMON_SECONDS = 1.5

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core.host_memory import keep_host_memory
 
 FRAMES, MELS = 256, 64
 MATRICES = (2048, 3072)
@@ -61,7 +61,7 @@ def jax_runs(batch: int, weights: Path) -> tuple[dict, dict]:
     import jax.numpy as jnp
     import optax
 
-    from medalign_jax.models.vit_mae import OPERA_GT, ViTMAE
+    from medalign_jax.models.encoders.vit_mae import OPERA_GT, ViTMAE
     from medalign_jax.weights.load import export
     from medalign_jax.weights.tables.opera_gt import TABLE
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks.turns import in_turns
 from medalign_jax.architecture import architecture
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.student import AudioStudent
-from medalign_jax.models.decoder_config import GEMMA3_270M
+from medalign_jax.models.language.decoder_config import GEMMA3_270M
 from medalign_jax.teachers import Reading, load_teacher, random_teacher
 from medalign_jax.train.feed import put_batch
-from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state
 

@@ -6,7 +6,7 @@ Variants, joined by "+" where several apply:
   :release    the same with what the published code computes instead of CKA
   :small      a small encoder pre-trained here, MiniLM teacher, for a few hundred recordings
   :demo       :small on simulated auscultation, offline, minutes on a laptop
-  :patients   :small on BMD-HS (medalign_jax.data.convert): a model for each of 5 folds by
+  :patients   :small on BMD-HS (medalign_jax.datasets.convert): a model for each of 5 folds by
               patient, chosen among candidates on its validation patients, beside shuffled reports
   :whisper    the first blocks of a published Whisper encoder, named by encoder.source, in place of
               the small one (:patients+whisper)
@@ -23,7 +23,7 @@ VARIANTS = (
 )  # fmt: skip
 
 # name -> changes; from the same pre-trained encoder, with the same cached vectors. One that says
-# nothing in a run, such as a layer that its encoder lacks, is left out (experiments/arms.py).
+# nothing in a run, such as a layer that its encoder lacks, is left out (runs/arms.py).
 CONTROLS = {
     "shuffled reports": {"reports": {"pairing": "shuffled"}},
     "one vector a class": {"reports": {"pairing": "classes"}},
@@ -136,7 +136,7 @@ def _paper() -> ConfigDict:
             "changes": ConfigDict(convert_dict=True),  # of this config, for that stage
         }
     )
-    # name -> changes of the blocks of experiments/arms.py; each is an alignment of its own
+    # name -> changes of the blocks of runs/arms.py; each is an alignment of its own
     config.arms = ConfigDict(convert_dict=True)
     config.evaluate.update(
         {

@@ -10,7 +10,8 @@ def base() -> ConfigDict:
     config.seed = 0  # of everything that is drawn at random
     config.data = ConfigDict(
         {
-            "manifest": "",  # CSV, JSONL, Parquet, or a folder made by data.prepare; "" simulates
+            # CSV, JSONL, Parquet, or a folder made by data.recordings.prepare; "" simulates
+            "manifest": "",
             "targets": (),  # further columns to keep
             "seconds": 8.1875,  # of a clip; 131,000 samples at 16 kHz, 256 frames of the log-mel
             "pad": "zero",  # zero, silence, repeat, tile or repeat_whole
@@ -73,8 +74,9 @@ def base() -> ConfigDict:
             "copies": True,  # look for near-copies among the recordings
             "pad": "repeat",  # of recordings that are shorter than a window, as data.pad
             "trim": False,  # cut silence from both ends first, as OPERA does
-            # How tokens become the vector that is measured (models/pooling.py: mean_std, mean_max,
-            # bands, bands_mean_std); alignment trains the published feature whatever is said here.
+            # How tokens become the vector that is measured (models/layers/pooling.py: mean_std,
+            # mean_max, bands, bands_mean_std); alignment trains the published feature whatever is
+            # said here.
             "pooling": "mean",
             "layer": placeholder(int),  # block whose tokens are pooled; none: the last
         }

@@ -9,7 +9,7 @@ folder="$1"
 export JAX_PLATFORMS="$2"
 python="${PYTHON:-python3}"
 config=configs/acula.py:demo
-if [ -n "${SMALL:-}" ]; then config=tests/experiments/tiny_config.py; fi
+if [ -n "${SMALL:-}" ]; then config=tests/runs/tiny_config.py; fi
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 

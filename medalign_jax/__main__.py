@@ -2,7 +2,7 @@
 
 import sys
 
-from medalign_jax.words import did_you_mean
+from medalign_jax.core.words import did_you_mean
 
 COMMANDS = {
     "main": "train: align, distil, pre-train, put recordings into words",
@@ -10,10 +10,10 @@ COMMANDS = {
     "embed": "a table of embeddings of audio files",
     "models": "what can be loaded, from where, with sizes and licences",
     "plan": "does the full-size step fit a machine that is not here?",
-    "data.convert": "a published data set (BMD-HS, CirCor, ICBHI) as a manifest",
-    "data.prepare": "check and decode a manifest's recordings once, for fast reading",
-    "data.simulate": "write simulated heart and lung sounds with known truth",
-    "data.textualised": "join questions with recordings put into words",
+    "datasets.convert": "a published data set (BMD-HS, CirCor, ICBHI) as a manifest",
+    "data.recordings.prepare": "check and decode a manifest's recordings once, for fast reading",
+    "datasets.simulated.simulate": "write simulated heart and lung sounds with known truth",
+    "data.questions.textualised": "join questions with recordings put into words",
 }
 
 
@@ -28,7 +28,7 @@ def main() -> int:
         return 1
     print("Commands, each with --help:\n")
     for name, text in COMMANDS.items():
-        print(f"  python -m medalign_jax.{name:18} {text}")
+        print(f"  python -m medalign_jax.{name:28} {text}")
     print("\nIn Python: medalign_jax.load_encoder, load_teacher, losses")
     return 0
 

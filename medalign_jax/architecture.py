@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
 from medalign_jax.audio.published import front_end_numbers
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import Rules, shardings
 from medalign_jax.models import ENCODERS, EncoderEntry
-from medalign_jax.train.mesh import Rules, shardings
 from medalign_jax.weights.table import Table, first_layers
 
 
@@ -32,7 +32,7 @@ class Architecture:
       module: Linen module with `embed`, see `medalign_jax.models`.
       front_end: waveforms (B, S) -> features (B, T, M).
       table: mapping table of its published weights.
-      sharding: table for `train.mesh.shardings`.
+      sharding: table for `core.mesh.shardings`.
       entry: line of `models.ENCODERS`.
       settings: JSON-able; `architecture(**settings)` makes the same again.
     """

@@ -19,19 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from medalign_jax import commands
 from medalign_jax.audio import io
 from medalign_jax.audio.containers import CONVERT
-from medalign_jax.data.manifest import COLUMNS
+from medalign_jax.core import commands
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import printable
+from medalign_jax.core.local_paths import place_of
+from medalign_jax.core.locks import held
+from medalign_jax.core.progress import Progress
+from medalign_jax.data.recordings.manifest import COLUMNS
 from medalign_jax.data.tables import SUFFIXES as TABLES
 from medalign_jax.data.tables import BadRecord, read_table
-from medalign_jax.embed_table import OWN_COLUMNS, TableWriter
 from medalign_jax.encoder import NOT_FINITE, Encoder, load_encoder
-from medalign_jax.errors import UserError
-from medalign_jax.files import printable
-from medalign_jax.local_paths import place_of
-from medalign_jax.locks import held
-from medalign_jax.train.progress import Progress
+from medalign_jax.evaluate.embedding_writer import OWN_COLUMNS, TableWriter
 
 SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff",
             ".aifc", ".au", ".w64", ".rf64", ".caf")  # fmt: skip

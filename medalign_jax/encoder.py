@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio import clip
 from medalign_jax.audio.io import resample
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import batch_sharding
 from medalign_jax.models import ENCODERS
-from medalign_jax.models.pooling import check_pooling, embed_pooled
-from medalign_jax.train.mesh import batch_sharding
+from medalign_jax.models.layers.pooling import check_pooling, embed_pooled
 from medalign_jax.weights import WeightSource, resolve
 from medalign_jax.weights.identity import parameter_count, params_identity
 from medalign_jax.weights.load import check_weights, load
@@ -53,8 +53,8 @@ class Encoder:
         zeros up to a whole window and all of it is looked at: for Whisper that is the published
         use, the mean over `WhisperFeatureExtractor`'s 30 s, and not the default.
       trim: cut silence from both ends first, as OPERA does.
-      pooling, layer: how a window's tokens become one vector, see `models.pooling.embed_pooled`;
-        by default the published feature.
+      pooling, layer: how a window's tokens become one vector, see
+        `models.layers.pooling.embed_pooled`; by default the published feature.
       sharding: of a batch over a mesh; None without one.
       width: D.
     """

@@ -22,21 +22,21 @@ from jax.sharding import Mesh
 
 from medalign_jax.audio.published import front_end_numbers
 from medalign_jax.audio.whisper_mel import WhisperMel
-from medalign_jax.data.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
-from medalign_jax.errors import UserError
-from medalign_jax.files import write_whole
-from medalign_jax.language_export import for_transformers
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_whole
+from medalign_jax.core.mesh import Rules, shardings
+from medalign_jax.core.seals import seal
 from medalign_jax.models.audio_lm import (
     AudioLM,
     AudioLMConfig,
     audio_lm_config,
     audio_token_count,
 )
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DECODER_CONFIGS
-from medalign_jax.seals import seal
-from medalign_jax.train.mesh import Rules, shardings
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
+from medalign_jax.text.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
 from medalign_jax.weights.identity import parameter_count
+from medalign_jax.weights.language_export import for_transformers
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.load import identity as weights_identity
 from medalign_jax.weights.source import WeightSource, resolve

@@ -11,16 +11,16 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from medalign_jax import config_command, rendezvous
-from medalign_jax.errors import UserError
-from medalign_jax.experiments.numbers import check_numbers
-from medalign_jax.host_memory import keep_host_memory
+from medalign_jax.core import config_command, rendezvous
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.runs.numbers import check_numbers
 
 METHODS = {
-    "acula": "medalign_jax.experiments.acula",
-    "distill": "medalign_jax.experiments.distill",
-    "pretrain": "medalign_jax.experiments.pretrain",
-    "textualize": "medalign_jax.experiments.textualize",
+    "acula": "medalign_jax.runs.acula",
+    "distill": "medalign_jax.runs.distill.run",
+    "pretrain": "medalign_jax.runs.pretrain",
+    "textualize": "medalign_jax.runs.textualize",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 from ml_collections import config_flags
 
-from medalign_jax import config_command
-from medalign_jax.errors import UserError
+from medalign_jax.core import config_command
+from medalign_jax.core.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/distill.py", lock_config=True
@@ -207,8 +207,8 @@ def main() -> int:
 
 def plan_config(config: Any) -> tuple[str, bool]:
     """The report on a config for the flags of this command, and whether it fits."""
-    from medalign_jax.experiments import distill_plan
-    from medalign_jax.train.mesh import make_mesh
+    from medalign_jax.core.mesh import make_mesh
+    from medalign_jax.runs.distill import plan as distill_plan
 
     if config.method != "distill":
         raise UserError(f"plans are made for config.method distill, not {config.method!r}")

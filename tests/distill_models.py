@@ -9,18 +9,18 @@ import jax
 import numpy as np
 import soundfile
 
-from medalign_jax.data.chat import AUDIO_TOKEN, ChatTokenizer
-from medalign_jax.data.prompts import PromptFormat, SequenceBuilder
-from medalign_jax.data.question_batches import QuestionBatchSpec, make_question_iterator
-from medalign_jax.data.question_data import QuestionData, open_questions
-from medalign_jax.data.questions import Question
-from medalign_jax.data.word_tokenizer import write_word_tokenizer
-from medalign_jax.experiments import distill_parts as parts
+from medalign_jax.core.mesh import path_name
+from medalign_jax.data.questions.batches import QuestionBatchSpec, make_question_iterator
+from medalign_jax.data.questions.prompts import PromptFormat, SequenceBuilder
+from medalign_jax.data.questions.question import Question
+from medalign_jax.data.questions.source import QuestionData, open_questions
 from medalign_jax.language_model import LanguageModel, abstract_params, build_module
 from medalign_jax.methods.distill import Distill, DistillConfig
-from medalign_jax.methods.lora import LoraConfig
 from medalign_jax.methods.text_teacher import LIVE
-from medalign_jax.train.mesh import path_name
+from medalign_jax.models.layers.lora import LoraConfig
+from medalign_jax.runs.distill import parts
+from medalign_jax.text.chat import AUDIO_TOKEN, ChatTokenizer
+from medalign_jax.text.word_tokenizer import write_word_tokenizer
 
 WORDS = ("murmur", "systolic", "diastolic", "wheeze", "crackle", "normal", "mitral", "aortic")
 FORMAT = PromptFormat(description="Heard: {description} ")

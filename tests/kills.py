@@ -1,7 +1,7 @@
 """Kills a run again and again at random moments; its exports have to be those of a run left alone.
 
     python -m tests.kills FOLDER --kills 10 --processes 2 -- \\
-        --config=tests/experiments/tiny_config.py --config.mesh.fsdp=2
+        --config=tests/runs/tiny_config.py --config.mesh.fsdp=2
 
 Runs `medalign_jax.main` with what stands behind ``--`` once undisturbed (FOLDER/whole), then in
 FOLDER/killed0, killed1, ..., each killed and started again until it reaches its end, until there

@@ -19,12 +19,12 @@ import numpy as np
 
 from configs.distill import get_config
 from medalign_jax import plan
-from medalign_jax.experiments import distill_parts as parts
-from medalign_jax.experiments import distill_plan
+from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.methods.distill import Distill, DistillConfig
-from medalign_jax.models.sharded_weights import over_mesh
+from medalign_jax.models.layers.sharded_weights import over_mesh
+from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill import plan as distill_plan
 from medalign_jax.train.feed import put_batch
-from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
 from tests import distill_models

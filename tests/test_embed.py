@@ -11,11 +11,11 @@ import soundfile
 
 from medalign_jax import embed
 from medalign_jax.architecture import architecture
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.locks import LockedError, held
 from medalign_jax.encoder import Encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate import embedding_table
-from medalign_jax.experiments.export import export_encoder
-from medalign_jax.locks import LockedError, held
+from medalign_jax.runs.export import export_encoder
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import soxr
 import medalign_jax
 from medalign_jax.architecture import architecture
 from medalign_jax.audio import clip
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh, named_leaves
 from medalign_jax.encoder import SETTINGS_FILE, Encoder, load_encoder
-from medalign_jax.errors import UserError
-from medalign_jax.experiments.export import export_encoder
-from medalign_jax.train.mesh import make_mesh, named_leaves
+from medalign_jax.runs.export import export_encoder
 from tests import tiny_models as tiny
 from tests.toy_encoders import toy
 

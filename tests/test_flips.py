@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.data import open_dataset, prepare
+from medalign_jax.core.errors import UserError
+from medalign_jax.data import open_dataset
+from medalign_jax.data.recordings import prepare
 from medalign_jax.encoder import Encoder, open_encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.experiments.export import export_encoder, export_heads
+from medalign_jax.runs.export import export_encoder, export_heads
 from medalign_jax.teachers.cache import EmbeddingCache
 from medalign_jax.teachers.state_cache import StateCacheWriter, open_state_cache
 from medalign_jax.train.checkpoint import Checkpoints

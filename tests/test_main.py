@@ -70,7 +70,7 @@ def test_a_wrong_command_is_named_in_one_line(tmp_path, arguments, words):
 
 def test_a_start_waits_for_no_library_that_it_may_not_need():
     code = (
-        "import sys; from medalign_jax.experiments import acula, distill\n"
+        "import sys; from medalign_jax.runs import acula, distill\n"
         "print({'torch', 'tensorflow', 'transformers', 'pandas', 'scipy.stats'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

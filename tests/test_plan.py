@@ -15,14 +15,14 @@ from jax.experimental import topologies
 
 from configs.distill import get_config
 from medalign_jax import plan
-from medalign_jax.errors import UserError
-from medalign_jax.experiments import distill_plan
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.language_model import abstract_params
 from medalign_jax.models.audio_lm import QWEN2_5_OMNI_7B, AudioLM
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import QWEN3_8B
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import QWEN3_8B
+from medalign_jax.runs.distill import plan as distill_plan
 from medalign_jax.train import cost
-from medalign_jax.train.mesh import make_mesh
 from tests import devices, distill_models
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from configs import acula
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.encoder import load_encoder
-from medalign_jax.errors import UserError
-from medalign_jax.experiments.build import architecture_of, published_params
-from medalign_jax.train.mesh import make_mesh
+from medalign_jax.runs.build import architecture_of, published_params
 from tests.torch_models import shake
 
 MELS, OUT = 7, 20

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 _FILTER_TAIL_SECONDS = 0.1  # room for a filter's ringing, so that the ends of a clip do not mix
 

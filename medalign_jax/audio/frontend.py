@@ -16,7 +16,7 @@ from medalign_jax.audio import spectrum
 from medalign_jax.audio.clap_mel import ClapMel
 from medalign_jax.audio.kaldi import KaldiFbank
 from medalign_jax.audio.whisper_mel import WhisperMel
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

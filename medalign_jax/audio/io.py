@@ -13,8 +13,8 @@ import soundfile
 import soxr
 
 from medalign_jax.audio.containers import ACCEPTED, CONVERT, ContainerError, Extent, extent
-from medalign_jax.errors import UserError
-from medalign_jax.files import printable
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import printable
 
 LONGEST_SECONDS = 3600.0
 """Longest file that `read` decodes without `max_seconds`: an hour at 16 kHz is 230 MB."""

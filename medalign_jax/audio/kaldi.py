@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medalign_jax.audio import spectrum
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 _FLOOR = float(np.finfo(np.float32).eps)  # least energy, so the log of silence is -15.94
 

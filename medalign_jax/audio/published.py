@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 NAMES = ("preprocessor_config.json", "processor_config.json")
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 _FRAMES_IN_CACHE = 512  # 512 frames of 1024 samples: 2 MB of input and as much of spectrum
 

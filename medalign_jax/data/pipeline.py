@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 
 from medalign_jax.audio import clip
-from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.data.recordings.dataset import AudioDataset
 
 THREADS = 4  # that build batches ahead where there are no worker processes
 _CROP, _EXTRAS, _ORDER = range(3)  # so that no two uses share random numbers
@@ -249,7 +249,7 @@ def make_iterator(
         spec: what batches look like.
         extras: further arrays of a recording, from its index and a generator of its own;
             picklable where `spec.workers` is above 0.
-        rows: of each batch, those that this process holds (`train.mesh.local_rows`); all by
+        rows: of each batch, those that this process holds (`core.mesh.local_rows`); all by
             default.
 
     Returns:

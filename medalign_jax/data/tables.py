@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medalign_jax.errors import UserError
-from medalign_jax.local_paths import local
-from medalign_jax.words import did_you_mean, plain_name
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.local_paths import local
+from medalign_jax.core.words import did_you_mean, plain_name
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip

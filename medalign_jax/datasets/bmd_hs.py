@@ -10,7 +10,8 @@ patient eight recordings of 20 s at 4 kHz, supine and sitting, over the four val
     train/<CLASS>_<patient>_<sup|sit>_<Mit|Tri|Pul|Aor>.wav
 
 The manifest has one row a recording. Reports come from its columns `diagnosis`, `posture` and
-`valve_area` (see `medalign_jax.data.reports`); `fold` deals the patients out for cross-validation.
+`valve_area` (see `medalign_jax.reports.templates`); `fold` deals the patients out for
+cross-validation.
 
 What is wrong in the published files is said on the screen and dealt with:
 
@@ -214,5 +215,5 @@ def _merged(kept: Recording, copy: Recording) -> Recording:
 
 
 def _diagnosis(labels: Sequence[int]) -> str:
-    """Abbreviations joined by "+", as `data.reports` reads them; "N" is normal."""
+    """Abbreviations joined by "+", as `reports.templates` reads them; "N" is normal."""
     return "+".join(label for label, value in zip(LABELS, labels, strict=True) if value)

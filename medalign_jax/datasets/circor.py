@@ -25,8 +25,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from medalign_jax.data.vocabulary import FEATURES, PHASES, VALVES, is_missing
 from medalign_jax.datasets.published import Converted, LayoutError, Options, folds_of, read_rows
+from medalign_jax.reports.vocabulary import FEATURES, PHASES, VALVES, is_missing
 
 _MURMUR = {
     f"{phase.capitalize()} murmur {feature}": f"{phase}_murmur_{feature}"

@@ -22,8 +22,8 @@ import scipy.fft
 import scipy.sparse
 import scipy.sparse.csgraph
 
-from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.data.manifest import SPLITS, ManifestError
+from medalign_jax.data.recordings.dataset import AudioDataset
+from medalign_jax.data.recordings.manifest import SPLITS, ManifestError
 from medalign_jax.datasets.fingerprints import RATE, Fingerprints, flattened, reduced
 
 SIMILARITY = 0.9  # of the waveforms

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_whole
 from medalign_jax.data.tables import BadRecord, read_table
 from medalign_jax.datasets.splits import deal_folds
-from medalign_jax.errors import UserError
-from medalign_jax.files import write_whole
 
 REPORTS = ("full", "no_diagnosis")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 DEALS = 100  # tries at folds of a hundred subjects
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from medalign_jax.evaluate.command import main
+from medalign_jax.runs.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

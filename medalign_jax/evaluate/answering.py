@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medalign_jax import losses
-from medalign_jax.data.prompts import SequenceBuilder
-from medalign_jax.data.question_batches import QuestionBatchSpec, make_question_iterator
-from medalign_jax.data.question_data import QuestionData, open_questions
-from medalign_jax.data.questions import Question
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import batch_sharding, on_host
+from medalign_jax.data.questions.batches import QuestionBatchSpec, make_question_iterator
+from medalign_jax.data.questions.prompts import SequenceBuilder
+from medalign_jax.data.questions.question import Question
+from medalign_jax.data.questions.source import QuestionData, open_questions
 from medalign_jax.evaluate.answers import expand_options, rank_options
 from medalign_jax.language_model import LanguageModel
 from medalign_jax.models.generate import generate
-from medalign_jax.train.mesh import batch_sharding, on_host
 
 Progress = Callable[[int], None]
 Tree = Any

@@ -14,9 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medalign_jax.data.questions import Question
-from medalign_jax.data.reasoning import final_answer, named_option
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.data.questions.question import Question
 from medalign_jax.evaluate.intervals import interval
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import (
@@ -25,6 +24,7 @@ from medalign_jax.evaluate.statistics import (
     class_mean_statistic,
     mean_statistic,
 )
+from medalign_jax.text.reasoning import final_answer, named_option
 
 Predictions = Mapping[str, str]
 
@@ -44,7 +44,7 @@ def matches(prediction: str, answer: str, choices: Sequence[str]) -> bool:
     in the real file (options that differ in order alone).
 
     Args:
-        prediction: what the model wrote as its answer (see `data.reasoning.final_answer`).
+        prediction: what the model wrote as its answer (see `text.reasoning.final_answer`).
         answer: the right option.
         choices: all options; without any, only the first two conditions hold.
     """

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.data.manifest import Row
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.words import did_you_mean
+from medalign_jax.data.recordings.dataset import AudioDataset
+from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.datasets.nearest import nearest_waveform
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.baselines import SpectralStatistics, constant, metadata_features
 from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embeddings import EmbeddingStore
@@ -18,7 +19,6 @@ from medalign_jax.evaluate.probes import Problem
 from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Guess, Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
-from medalign_jax.words import did_you_mean
 
 BASELINES = ("majority", "metadata", "spectral", "nearest", "random")  # random: see the callers
 

@@ -15,12 +15,12 @@ import soxr
 from jax.sharding import Mesh
 
 from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statistics
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import batch_sharding
+from medalign_jax.core.words import finite_number, is_missing
 from medalign_jax.encoder import Encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.context import holds_codes
 from medalign_jax.evaluate.probes.problem import Prediction, Problem
-from medalign_jax.train.mesh import batch_sharding
-from medalign_jax.words import finite_number, is_missing
 
 RARE = 5  # words of fewer rows share a column
 _OTHER = "(rare)"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medalign_jax.data.manifest import Row
-from medalign_jax.data.vocabulary import normalise_column
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.data.recordings.manifest import Row
+from medalign_jax.reports.vocabulary import normalise_column
 
 CONTEXT_COLUMNS = frozenset(
     {

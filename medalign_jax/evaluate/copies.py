@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.data.manifest import COPIES_OF, Row
+from medalign_jax.core.progress import Progress
+from medalign_jax.data.recordings.dataset import AudioDataset
+from medalign_jax.data.recordings.manifest import COPIES_OF, Row
 from medalign_jax.datasets.leaks import NearCopies, near_copies
 from medalign_jax.evaluate.suite import Suite
-from medalign_jax.train.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.words import did_you_mean, finite_number, is_missing, is_none_in_words
 from medalign_jax.data import tables
-from medalign_jax.data.manifest import Problem
+from medalign_jax.data.recordings.manifest import Problem
 from medalign_jax.data.tables import check_unpacked
-from medalign_jax.errors import UserError
-from medalign_jax.words import did_you_mean, finite_number, is_missing, is_none_in_words
 
 SUFFIXES = (".parquet", ".pq", ".csv")
 

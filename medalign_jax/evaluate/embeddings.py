@@ -30,13 +30,13 @@ import jax
 import numpy as np
 
 from medalign_jax.audio import io as audio_io
-from medalign_jax.data.dataset import AudioDataset
-from medalign_jax.data.records import sha256
-from medalign_jax.data.sources import Clip, FileSource, quantise
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.progress import Progress
+from medalign_jax.data.recordings.dataset import AudioDataset
+from medalign_jax.data.recordings.records import sha256
+from medalign_jax.data.recordings.sources import Clip, FileSource, quantise
 from medalign_jax.evaluate import exchange
 from medalign_jax.evaluate.embedding_shards import Shards
-from medalign_jax.train.progress import Progress
 
 FORMAT = 1  # raised when the same recording and encoder give other numbers
 _AHEAD = 32  # recordings decoded ahead of the encoders

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 _ROWS = 8192  # exchanged at a time
 

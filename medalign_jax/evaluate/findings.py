@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from medalign_jax.data.manifest import Row
-from medalign_jax.data.subjects import alike_subjects
+from medalign_jax.data.recordings.manifest import Row
+from medalign_jax.data.recordings.subjects import alike_subjects
 from medalign_jax.evaluate.copies import subjects_of_copies
 from medalign_jax.evaluate.suite import Suite
 

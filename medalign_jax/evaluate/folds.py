@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 
-from medalign_jax.data.manifest import Row
+from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.datasets.splits import deal_folds
 from medalign_jax.evaluate.tasks import Task, TaskError
 

@@ -15,7 +15,7 @@ from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.evaluate import probes
 from medalign_jax.evaluate.comparing import add_stages
 from medalign_jax.evaluate.folds import Fold

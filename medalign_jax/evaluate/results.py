@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import encoded, write_whole
 from medalign_jax.evaluate.statistics import Interval
-from medalign_jax.files import encoded, write_whole
 
 
 class ResultsError(UserError):

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 MapKind = Literal["none", "procrustes", "ridge"]
 MAPS: tuple[str, ...] = get_args(MapKind)

@@ -2,7 +2,7 @@
 
 workdirs/mine                              a run's workdir, or its export
 whisper=openai/whisper-base                published weights, with the encoder's name
-whisper=DIR#pooling=mean_std,layer=3       the same read otherwise, see `models.pooling`
+whisper=DIR#pooling=mean_std,layer=3       the same read otherwise, see `models.layers.pooling`
 theirs.parquet, theirs.csv                 embeddings, joined to the manifest by audio_path
 """
 
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.data.manifest import COLUMNS, Problem, Row, rows_of_table
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.words import did_you_mean
+from medalign_jax.data.recordings.manifest import COLUMNS, Problem, Row, rows_of_table
 from medalign_jax.data.tables import Table, renamed
 from medalign_jax.encoder import Encoder, check_encoder, load_encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import SUFFIXES, EmbeddingTable, read_table
 from medalign_jax.evaluate.stages import BASELINE_STAGES, MINUS, RANDOM
 from medalign_jax.models import ENCODERS
-from medalign_jax.models.pooling import POOLINGS
-from medalign_jax.words import did_you_mean
+from medalign_jax.models.layers.pooling import POOLINGS
 
 _OPTIONS = ("pooling", "layer")
 

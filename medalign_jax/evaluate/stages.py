@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.tasks import Task

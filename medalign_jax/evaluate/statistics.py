@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 

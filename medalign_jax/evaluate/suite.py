@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.data.manifest import Row
+from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.evaluate.folds import (
     Fold,
     check_folds,

@@ -21,10 +21,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from medalign_jax.data.manifest import Row
-from medalign_jax.errors import UserError
-from medalign_jax.evaluate.context import holds_codes
-from medalign_jax.words import (
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.words import (
     did_you_mean,
     finite_number,
     is_comma_number,
@@ -32,6 +30,8 @@ from medalign_jax.words import (
     is_none_in_words,
     plain_spelling,
 )
+from medalign_jax.data.recordings.manifest import Row
+from medalign_jax.evaluate.context import holds_codes
 
 KINDS = ("classification", "regression", "labels")
 _OF_WORDS = ("classification", "labels")

@@ -24,7 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 KINDS = ("jsd", "forward_kl", "reverse_kl")
 

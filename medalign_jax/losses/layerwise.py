@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses.chunked import map_chunks
 from medalign_jax.losses.divergences import JSD, Divergence, generalised_jsd
 from medalign_jax.losses.next_token import Head, vocabulary_divergence

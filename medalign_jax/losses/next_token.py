@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses.chunked import map_chunks, sum_chunks
 from medalign_jax.losses.divergences import JSD, LOG_ZERO, Divergence
 

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses.contrastive import same_rows
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
-from medalign_jax.models.heads import ProjectionHead
+from medalign_jax.models.layers.heads import ProjectionHead
 
 HEADS = ("mlp", "none", "standardise")
 ALIGN_LOSSES = ("cka", "info_nce", "cosine", "l2")

@@ -46,7 +46,7 @@ class Method(abc.ABC):
 
     Attributes:
       frozen: tree of arrays passed beside the state: never trained, never in a checkpoint.
-      sharding_rules: table for the parameters, see `train.mesh`.
+      sharding_rules: table for the parameters, see `core.mesh`.
       frozen_rules: table for `frozen`.
       select: (metric name, "max" or "min") that picks the best checkpoint on held-out data.
     """

@@ -24,13 +24,19 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.distill_config import DistillConfig
-from medalign_jax.methods.lora import LoraConfig, as_variables, init_lora, lora_sharding, merge
 from medalign_jax.methods.text_teacher import Taught, TextTeacher, at_positions
 from medalign_jax.models.audio_lm import AudioLM
-from medalign_jax.models.decoder_head import DecoderHead, head_params
+from medalign_jax.models.language.decoder_head import DecoderHead, head_params
+from medalign_jax.models.layers.lora import (
+    LoraConfig,
+    as_variables,
+    init_lora,
+    lora_sharding,
+    merge,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class _Sums:
 
 
 class Distill(Method):
-    """`batch`: as `data.question_batches` makes it. Opens nothing.
+    """`batch`: as `data.questions.batches` makes it. Opens nothing.
 
     Parameters: {"student": ...} (without a tower that does not learn) or {"lora": ...}, and
     {"projections": ...} where layers are paired.

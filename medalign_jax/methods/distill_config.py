@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 HIDDEN = ("jsd", "cosine", "mse", "logit_lens")
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from medalign_jax import losses
 from medalign_jax.methods.base import Encoded, Method, Tree
-from medalign_jax.models.decoder import Decoder
+from medalign_jax.models.language.decoder import Decoder
 
 
 class TextFinetune(Method):
     """Cross-entropy of the response tokens. Parameters: those of the decoder, under "text".
 
-    `batch`: as `data.question_batches` makes it for a model that reads descriptions.
+    `batch`: as `data.questions.batches` makes it for a model that reads descriptions.
     """
 
     select = ("valid/cross_entropy", "min")

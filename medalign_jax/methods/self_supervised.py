@@ -23,9 +23,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
-from medalign_jax.models.cola import cola_logits, cola_loss
-from medalign_jax.models.masked_spectrogram import MaskLayout, SpectrogramDecoder
+from medalign_jax.core.errors import UserError
+from medalign_jax.models.encoders.cola import cola_logits, cola_loss
+from medalign_jax.models.encoders.masked_spectrogram import MaskLayout, SpectrogramDecoder
 
 Tree = Any
 SHARDING = ((r"(^|/)term/", ()),)  # small: whole on each device
@@ -68,7 +68,7 @@ class Published(Term):
 
 
 class MaskedSpectrogram(Term):
-    """Masked-spectrogram modelling with a decoder of ours, see `models.masked_spectrogram`."""
+    """Masked-spectrogram modelling with our decoder (`models.encoders.masked_spectrogram`)."""
 
     def __init__(self, module: nn.Module, feature_shape: tuple[int, int], ratio: float = 0.6):
         self._module = module

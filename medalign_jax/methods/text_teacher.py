@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
-from medalign_jax.errors import UserError
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_head import DecoderHead, head_params
+from medalign_jax.core.errors import UserError
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_head import DecoderHead, head_params
 
 Tree = Any
 LIVE, LAST, TOP_K = "live", "last", "top_k"

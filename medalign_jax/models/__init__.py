@@ -1,4 +1,4 @@
-"""Architectures: one file each; a model returns `(output, intermediates)`.
+"""Architectures in `encoders`, `language` and `layers`; a model returns `(output, intermediates)`.
 
 An audio encoder is a Linen module with a frozen dataclass `config` and the method
 
@@ -8,13 +8,13 @@ where intermediates hold "block00", "block01", ... (B, N, channels), prefix toke
 "tokens" (B, L, W), those of the last layer without prefix, in the order of `config.grid`. Its
 config has `width`, `depth`, `layer_widths`, `prefix_tokens`, `mels`, `frames`, `most_frames` (None
 where an input may have any number), and, for a masked-spectrogram loss, `grid(frames)`, `footprint`
-and `mask_unit` (`models.masked_spectrogram`).
+and `mask_unit` (`models.encoders.masked_spectrogram`).
 One that was published with a reconstruction has `reconstruct(features, noise)` as well, and
 `config.tokens(frames)`; one whose `embed` takes `lengths` (B,), the valid frames of each clip,
 reads nothing beyond them.
 
 `ENCODERS` is the one place where an audio encoder is made known. To add one, write
-`models/<file>.py` and `weights/tables/<file>.py`, and one line below. `python -m
+`models/encoders/<file>.py` and `weights/tables/<file>.py`, and one line below. `python -m
 medalign_jax.models` prints what can be loaded, from where, with sizes and licences.
 """
 
@@ -62,10 +62,10 @@ def _entry(file: str, preset: str, module: str, front_end: str, window: Window, 
     """A line of `ENCODERS`; the table has the model's file name unless it is given."""
     table = more.pop("table", f"{file}:TABLE")
     if reader := more.pop("reader", ""):
-        more["read_config"] = f"medalign_jax.models.{file}:{reader}"
+        more["read_config"] = f"{_ROOM}.{file}:{reader}"
     return EncoderEntry(
-        config=f"medalign_jax.models.{file}:{preset}",
-        module=f"medalign_jax.models.{module}",
+        config=f"{_ROOM}.{file}:{preset}",
+        module=f"{_ROOM}.{module}",
         table=f"medalign_jax.weights.tables.{table}",
         front_end=front_end,
         window=window,
@@ -73,6 +73,7 @@ def _entry(file: str, preset: str, module: str, front_end: str, window: Window, 
     )
 
 
+_ROOM = "medalign_jax.models.encoders"
 _OPERA = Window(8.18, "repeat", trim=True)  # chunks of OPERA-GT's extraction
 _OPERA_WHOLE = Window(8.0, "repeat", trim=True)
 _AUDIOSET = Window(10.0)

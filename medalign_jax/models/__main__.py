@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from medalign_jax import commands
+from medalign_jax.core import commands
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS, table
 

@@ -29,18 +29,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.errors import UserError
-from medalign_jax.models.decoder import Cache, Decoder
-from medalign_jax.models.decoder_config import DecoderConfig, qwen2_config, qwen_omni_config
-from medalign_jax.models.layer_stack import low_rank
-from medalign_jax.models.qwen_omni_audio import (
+from medalign_jax.core.errors import UserError
+from medalign_jax.models.encoders.qwen_omni_audio import (
     QwenAudio,
     QwenAudioConfig,
     pooled_tokens,
     qwen2_5_omni_audio_config,
     qwen2_audio_config,
 )
-from medalign_jax.models.sharded_weights import WholeWeights
+from medalign_jax.models.language.decoder import Cache, Decoder
+from medalign_jax.models.language.decoder_config import (
+    DecoderConfig,
+    qwen2_config,
+    qwen_omni_config,
+)
+from medalign_jax.models.layers.layer_stack import low_rank
+from medalign_jax.models.layers.sharded_weights import WholeWeights
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 
 KINDS = ("qwen2_5_omni", "qwen2_audio")

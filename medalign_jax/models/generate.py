@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import shardings
 from medalign_jax.models.audio_lm import AudioLM, check_placeholders
-from medalign_jax.models.decoder import CACHE_SHARDING, Cache, Decoder, empty_cache
-from medalign_jax.models.decoder_config import DecoderConfig
-from medalign_jax.train.mesh import shardings
+from medalign_jax.models.language.decoder import CACHE_SHARDING, Cache, Decoder, empty_cache
+from medalign_jax.models.language.decoder_config import DecoderConfig
 
 
 class GenerationError(UserError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 
 class ModelConfigError(UserError):

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from medalign_jax.errors import UserError
-from medalign_jax.files import write_whole
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_whole
 from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Teacher
 

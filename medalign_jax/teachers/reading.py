@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 POOLINGS = ("mean", "last")
 

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from medalign_jax.files import write_whole
+from medalign_jax.core.files import write_whole
 from medalign_jax.teachers.state_record import (
     KEY_BYTES,
     Fingerprint,

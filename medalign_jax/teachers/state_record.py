@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 FORMAT = 1
 KEY_BYTES = 32

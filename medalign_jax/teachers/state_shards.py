@@ -13,7 +13,7 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from medalign_jax.files import sync
+from medalign_jax.core.files import sync
 from medalign_jax.teachers.state_record import KEY_BYTES, MAGIC, StateCacheError
 
 _TABLE = struct.Struct("<4sI")  # magic, number of keys, which follow

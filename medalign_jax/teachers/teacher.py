@@ -18,20 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.models.bert import Bert, BertConfig, bert_config, roberta_config
-from medalign_jax.models.clap import clap_text_config
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
-from medalign_jax.models.layer_stack import normalise_layers
+from medalign_jax.core.mesh import batch_sharding, path_name, replicated, shardings
+from medalign_jax.models.encoders.clap import clap_text_config
+from medalign_jax.models.language.bert import Bert, BertConfig, bert_config, roberta_config
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS, DecoderConfig
+from medalign_jax.models.layers.layer_stack import normalise_layers
 from medalign_jax.teachers.reading import OverlongWarning, Reading, TeacherError, pool
-from medalign_jax.teachers.tokenizers import (
+from medalign_jax.text.tokenizers import (
     FolderTokenizer,
     GgufTokenizer,
     HashTokenizer,
     Tokenizer,
     tokenizer_files,
 )
-from medalign_jax.train.mesh import batch_sharding, path_name, replicated, shardings
 from medalign_jax.weights.identity import parameter_count
 from medalign_jax.weights.load import identity, load
 from medalign_jax.weights.source import WeightSource, resolve
@@ -49,7 +49,7 @@ class Architecture:
     Attributes:
       module: Made from a config; called with ids and mask.
       table: Mapping table of (the part that is loaded, layers of the whole).
-      sharding: Lays the parameters out on a mesh (see train/mesh.py).
+      sharding: Lays the parameters out on a mesh (see core/mesh.py).
     """
 
     module: Callable[..., nn.Module]
@@ -79,7 +79,7 @@ class Teacher:
       params: The frozen tree, sharded over the mesh if there is one.
       width: H, length of an embedding.
       identity: Hex digest of the weights.
-      sharding_rules: Table that lays ``params`` out on a mesh (see train/mesh.py).
+      sharding_rules: Table that lays ``params`` out on a mesh (see core/mesh.py).
       fingerprint: Hex digest of everything that an embedding depends on: weights, sizes,
         tokeniser, precision and ``reading``.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 
 @dataclass(frozen=True)

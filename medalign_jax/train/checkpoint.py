@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: state, iterator, metrics; the newest and the best are kept.
 
-Every checkpoint is sealed (`medalign_jax.seals`) before it gets its name, and compared with its
-checksums before it is believed.
+Every checkpoint is sealed (`core.seals`) before it gets its name, and compared with its checksums
+before it is believed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from medalign_jax.errors import UserError
-from medalign_jax.seals import DamagedError, check_seal, seal
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.seals import DamagedError, check_seal, seal
 
 Tree = Any
 KEEP = 2  # newest checkpoints: where one is damaged there is another

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import shardings
+from medalign_jax.core.progress import Progress
 from medalign_jax.methods.base import Method
 from medalign_jax.train import monitors
 from medalign_jax.train.checkpoint import Checkpoints
 from medalign_jax.train.feed import Feed, put_batch
-from medalign_jax.train.mesh import shardings
 from medalign_jax.train.metrics import MetricWriter, read_metrics
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
-from medalign_jax.train.progress import Progress
 from medalign_jax.train.step import (
     TrainState,
     compile_train_step,

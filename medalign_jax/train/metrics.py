@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from medalign_jax.errors import UserError
-from medalign_jax.files import write_whole
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_whole
 
 
 class MetricWriter:

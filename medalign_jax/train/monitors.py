@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 _VARIANCE = (
     "collapse: the variance of the audio embeddings is {now:.2g}, it began at {first:.2g}. "

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import optax
 
-from medalign_jax.errors import UserError
-from medalign_jax.train.mesh import path_name
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import path_name
 
 # Fixed position tables, and the running statistics of batch norms.
 FIXED = (r"pos_embed", r"(^|/)(mean|var)$")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from medalign_jax.core.mesh import Rules, batch_sharding, replicated, shardings
 from medalign_jax.methods.base import Encoded, Method, loss_and_grad
-from medalign_jax.train.mesh import Rules, batch_sharding, replicated, shardings
 
 Tree = Any
 

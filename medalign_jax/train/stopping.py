@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medalign_jax.commands import Terminated
-from medalign_jax.train.mesh import replicated
+from medalign_jax.core.commands import Terminated
+from medalign_jax.core.mesh import replicated
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

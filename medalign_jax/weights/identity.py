@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medalign_jax.train.mesh import named_leaves, on_host
+from medalign_jax.core.mesh import named_leaves, on_host
 
 
 def params_identity(params: Any) -> str:

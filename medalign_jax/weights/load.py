@@ -17,8 +17,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from medalign_jax.files import writing_whole
-from medalign_jax.train.mesh import on_host
+from medalign_jax.core.files import writing_whole
+from medalign_jax.core.mesh import on_host
 from medalign_jax.weights.lazy import SAFETENSORS_DTYPES, LazyTensor, WeightError
 from medalign_jax.weights.match import Problems, Slot, flatten, match
 from medalign_jax.weights.source import WeightSource, resolve

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from medalign_jax.files import write_whole
-from medalign_jax.methods.lora import LoraConfig
-from medalign_jax.seals import DamagedError, seal
+from medalign_jax.core.files import write_whole
+from medalign_jax.core.seals import DamagedError, seal
+from medalign_jax.models.layers.lora import LoraConfig
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.table import (
@@ -78,7 +78,7 @@ _NO_MATTER = frozenset(
 
 
 def peft_table(table: Table) -> Table:
-    """The mapping table of the base model's LoRA tree (``methods.lora``) in PEFT's names.
+    """The mapping table of the base model's LoRA tree (``models.layers.lora``) in PEFT's names.
 
     A linear layer's line becomes two, for A and B; other parameters have no adapter.
     """

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from medalign_jax.local_paths import local
-from medalign_jax.seals import check_seal_once
+from medalign_jax.core.local_paths import local
+from medalign_jax.core.seals import check_seal_once
 from medalign_jax.weights.hub import Snapshot, open_snapshot
 from medalign_jax.weights.lazy import ArrayTensor, LazyTensor, WeightError, WeightFile
 from medalign_jax.weights.readers import SUFFIXES, open_file, open_index

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.audio import Augment, augment
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 RATE = 16_000
 WAVEFORM_STEPS = ("gain", "peak_normalise", "low_pass", "high_pass", "noise", "time_shift")

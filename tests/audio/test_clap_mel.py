@@ -15,7 +15,7 @@ from medalign_jax.audio.clap_mel import (
     htk_mel_filter_bank,
 )
 from medalign_jax.audio.clip import repeat_whole, tile_pad
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 torch.set_num_threads(1)
 RATE = 48_000

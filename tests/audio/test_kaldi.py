@@ -11,7 +11,7 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from medalign_jax.audio.kaldi import KaldiFbank, kaldi_mel_filter_bank, symmetric_hann
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 # What float32 loses. torchaudio's own float32 is 7e-5 (signals with noise in every bin) and 1.3e-3
 # (a chirp, whose quiet bins are 90 dB down) from its float64; features are of size 1.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.audio import LogMel, clip, front_end, spectrum
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 # The fixtures lie within 2e-7 of float64. What is left is the float32 transform of tones whose
 # quiet bins are 80 dB down (1e-5 of the range is 0.0008 dB); signals with noise in every bin do

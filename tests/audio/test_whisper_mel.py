@@ -10,7 +10,7 @@ from transformers.audio_utils import spectrogram, window_function
 
 from medalign_jax.audio import spectrum
 from medalign_jax.audio.whisper_mel import WhisperMel
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 # transformers computes in float32 (torch.stft). Where every bin holds something both agree to 1e-5.
 # Beside a loud tone the quiet bins lie 70 dB down and show what a float32 transform rounds away:

@@ -8,10 +8,15 @@ import pytest
 import soundfile
 
 from medalign_jax.audio import io as audio_io
-from medalign_jax.data import dataset as dataset_room
-from medalign_jax.data import sources
-from medalign_jax.data.dataset import AudioDataset, check_joined, concatenate, open_dataset
-from medalign_jax.data.manifest import ManifestError
+from medalign_jax.data.recordings import dataset as dataset_room
+from medalign_jax.data.recordings import sources
+from medalign_jax.data.recordings.dataset import (
+    AudioDataset,
+    check_joined,
+    concatenate,
+    open_dataset,
+)
+from medalign_jax.data.recordings.manifest import ManifestError
 from tests.data import manifests
 
 

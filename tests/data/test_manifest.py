@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
+from medalign_jax.core.errors import UserError
 from medalign_jax.data import tables
-from medalign_jax.data.manifest import (
+from medalign_jax.data.recordings.manifest import (
     ManifestError,
     Problem,
     check,
@@ -21,7 +22,6 @@ from medalign_jax.data.manifest import (
     read_manifest,
     write_problems,
 )
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import read_table as read_embeddings
 from tests.data import manifests
 
@@ -252,7 +252,7 @@ def test_parquet_bytes_that_are_not_utf8(tmp_path):
 _FLIPS = """
 import sys
 from pathlib import Path
-from medalign_jax.data.manifest import ManifestError, read_manifest
+from medalign_jax.data.recordings.manifest import ManifestError, read_manifest
 path = Path(sys.argv[1])
 whole = path.read_bytes()
 footer = int.from_bytes(whole[-8:-4], "little") + 8

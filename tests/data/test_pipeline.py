@@ -261,8 +261,8 @@ def test_shares_that_cannot_be(data):
 
 
 def test_prepared_and_manifest_give_the_same_batches(data, tmp_path):
-    from medalign_jax.data.prepare import write_records
-    from medalign_jax.data.records import Recipe
+    from medalign_jax.data.recordings.prepare import write_records
+    from medalign_jax.data.recordings.records import Recipe
 
     write_records(data, Recipe(16_000, 120.0, ()), tmp_path / "m.csv", tmp_path / "p")
     prepared = open_dataset(tmp_path / "p")

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from medalign_jax import seals
-from medalign_jax.data import open_dataset, prepare, records
-from medalign_jax.data.manifest import ManifestError
-from medalign_jax.errors import UserError
+from medalign_jax.core import seals
+from medalign_jax.core.errors import UserError
+from medalign_jax.data import open_dataset
+from medalign_jax.data.recordings import prepare, records
+from medalign_jax.data.recordings.manifest import ManifestError
 from tests.data import manifests
 
 
@@ -183,7 +184,7 @@ def test_stopped_at_any_write_leaves_nothing(manifest, tmp_path, monkeypatch):
 KILLED_WHILE_WRITING = """
 import os, signal, sys, time
 from medalign_jax.data import prepare
-from medalign_jax.data.dataset import AudioDataset
+from medalign_jax.data.recordings.dataset import AudioDataset
 clip, given = AudioDataset.clip, []
 def slow(self, index):
     given.append(index)

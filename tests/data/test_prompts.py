@@ -7,18 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medalign_jax.data.chat import ChatTokenizer, shared_vocabulary
-from medalign_jax.data.prompts import (
+from medalign_jax.data.questions.prompts import (
     ExampleError,
     PromptFormat,
     SequenceBuilder,
     build_sequences,
 )
-from medalign_jax.data.questions import Checks, Question, QuestionsError
-from medalign_jax.data.questions_readers import read_mmau
-from medalign_jax.data.reasoning import Stages
-from medalign_jax.teachers.tokenizers import TokenizerError
-from tests.data import chat_tokenizers as toy
+from medalign_jax.data.questions.question import Checks, Question, QuestionsError
+from medalign_jax.data.questions.readers import read_mmau
+from medalign_jax.text.chat import ChatTokenizer, shared_vocabulary
+from medalign_jax.text.reasoning import Stages
+from medalign_jax.text.tokenizers import TokenizerError
+from tests.text import chat_tokenizers as toy
 
 QUESTION = Question(
     id="q1",
@@ -105,7 +105,7 @@ def test_ids_are_those_of_transformers_processor(student):
     from transformers import WhisperFeatureExtractor
     from transformers.models.qwen2_audio.processing_qwen2_audio import Qwen2AudioProcessor
 
-    from medalign_jax.models.qwen_omni_audio import pooled_tokens
+    from medalign_jax.models.encoders.qwen_omni_audio import pooled_tokens
 
     processor = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=8), student._tokenizer)
     template = processor.default_chat_template

@@ -11,19 +11,19 @@ import soundfile
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.audio.io import AudioError
-from medalign_jax.data.chat import ChatTokenizer
-from medalign_jax.data.emotions import read_emotions
 from medalign_jax.data.pipeline import PipelineError
-from medalign_jax.data.prompts import SequenceBuilder
-from medalign_jax.data.question_batches import (
+from medalign_jax.data.questions.batches import (
     QuestionBatchSpec,
     bucket_shapes,
     make_question_iterator,
 )
-from medalign_jax.data.question_data import clip_samples, open_questions
-from medalign_jax.data.questions import Checks, Question, QuestionsError
-from tests.data import chat_tokenizers as toy
+from medalign_jax.data.questions.prompts import SequenceBuilder
+from medalign_jax.data.questions.question import Checks, Question, QuestionsError
+from medalign_jax.data.questions.source import clip_samples, open_questions
+from medalign_jax.datasets.emotions import read_emotions
+from medalign_jax.text.chat import ChatTokenizer
 from tests.data import manifests
+from tests.text import chat_tokenizers as toy
 
 COUNT = 23
 SPEC = QuestionBatchSpec(batch_size=4, edges=(49, 53, 64), seed=5, sample_multiple=1000)

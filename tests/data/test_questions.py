@@ -7,14 +7,19 @@ from dataclasses import replace
 import pytest
 import soundfile
 
-from medalign_jax.data.questions import Checks, Question, QuestionsError, leave_one_out
-from medalign_jax.data.questions_readers import (
+from medalign_jax.data.questions.question import (
+    Checks,
+    Question,
+    QuestionsError,
+    leave_one_out,
+)
+from medalign_jax.data.questions.readers import (
     read_cota,
     read_mmau,
     read_questions,
     write_questions,
 )
-from medalign_jax.data.reasoning import Stages, format_response
+from medalign_jax.text.reasoning import Stages, format_response
 from tests.data import manifests
 
 UNHEARD = Checks(require_audio=False, max_bad_fraction=1.0)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from medalign_jax.data.convert import convert, main
-from medalign_jax.data.manifest import check, read_manifest
-from medalign_jax.data.reports import wordings
+from medalign_jax.data.recordings.manifest import check, read_manifest
 from medalign_jax.datasets.bmd_hs import LABELS, find_recordings, read_patients
+from medalign_jax.datasets.convert import convert, main
 from medalign_jax.datasets.published import LayoutError, Options
+from medalign_jax.reports.templates import wordings
 
 PLACES = [f"{p}_{v}" for p in ("sup", "sit") for v in ("Mit", "Tri", "Pul", "Aor")]
 PATIENTS = {  # name: class in file names, labels, metadata

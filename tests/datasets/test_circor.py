@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from medalign_jax.data.convert import convert, main
-from medalign_jax.data.manifest import check, read_manifest
-from medalign_jax.data.reports import wordings
+from medalign_jax.data.recordings.manifest import check, read_manifest
+from medalign_jax.datasets.convert import convert, main
 from medalign_jax.datasets.published import LayoutError, Options
+from medalign_jax.reports.templates import wordings
 
 HEADER = (
     "Patient ID,Recording locations:,Age,Sex,Height,Weight,Pregnancy status,Murmur,"

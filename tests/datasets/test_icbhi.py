@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from medalign_jax.data.convert import convert
-from medalign_jax.data.manifest import check, read_manifest
-from medalign_jax.data.reports import wordings
+from medalign_jax.data.recordings.manifest import check, read_manifest
+from medalign_jax.datasets.convert import convert
 from medalign_jax.datasets.published import LayoutError, Options
+from medalign_jax.reports.templates import wordings
 
 DIAGNOSES = {"101": "COPD", "102": "Healthy", "103": "URTI", "104": "COPD", "105": "Healthy",
              "106": "COPD", "107": "Healthy", "108": "COPD"}  # fmt: skip

@@ -1,6 +1,6 @@
 """Rows of a manifest for tests of the evaluation."""
 
-from medalign_jax.data.manifest import Row
+from medalign_jax.data.recordings.manifest import Row
 
 SPLITS = ("train", "train", "test", "valid", "train", "test")
 

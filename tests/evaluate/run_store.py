@@ -43,8 +43,8 @@ def share(manifest: str, folder: str, address: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    from medalign_jax.data.dataset import open_dataset
-    from medalign_jax.errors import UserError
+    from medalign_jax.core.errors import UserError
+    from medalign_jax.data.recordings.dataset import open_dataset
     from medalign_jax.evaluate.embeddings import EmbeddingStore
     from tests.evaluate.test_embeddings import Plain
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.data.prompts import SequenceBuilder
-from medalign_jax.data.question_data import open_questions
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.data.questions.prompts import SequenceBuilder
+from medalign_jax.data.questions.source import open_questions
 from medalign_jax.evaluate.answering import (
     features_of,
     likeliest_options,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from medalign_jax.data.questions import Checks, Question, leave_one_out
-from medalign_jax.data.questions_readers import read_mmau
-from medalign_jax.data.reasoning import Stages, format_response
+from medalign_jax.data.questions.question import Checks, Question, leave_one_out
+from medalign_jax.data.questions.readers import read_mmau
 from medalign_jax.evaluate.answers import (
     AnswersError,
     accuracy_results,
@@ -21,6 +20,7 @@ from medalign_jax.evaluate.answers import (
     rank_options,
 )
 from medalign_jax.evaluate.results import read_results, write_results
+from medalign_jax.text.reasoning import Stages, format_response
 
 
 def question(id, answer="sad", choices=("angry", "sad"), **fields):

@@ -7,12 +7,12 @@ import soxr
 
 from medalign_jax.architecture import architecture
 from medalign_jax.audio.statistics import STATISTICS, spectral_statistics
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import named_leaves
 from medalign_jax.encoder import Encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate import baselines
 from medalign_jax.evaluate.probes.problem import Problem
 from medalign_jax.evaluate.statistics import auroc
-from medalign_jax.train.mesh import named_leaves
 from tests import tiny_models as tiny
 
 TRAIN, TEST = np.arange(6), np.arange(6, 10)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from medalign_jax.data.dataset import open_dataset
-from medalign_jax.data.simulate import SAMPLE_RATE, simulate
+from medalign_jax.data.recordings.dataset import open_dataset
+from medalign_jax.datasets.simulated.simulate import SAMPLE_RATE, simulate
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite

@@ -19,13 +19,13 @@ import soundfile
 from medalign_jax import embed
 from medalign_jax.architecture import architecture
 from medalign_jax.audio import io as audio_io
-from medalign_jax.data import prepare, sources
-from medalign_jax.data.dataset import open_dataset
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh
+from medalign_jax.data.recordings import prepare, sources
+from medalign_jax.data.recordings.dataset import open_dataset
 from medalign_jax.encoder import Encoder
-from medalign_jax.errors import UserError
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.train.mesh import make_mesh
 from tests import devices
 from tests import tiny_models as tiny
 

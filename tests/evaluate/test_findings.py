@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medalign_jax.evaluate.command import main
 from medalign_jax.evaluate.findings import equals_told, rows_of_equals, subjects_told
-from medalign_jax.evaluate.outline import limits_of
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
+from medalign_jax.page.outline import limits_of
+from medalign_jax.runs.evaluate import main
 from tests.evaluate.evaluation_rows import row
 
 COUNT = 48

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.evaluate.measure import _means, measure
 from medalign_jax.evaluate.stages import Guess, Settings
 from medalign_jax.evaluate.suite import Options, Suite

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.sources import joined, read_joinable, rows_of, sources_of

@@ -17,7 +17,7 @@ _RATE = 8000
 def write_prepared(folder: Path) -> None:
     import soundfile
 
-    from medalign_jax.data import prepare
+    from medalign_jax.data.recordings import prepare
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -36,8 +36,8 @@ def write_prepared(folder: Path) -> None:
 
 def read_prepared(path: Path) -> None:
     """As it is, and as if it had been written so: else nothing is seen behind the checksums."""
-    from medalign_jax.data.dataset import open_dataset
-    from medalign_jax.errors import UserError
+    from medalign_jax.core.errors import UserError
+    from medalign_jax.data.recordings.dataset import open_dataset
 
     with contextlib.suppress(UserError):
         open_dataset(path.parent, sample_rate=_RATE)
@@ -50,8 +50,8 @@ def read_prepared(path: Path) -> None:
 
 
 def _sign_again(folder: Path) -> None:
-    from medalign_jax import seals
-    from medalign_jax.data import records
+    from medalign_jax.core import seals
+    from medalign_jax.data.recordings import records
 
     (folder / seals.NAME).unlink()
     path = folder / records.DESCRIPTION
@@ -73,7 +73,7 @@ def write_array_record(folder: Path) -> None:
 
 
 def read_array_record(path: Path) -> None:
-    from medalign_jax.data.records import RecordSource
+    from medalign_jax.data.recordings.records import RecordSource
 
     source = RecordSource([str(path)], _RATE, None)
     for i in range(len(source)):

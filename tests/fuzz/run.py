@@ -83,7 +83,7 @@ def _bound_memory() -> None:
 
 
 def _read_one(reader: Callable[[Path], None], damaged: Path, number: int) -> None:
-    from medalign_jax.errors import UserError
+    from medalign_jax.core.errors import UserError
 
     faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # waits, or Python is not reached
     signal.setitimer(signal.ITIMER_PROF, SECONDS)

@@ -167,7 +167,7 @@ def _write_tables(folder: Path) -> None:
 
 
 def _read_table(path: Path) -> None:
-    from medalign_jax.data.manifest import read_manifest
+    from medalign_jax.data.recordings.manifest import read_manifest
 
     read_manifest(path, targets=("age",))
 
@@ -207,8 +207,8 @@ def _read_results(path: Path) -> None:
 
 
 def _write_questions(folder: Path) -> None:
-    from medalign_jax.data.questions import Question
-    from medalign_jax.data.questions_readers import write_questions
+    from medalign_jax.data.questions.question import Question
+    from medalign_jax.data.questions.readers import write_questions
 
     question = Question(
         id="q1", audio=("a.wav",), question="What is heard?", choices=("a murmur", "nothing"),
@@ -218,8 +218,8 @@ def _write_questions(folder: Path) -> None:
 
 
 def _read_questions(path: Path) -> None:
-    from medalign_jax.data.questions import Checks
-    from medalign_jax.data.questions_readers import read_questions
+    from medalign_jax.data.questions.question import Checks
+    from medalign_jax.data.questions.readers import read_questions
 
     read_questions(path, Checks(require_audio=False, max_bad_fraction=1.0))
 
@@ -254,7 +254,7 @@ def _write_word_pieces(folder: Path) -> None:
 
 
 def _read_word_pieces(path: Path) -> None:
-    from medalign_jax.teachers.tokenizers import FolderTokenizer
+    from medalign_jax.text.tokenizers import FolderTokenizer
 
     FolderTokenizer(path.parent).encode(["what is heard"], 16)
 
@@ -274,7 +274,7 @@ def _write_templates(folder: Path) -> None:
 
 
 def _read_tokenizer(path: Path) -> None:
-    from medalign_jax.data.chat import ChatTokenizer
+    from medalign_jax.text.chat import ChatTokenizer
 
     tokenizer = ChatTokenizer(path.parent)
     tokenizer.encode(["what is heard"], 16)

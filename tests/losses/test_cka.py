@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses import cka, cka_loss
-from medalign_jax.models.heads import ProjectionHead
+from medalign_jax.models.layers.heads import ProjectionHead
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses import cka_loss, cosine_loss, info_nce_loss, l2_loss, masked_patch_error
 from medalign_jax.losses.contrastive import same_rows
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses import Divergence, forward_kl, generalised_jsd, reverse_kl
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses import (
     HIDDEN_KINDS,
     Divergence,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.losses import Divergence, TopK, masked_sum, next_token_losses, top_k
 from tests import devices
 from tests.losses.test_divergences import KINDS, assert_relative, torch_divergence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medalign_jax import losses
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, train_step

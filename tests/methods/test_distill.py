@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.distill import Distill, DistillConfig
-from medalign_jax.methods.lora import LoraConfig, merge
-from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
+from medalign_jax.models.layers.lora import LoraConfig, merge
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, state_shardings
 from medalign_jax.weights.load import export

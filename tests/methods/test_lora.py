@@ -10,15 +10,15 @@ import pytest
 import torch
 from jax.sharding import AbstractMesh
 
-from medalign_jax.errors import UserError
-from medalign_jax.methods.lora import (
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import AXES, named_leaves, shardings
+from medalign_jax.models.layers.lora import (
     LoraConfig,
     as_variables,
     init_lora,
     lora_sharding,
     merge,
 )
-from medalign_jax.train.mesh import AXES, named_leaves, shardings
 from medalign_jax.weights.tables.decoder import SHARDING
 
 SHAPES = {

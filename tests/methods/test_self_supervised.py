@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.self_supervised import make_term
 from medalign_jax.methods.student import AudioStudent
-from medalign_jax.models.vit_layers import Dense, patchify
+from medalign_jax.models.layers.vit_layers import Dense, patchify
 from tests import tiny_models as tiny
 
 SHAPE = (16, 8)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medalign_jax.core.mesh import batch_sharding, make_mesh, replicated, shardings
 from medalign_jax.models.audio_lm import AudioLM, AudioLMConfig
-from medalign_jax.models.decoder_config import DecoderConfig
-from medalign_jax.models.decoder_rope import Rope
-from medalign_jax.models.qwen_omni_audio import QwenAudioConfig
-from medalign_jax.train.mesh import batch_sharding, make_mesh, replicated, shardings
+from medalign_jax.models.encoders.qwen_omni_audio import QwenAudioConfig
+from medalign_jax.models.language.decoder_config import DecoderConfig
+from medalign_jax.models.language.decoder_rope import Rope
 from medalign_jax.weights.tables.audio_lm import SHARDING
 
 ROPE = Rope(sections=(2, 1, 1))

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medalign_jax.models.decoder import CACHE_SHARDING, Decoder, empty_cache
-from medalign_jax.models.decoder_config import DecoderConfig
+from medalign_jax.core.mesh import batch_sharding, make_mesh, shardings
 from medalign_jax.models.generate import generate
-from medalign_jax.train.mesh import batch_sharding, make_mesh, shardings
+from medalign_jax.models.language.decoder import CACHE_SHARDING, Decoder, empty_cache
+from medalign_jax.models.language.decoder_config import DecoderConfig
 from medalign_jax.weights.tables.decoder import SHARDING
 
 TINY = DecoderConfig(

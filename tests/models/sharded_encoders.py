@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medalign_jax.architecture import Architecture
-from medalign_jax.train.mesh import batch_sharding, make_mesh, named_leaves, shardings
+from medalign_jax.core.mesh import batch_sharding, make_mesh, named_leaves, shardings
 from tests.tiny_models import quick_jit
 from tests.toy_encoders import ONE_OF_EACH, toy
 

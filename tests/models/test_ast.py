@@ -12,9 +12,15 @@ import safetensors.numpy
 import torch
 import transformers
 
-from medalign_jax.models.ast import AST, AST_AUDIOSET, ASTConfig, ast_config, overlapping_patches
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders.ast import (
+    AST,
+    AST_AUDIOSET,
+    ASTConfig,
+    ast_config,
+    overlapping_patches,
+)
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights import WeightError
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.tables.ast import SHARDING, TABLE

@@ -12,8 +12,8 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from medalign_jax.models.attention import _choose, _pairs, attention
-from medalign_jax.models.attention_splash import splash
+from medalign_jax.models.layers.attention import _choose, _pairs, attention
+from medalign_jax.models.layers.attention_splash import splash
 
 B, T, S, D = 2, 17, 17, 8
 
@@ -92,7 +92,7 @@ def test_values(name, backend):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_agree(name, pairs, monkeypatch):
     if pairs != "all":  # as many (example, key head) pairs a turn as fit
-        monkeypatch.setattr("medalign_jax.models.attention._pairs", lambda q, k: pairs)
+        monkeypatch.setattr("medalign_jax.models.layers.attention._pairs", lambda q, k: pairs)
     options = dict(CASES[name])
     q, k, v = inputs(key_heads=options.pop("key_heads", 4), keys=options.pop("keys", S))
     bias = options.pop("bias", None)
@@ -274,7 +274,7 @@ import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from medalign_jax.models.attention import attention
+from medalign_jax.models.layers.attention import attention
 slice = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
 mesh = Mesh(np.array(slice.devices).reshape(1, 2, 2), ("data", "fsdp", "tensor"))
 whole = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor", None))

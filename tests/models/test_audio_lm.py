@@ -16,8 +16,8 @@ from medalign_jax.models.audio_lm import (
     audio_token_count,
     check_placeholders,
 )
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.sharded_weights import WholeWeights
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.layers.sharded_weights import WholeWeights
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.tables.audio_lm import table
 from tests import devices

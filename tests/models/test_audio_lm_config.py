@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from medalign_jax.core.mesh import make_mesh, shardings
 from medalign_jax.models.audio_lm import (
     QWEN2_5_OMNI_3B,
     QWEN2_5_OMNI_7B,
@@ -18,7 +19,6 @@ from medalign_jax.models.audio_lm import (
     audio_lm_config,
 )
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.match import Problems, flatten, match

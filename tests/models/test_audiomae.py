@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medalign_jax.models.audiomae import (
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders.audiomae import (
     AUDIOMAE,
     AUDIOMAE_PRETRAINED,
     AudioMAE,
     AudioMAEConfig,
     normalise_patches,
 )
-from medalign_jax.models.vit_layers import sincos_table
-from medalign_jax.train.mesh import make_mesh, shardings
+from medalign_jax.models.layers.vit_layers import sincos_table
 from medalign_jax.weights import WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.audiomae import SHARDING, TABLE

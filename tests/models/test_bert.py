@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from medalign_jax.models.bert import Bert, bert_config, roberta_config
+from medalign_jax.models.language.bert import Bert, bert_config, roberta_config
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables import bert as bert_table

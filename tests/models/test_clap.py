@@ -15,9 +15,9 @@ import torch
 import transformers
 from transformers.models.clap.modeling_clap import ClapAudioLayer
 
+from medalign_jax.core.mesh import make_mesh, shardings
 from medalign_jax.methods.self_supervised import make_term
-from medalign_jax.models.bert import Bert
-from medalign_jax.models.clap import (
+from medalign_jax.models.encoders.clap import (
     CLAP_FUSED,
     CLAP_TEXT,
     CLAP_UNFUSED,
@@ -29,9 +29,9 @@ from medalign_jax.models.clap import (
     clap_config,
     clap_text_config,
 )
-from medalign_jax.models.htsat import unfold
+from medalign_jax.models.encoders.htsat import unfold
+from medalign_jax.models.language.bert import Bert
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights import WeightError
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.tables import bert as bert_table

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.cola import Cola, cola_logits, cola_loss
-from medalign_jax.models.efficientnet import OPERA_CE, EfficientNetConfig, Stage
-from medalign_jax.models.htsat import OPERA_CT, HTSATConfig
-from medalign_jax.models.vit_mae import SMALL
+from medalign_jax.models.encoders.cola import Cola, cola_logits, cola_loss
+from medalign_jax.models.encoders.efficientnet import OPERA_CE, EfficientNetConfig, Stage
+from medalign_jax.models.encoders.htsat import OPERA_CT, HTSATConfig
+from medalign_jax.models.encoders.vit_mae import SMALL
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables import opera_ce, opera_ct
 from tests.models.rule_weights import noise, published, structured, with_gain

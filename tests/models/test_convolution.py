@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.convolution import convolve
+from medalign_jax.models.layers.convolution import convolve
 
 
 def gradients(layer, variables, x, weigh):

@@ -12,9 +12,14 @@ import safetensors.numpy
 import torch
 import transformers
 
-from medalign_jax.models.decoder import Decoder, empty_cache
-from medalign_jax.models.decoder_config import GEMMA3_270M, DecoderConfig, Rope, gemma3_config
-from medalign_jax.models.sharded_weights import WholeWeights
+from medalign_jax.models.language.decoder import Decoder, empty_cache
+from medalign_jax.models.language.decoder_config import (
+    GEMMA3_270M,
+    DecoderConfig,
+    Rope,
+    gemma3_config,
+)
+from medalign_jax.models.layers.sharded_weights import WholeWeights
 from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import load

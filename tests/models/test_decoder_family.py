@@ -17,11 +17,11 @@ import safetensors.numpy
 import torch
 import transformers
 
-from medalign_jax.models import decoder_config
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.language import decoder_config
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.match import Problems, flatten, match
 from medalign_jax.weights.tables.decoder import SHARDING, table

@@ -10,8 +10,9 @@ import torch
 from transformers import EfficientNetConfig as ReferenceConfig
 from transformers import EfficientNetModel
 
-from medalign_jax.models.cola import Cola
-from medalign_jax.models.efficientnet import (
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders.cola import Cola
+from medalign_jax.models.encoders.efficientnet import (
     OPERA_CE,
     EfficientNet,
     EfficientNetConfig,
@@ -20,7 +21,6 @@ from medalign_jax.models.efficientnet import (
     depthwise_convolution,
     depthwise_sum,
 )
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights import Ignore, Rule, Table, WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.table import CONV2D, LINEAR, Squeeze, chain

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.flat_dot import flat_dot
+from medalign_jax.models.layers.flat_dot import flat_dot
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

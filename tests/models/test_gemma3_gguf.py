@@ -17,9 +17,9 @@ import torch
 import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from medalign_jax.models.bert import Bert, bert_config
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.models.language.bert import Bert, bert_config
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
 from medalign_jax.teachers import load_teacher
 from medalign_jax.weights.load import load
 from medalign_jax.weights.source import resolve

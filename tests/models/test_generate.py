@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from medalign_jax.models.decoder import Decoder, empty_cache
-from medalign_jax.models.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.generate import GenerationError, generate, nucleus, pad_left
+from medalign_jax.models.language.decoder import Decoder, empty_cache
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.weights.load import load
 from medalign_jax.weights.tables.decoder import table
 from tests import devices

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import ClapAudioConfig, ClapAudioModel
 
-from medalign_jax.models.cola import Cola
-from medalign_jax.models.htsat import (
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders.cola import Cola
+from medalign_jax.models.encoders.htsat import (
     HTSAT,
     OPERA_CT,
     HTSATConfig,
@@ -19,8 +20,7 @@ from medalign_jax.models.htsat import (
     stretch,
     unfold,
 )
-from medalign_jax.models.swin_layers import from_windows, to_windows, window_attention
-from medalign_jax.train.mesh import make_mesh, shardings
+from medalign_jax.models.layers.swin_layers import from_windows, to_windows, window_attention
 from medalign_jax.weights import Ignore, Rule, Table, WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.table import CONV2D

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models import layer_stack
-from medalign_jax.models.layer_stack import scan_layers
+from medalign_jax.models.layers import layer_stack
+from medalign_jax.models.layers.layer_stack import scan_layers
 
 DEPTH, WIDTH = 5, 6
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(0, 0.5, (DEPTH, WIDTH, WIDTH)), jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.masked_spectrogram import MaskLayout, SpectrogramDecoder
+from medalign_jax.models.encoders.masked_spectrogram import MaskLayout, SpectrogramDecoder
 
 LAYOUT = MaskLayout(grid=(5, 2), footprint=(4, 3), unit=(2, 1), ratio=0.5)  # 3 x 2 units
 FRAMES, MELS, WIDTH = 22, 7, 6  # two frames and one bin lie beyond the grid

@@ -6,7 +6,9 @@ import pytest
 import transformers
 
 from medalign_jax.language_model import build_module
-from medalign_jax.models import ast, audio_lm, bert, clap, decoder_config, qwen_omni_audio, whisper
+from medalign_jax.models import audio_lm
+from medalign_jax.models.encoders import ast, clap, qwen_omni_audio, whisper
+from medalign_jax.models.language import bert, decoder_config
 from medalign_jax.models.upstream_config import ModelConfigError
 from tests import saved_forms
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from medalign_jax.models.qwen_omni_audio import (
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders.qwen_omni_audio import (
     QWEN2_5_OMNI_AUDIO,
     QWEN2_AUDIO,
     QwenAudio,
@@ -20,7 +21,6 @@ from medalign_jax.models.qwen_omni_audio import (
     qwen2_audio_config,
 )
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.qwen_omni_audio import (

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from medalign_jax.architecture import architecture
+from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.encoder import Encoder, load_encoder
-from medalign_jax.experiments.export import export_encoder
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS
+from medalign_jax.runs.export import export_encoder
 from medalign_jax.teachers.teacher import ARCHITECTURES
-from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 from tests import devices
 from tests import tiny_models as tiny
 from tests.toy_encoders import ONE_OF_EACH, TOYS, toy

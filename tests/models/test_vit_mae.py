@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.vit_layers import gelu, sincos_table
-from medalign_jax.models.vit_mae import OPERA_GT, SMALL, ViTMAE, ViTMAEConfig
+from medalign_jax.models.encoders.vit_mae import OPERA_GT, SMALL, ViTMAE, ViTMAEConfig
+from medalign_jax.models.layers.vit_layers import gelu, sincos_table
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.opera_gt import TABLE
 

@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from medalign_jax.architecture import architecture
-from medalign_jax.models import whisper
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.encoders import whisper
+from medalign_jax.models.encoders.whisper import Whisper, WhisperConfig, sinusoids, whisper_config
 from medalign_jax.models.upstream_config import ModelConfigError
-from medalign_jax.models.whisper import Whisper, WhisperConfig, sinusoids, whisper_config
-from medalign_jax.train.mesh import make_mesh, shardings
 from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.whisper import SHARDING, TABLE

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from medalign_jax.experiments import build
-from medalign_jax.experiments.build import Reports
-from medalign_jax.models.bert import BertConfig
+from medalign_jax.models.language.bert import BertConfig
+from medalign_jax.runs import build
+from medalign_jax.runs.build import Reports
 from medalign_jax.teachers.cache import CacheError, EmbeddingCache
 from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Reading, TeacherError, random_teacher

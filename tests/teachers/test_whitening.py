@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.teachers.whitening import fit_whitening
 
 RNG = np.random.default_rng(0)

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.data import open_dataset
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
-from medalign_jax.errors import UserError
-from medalign_jax.experiments.workdir import open_workdir
+from medalign_jax.runs.workdir import open_workdir
 from medalign_jax.train.loop import Data, LoopConfig, fit
-from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.optimizer import OptimizerConfig
 from tests import tiny_models as tiny
 

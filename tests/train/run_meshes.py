@@ -11,9 +11,9 @@ import sys
 import jax
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.train.feed import put_batch
-from medalign_jax.train.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
 from tests import tiny_models as tiny

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medalign_jax import commands, rendezvous
-from medalign_jax.train.mesh import on_host
+from medalign_jax.core import commands, rendezvous
+from medalign_jax.core.mesh import on_host
 from tests.train import test_loop
 from tests.train.run_processes import Share, share
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
-from medalign_jax.seals import NAME as SEAL
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.seals import NAME as SEAL
 from medalign_jax.train.checkpoint import Checkpoints, restore_params
 
 SELECT = ("valid/cka", "max")

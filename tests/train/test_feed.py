@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from medalign_jax.core.mesh import batch_sharding, make_mesh
 from medalign_jax.train.feed import Feed, put_batch
-from medalign_jax.train.mesh import batch_sharding, make_mesh
 
 
 class Counting:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import make_mesh
 from medalign_jax.methods.base import Encoded, Method
 from medalign_jax.train.loop import Data, LoopConfig, fit
-from medalign_jax.train.mesh import make_mesh
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.train.monitors import TrainingStoppedError
 from medalign_jax.train.optimizer import OptimizerConfig

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.train.metrics import MetricWriter, read_metrics
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 from medalign_jax.train.monitors import Monitors, TrainingStoppedError
 
 HEALTHY = {

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from medalign_jax.errors import UserError
-from medalign_jax.train.mesh import named_leaves
+from medalign_jax.core.errors import UserError
+from medalign_jax.core.mesh import named_leaves
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 PARAMS = {

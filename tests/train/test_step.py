@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medalign_jax.core.mesh import make_mesh, named_leaves
 from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.pretrain import Pretrain
 from medalign_jax.train.feed import put_batch
-from medalign_jax.train.mesh import make_mesh, named_leaves
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
 from medalign_jax.weights.tables.opera_gt import SHARDING

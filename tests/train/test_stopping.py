@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medalign_jax.commands import Terminated
+from medalign_jax.core.commands import Terminated
 from medalign_jax.train.checkpoint import steps_in
 from medalign_jax.train.metrics import read_metrics
 from tests import devices

@@ -15,10 +15,10 @@ import safetensors.numpy
 import torch
 import transformers
 
-from medalign_jax import seals
-from medalign_jax.methods.lora import LoraConfig, as_variables, init_lora, merge
-from medalign_jax.models.decoder import Decoder
-from medalign_jax.models.decoder_config import DECODER_CONFIGS
+from medalign_jax.core import seals
+from medalign_jax.models.language.decoder import Decoder
+from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
+from medalign_jax.models.layers.lora import LoraConfig, as_variables, init_lora, merge
 from medalign_jax.weights import Rule, Table, WeightError
 from medalign_jax.weights.load import load
 from medalign_jax.weights.match import flatten

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medalign_jax.errors import UserError
+from medalign_jax.core.errors import UserError
 
 
 class ProbeError(UserError):

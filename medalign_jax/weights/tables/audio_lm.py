@@ -83,6 +83,6 @@ def _head(
     return inside((decoder.head(config.text, names),), ("{prefix}",), "text"), ()
 
 
-# Path regex -> mesh axes of the last dimensions (see train/mesh.py); first match wins. The two
+# Path regex -> mesh axes of the last dimensions (see core/mesh.py); first match wins. The two
 # parts name their layers apart.
 SHARDING = (*decoder.SHARDING, *qwen_omni_audio.SHARDING)

@@ -1,4 +1,4 @@
-"""AudioMAE, fine-tuned or with its decoder (`medalign_jax.models.audiomae`).
+"""AudioMAE, fine-tuned or with its decoder (`medalign_jax.models.encoders.audiomae`).
 
 Upstream names are those of facebookresearch/AudioMAE: `models_vit.py` has `fc_norm` and `head`,
 `models_mae.py` has `norm` and the decoder; a model's tree has the one or the other. OPERA-GT was

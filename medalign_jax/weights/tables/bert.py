@@ -65,7 +65,7 @@ def table(kept: int, depth: int) -> Table:
     return Table("bert", _RULES, (*_IGNORES, *above), prefixes=_PREFIXES)
 
 
-# Path regex -> mesh axes of the last dimensions (see train/mesh.py); first match wins.
+# Path regex -> mesh axes of the last dimensions (see core/mesh.py); first match wins.
 SHARDING = (
     (r"word_embedding/embedding$", ("tensor", "fsdp")),
     (r"(position|token_type)_embedding/embedding$", (None, "fsdp")),

@@ -1,8 +1,8 @@
 """CLAP: transformers' ``ClapModel``, ``ClapAudioModelWithProjection`` and the text tower's.
 
-`TABLE` is the audio tower's (`models.clap.Clap`), fused or not, and leaves the text tower out;
-`text_table` (`models.clap.ClapText`) the reverse. A text tower that is read by its hidden states
-only is loaded by `weights.tables.bert`.
+`TABLE` is the audio tower's (`models.encoders.clap.Clap`), fused or not, and leaves the text tower
+out; `text_table` (`models.encoders.clap.ClapText`) the reverse. A text tower that is read by its
+hidden states only is loaded by `weights.tables.bert`.
 """
 
 import dataclasses

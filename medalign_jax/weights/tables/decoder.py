@@ -6,7 +6,7 @@ model say by themselves. The same tensors lie under one of several prefixes: ``m
 transformers 5 names its modules), ``thinker.model.`` (Qwen2.5-Omni) or none (a bare model).
 """
 
-from medalign_jax.models.decoder_config import DecoderConfig
+from medalign_jax.models.language.decoder_config import DecoderConfig
 from medalign_jax.weights.table import LINEAR, Ignore, PadAxis, Rule, Table, Transform, chain
 
 _LAYER = "{prefix}layers.{i}."
@@ -110,7 +110,7 @@ def _padding(config: DecoderConfig, axis: int) -> tuple[Transform, ...]:
     return (PadAxis(axis, config.vocab_size, config.vocab_rows),)
 
 
-# Path regex -> mesh axes of the last dimensions (see train/mesh.py); first match wins.
+# Path regex -> mesh axes of the last dimensions (see core/mesh.py); first match wins.
 SHARDING = (
     (r"embed/embedding$", ("tensor", "fsdp")),
     (r"lm_head/kernel$", ("fsdp", "tensor")),

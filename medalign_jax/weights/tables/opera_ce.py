@@ -1,4 +1,4 @@
-"""OPERA-CE: an EfficientNet-B0 with COLA's projection (`medalign_jax.models.cola`).
+"""OPERA-CE: an EfficientNet-B0 with COLA's projection (`medalign_jax.models.encoders.cola`).
 
 Upstream names are those of `Cola(encoder="efficientnet")` in evelyn0414/OPERA, which wraps
 efficientnet_pytorch.

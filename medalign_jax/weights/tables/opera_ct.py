@@ -1,4 +1,4 @@
-"""OPERA-CT: an HTS-AT with COLA's projection (`medalign_jax.models.cola`).
+"""OPERA-CT: an HTS-AT with COLA's projection (`medalign_jax.models.encoders.cola`).
 
 Upstream names are those of `Cola(encoder="htsat")` in evelyn0414/OPERA.
 """

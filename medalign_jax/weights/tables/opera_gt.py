@@ -1,4 +1,4 @@
-"""OPERA-GT and the ViT masked auto-encoders of its family (`medalign_jax.models.vit_mae`).
+"""OPERA-GT and the ViT masked auto-encoders of its family (`medalign_jax.models.encoders.vit_mae`).
 
 Upstream names are those of `MaskedAutoencoderViTMD` in evelyn0414/OPERA. With a plain decoder they
 are those of facebookresearch/mae, which it was made from.

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, locks, processes, devices, words; no audio, no text."""

@@ -1,0 +1,1 @@
+"""Questions about recordings: readers, prompts, batches, and what overlaps with a test."""

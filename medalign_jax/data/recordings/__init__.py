@@ -1,0 +1,1 @@
+"""Recordings with reports and labels: manifests and their checks, data sets, prepared sets."""

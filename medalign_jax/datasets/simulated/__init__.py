@@ -1,0 +1,1 @@
+"""Simulated hearts and lungs with known truth, and questions about them."""

@@ -1,0 +1,1 @@
+"""Audio encoders, one file each, and what they bring along to learn by themselves."""

@@ -1,0 +1,1 @@
+"""Language models: decoders and BERT, and generation with a key-value cache."""

@@ -1,0 +1,1 @@
+"""`report.html`: figures, tables, recordings and maps on one self-contained page."""

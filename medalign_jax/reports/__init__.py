@@ -1,0 +1,1 @@
+"""Clinical sentences from a recording's metadata: columns and values, phrases, templates."""

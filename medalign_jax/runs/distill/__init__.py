@@ -1,0 +1,1 @@
+"""Source- and layer-wise distillation: from questions to a student, its answers and a page."""

@@ -1,0 +1,1 @@
+"""Tokenisers, chat templates, and the stages of a written chain of reasoning."""

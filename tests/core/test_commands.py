@@ -1,0 +1,176 @@
+"""How commands end: one line and a status."""
+
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medalign_jax import __main__ as overview
+from medalign_jax.core import commands
+from medalign_jax.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ends(error: BaseException):
+    def command():
+        raise error
+
+    return commands.ended(command)
+
+
+def test_a_command_that_goes_well_gives_its_status():
+    assert commands.ended(lambda: None) == 0
+    assert commands.ended(lambda: 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("row 3: no report"), "row 3: no report"),
+        (OSError(errno.ENOSPC, "x", "a"), "a: the disk is full; free some space and start again"),
+        (OSError(errno.EROFS, "x", "a"), "a: the file system is read-only; choose another folder"),
+        (FileNotFoundError(errno.ENOENT, "", "a"), "a: there is no such file or folder (any more)"),
+        (FileExistsError(errno.EEXIST, "x", "a"), "a: there is a file of that name "
+         "where a folder is needed; choose another"),
+        (OSError(errno.ENAMETOOLONG, "x", "a"), "a: the name is too long for this file system"),
+        (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), "a -> b: Invalid link"),
+        (OSError("no number"), "no number"),
+        (MemoryError(), "the computer is out of memory; lower train.batch_size, raise "
+         "train.accumulate, or take a smaller model"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "the device is out "
+         "of memory; lower train.batch_size, raise train.accumulate, or take a smaller model"),
+        (ValueError('Error writing "/x/y": No space left on device [OS error 28: ENOSPC]'),
+         "/x/y: the disk is full; free some space and start again"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_line(capsys, error, line):
+    assert ends(error) == 1
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
+    script = r"""import sys
+from medalign_jax.core import commands
+sys.exit(commands.ended(lambda: print("souffl\udce9 \u2192")))"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, rb"souffl\udce9 \u2192" + b"\n"), done.stderr
+
+
+def test_what_is_a_fault_of_the_code_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        ends(ZeroDivisionError())
+    with pytest.raises(ValueError, match="no system"):
+        ends(ValueError("no system in it"))
+
+
+def test_more_is_said_after_a_user_error_only():
+    seen = []
+    error = UserError("row 3")
+
+    def command():
+        raise error
+
+    assert commands.ended(command, seen.append) == 1 and seen == [error]
+
+
+def test_what_goes_wrong_while_more_is_said_is_a_line_too(capsys):
+    def command():
+        raise UserError("row 3")
+
+    def told(_):
+        raise OSError(errno.ENOSPC, "x", "list.jsonl")
+
+    assert commands.ended(command, told) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: row 3" and second.startswith("error: list.jsonl: the disk is full")
+
+
+def test_a_stop_says_how_to_go_on(capsys):
+    assert ends(KeyboardInterrupt()) == 130
+    assert ends(KeyboardInterrupt("saved step 3; start again to go on")) == 130
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "stopped: start the same command again to go on"
+    assert second == "stopped: saved step 3; start again to go on"
+
+
+def test_sigterm_ends_with_a_word_and_its_own_status(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert commands.ended(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert capsys.readouterr().out == "stopped: start the same command again to go on\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nobody_reading_on_is_no_error():
+    code = (
+        "import sys; from medalign_jax.core import commands\n"
+        "def talk():\n    for _ in range(100000): print('x' * 80)\n"
+        "sys.exit(commands.ended(talk))"
+    )
+    talk = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    talk.stdout.read(10)
+    talk.stdout.close()
+    assert talk.stderr.read() == b""
+    assert talk.wait(60) == 1
+    talk.stderr.close()
+
+
+def test_an_option_given_twice_is_refused(capsys):
+    parser = commands.ArgumentParser()
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--out")
+    for _ in range(2):
+        assert parser.parse_args(["--tasks", "a", "b", "--out", "x"]).tasks == ["a", "b"]
+    for twice in (["--tasks", "a", "--tasks", "b"], ["--out", "x", "--out=y"]):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(twice)
+        assert ended.value.code == 2
+        assert f"{twice[0]} is given twice" in capsys.readouterr().err
+
+
+def test_every_command_is_in_the_overview(capsys, monkeypatch):
+    package = ROOT / "medalign_jax"
+    ended = 'if __name__ == "__main__":'
+    found = {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__main__")
+        for path in package.rglob("*.py")
+        if ended in path.read_text(encoding="utf-8")
+    } - {"__main__"}
+    assert found == set(overview.COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["medalign_jax"])
+    assert overview.main() == 0
+    assert "python -m medalign_jax.evaluate" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["medalign_jax", "evalute"])
+    assert overview.main() == 1
+    assert "did you mean 'evaluate'" in capsys.readouterr().err
+
+
+ARGUMENTS = {
+    "datasets.convert": ["--format=icbhi", "--root=x", "--out=y"],
+    "data.recordings.prepare": ["--manifest=x", "--out=y"],
+    "datasets.simulated.simulate": ["--out=x", "--count=2"],
+    "data.questions.textualised": ["--questions=x", "--descriptions=y", "--out=z"],
+    "embed": ["--checkpoint=x", "a.wav"],
+    "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
+    "models": [],
+}
+
+
+@pytest.mark.parametrize("name", sorted({*overview.COMMANDS} - {"main", "plan"}))
+def test_every_command_ends_in_words(monkeypatch, name):
+    """The other two have a config, and `config_command` ends them."""
+    monkeypatch.setattr(commands, "ended", lambda command, *_, **__: 77)
+    module = {"models": "models.__main__", "evaluate": "runs.evaluate"}.get(name, name)
+    assert importlib.import_module(f"medalign_jax.{module}").main(ARGUMENTS[name]) == 77
