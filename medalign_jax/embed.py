@@ -267,7 +267,7 @@ def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item
 
 def _parser() -> argparse.ArgumentParser:
     parser = commands.ArgumentParser(
-        prog="python -m medalign_jax.embed", description="Embeds recordings into a table."
+        prog="medalign embed", description="Embeds recordings into a table."
     )
     parser.add_argument("files", nargs="*", help="recordings, or folders of them")
     parser.add_argument(

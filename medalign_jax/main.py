@@ -102,5 +102,10 @@ def _workdir() -> Path:
     return Path("workdirs") / "_".join(filter(None, (Path(path).stem, variant)))
 
 
+def command() -> int:
+    """Reads the flags of `sys.argv`; returns the exit status."""
+    return config_command.run(main, __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(config_command.run(main, __doc__))
+    sys.exit(command())

@@ -233,5 +233,10 @@ def _attention(kind: str) -> str:
     return "xla" if kind == "cpu" else "blocked"
 
 
+def command() -> int:
+    """Reads the flags of `sys.argv`; returns the exit status."""
+    return config_command.run(main, __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(config_command.run(main, __doc__))
+    sys.exit(command())

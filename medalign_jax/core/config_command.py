@@ -7,12 +7,11 @@ it. So a key is explained in one place.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import io
 import sys
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -42,16 +41,17 @@ def run(main: Callable[[], int | None], document: str) -> int:
 
     def command() -> int | None:
         asked = any(argument in _HELP for argument in sys.argv[1:])
-        rest = _read_flags([argument for argument in sys.argv if argument not in _HELP])
+        given = [argument for argument in sys.argv[1:] if argument not in _HELP]
+        rest = _read_flags([sys.argv[0], *shipped(given)])
         if asked:
-            print(_help(flags.FLAGS, document))
+            print(_help(flags.FLAGS, document, main.__module__))
             return 0
         if len(rest) > 1:
             raise UserError(f"unknown arguments: {' '.join(rest[1:])}; flags begin with --")
         if not flags.FLAGS["config"].present:
             raise UserError("name a --config, e.g. --config=configs/acula.py:demo; see --help")
         _check_file(flags.FLAGS)
-        _check_paths(flags.FLAGS)
+        _check_paths(flags.FLAGS, main.__module__)
         return main()
 
     return commands.ended(command)
@@ -64,9 +64,9 @@ def _check_file(values: flags.FlagValues) -> None:
         raise UserError(f"--config={name}: there is no such file here ({Path.cwd()})")
 
 
-def _check_paths(values: flags.FlagValues) -> None:
-    """Refuses places that are not local, in the command's own flags and in the config."""
-    own = {flag.name: flag.value for flag in values.get_flags_for_module("__main__")}
+def _check_paths(values: flags.FlagValues, module: str) -> None:
+    """Refuses places that are not local, in the flags of the command's module and in the config."""
+    own = {flag.name: flag.value for flag in values.get_flags_for_module(module)}
     config = own.pop("config", None)
     check_local(own)
     if isinstance(config, ConfigDict):  # else the command says what is wrong with it
@@ -95,9 +95,9 @@ def _read_flags(argv: list[str]) -> list[str]:
         ) from error
 
 
-def _help(values: flags.FlagValues, document: str) -> str:
+def _help(values: flags.FlagValues, document: str, module: str) -> str:
     """With a config its keys are listed, else the files that there are."""
-    own = sorted(values.get_flags_for_module("__main__"), key=lambda flag: flag.name)
+    own = sorted(values.get_flags_for_module(module), key=lambda flag: flag.name)
     lines = [document.strip(), ""]
     for flag in own:
         lines.append(f"--{flag.name}" + (f"={flag.default}" if flag.default else ""))
@@ -108,8 +108,30 @@ def _help(values: flags.FlagValues, document: str) -> str:
     return "\n".join([*lines, "", keys(values["config"].value, Path(path.partition(":")[0]))])
 
 
+def shipped(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a --config that is not here taken from those that come with the package.
+
+    ``--config=configs/acula.py`` names the file of the folder one stands in, and where there is
+    none, the package's own. Configs import one another as `configs.NAME`, whoever's they are.
+    """
+    found, home = list(arguments), _configs().parent
+    for i, text in enumerate(found):
+        flag, equals, value = text.partition("=")
+        if not equals and i and found[i - 1].lstrip("-") == "config":
+            flag, value = "--config", text
+        name, colon, variant = value.partition(":")
+        if flag.lstrip("-") == "config" and not Path(name).exists() and (home / name).is_file():
+            found[i] = f"{flag}{equals}" * bool(equals) + f"{home / name}{colon}{variant}"
+            if str(home) not in sys.path:
+                sys.path.insert(0, str(home))
+    return found
+
+
 def _configs() -> Path:
-    return Path(importlib.util.find_spec("configs").submodule_search_locations[0])
+    """The folder of configs: in a checkout beside the package, else within it."""
+    package = Path(__file__).resolve().parents[1]
+    beside, within = package.parent / "configs", package / "shipped" / "configs"
+    return within if within.is_dir() else beside
 
 
 def overview(folder: Path) -> str:

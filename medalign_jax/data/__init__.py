@@ -1,7 +1,7 @@
 """Recordings and their reports: manifest checks, prepared data sets, batches, simulation.
 
 `open_dataset` opens a manifest (CSV, JSONL, Parquet) or a folder written by
-`python -m medalign_jax.data.recordings.prepare`; `make_iterator` turns it into batches.
+`medalign prepare`; `make_iterator` turns it into batches.
 """
 
 from medalign_jax.data.recordings.dataset import AudioDataset, concatenate, open_dataset

@@ -1,6 +1,6 @@
 """Published data sets, as they come, become a manifest.
 
-    python -m medalign_jax.datasets.convert \\
+    medalign convert \\
         --format=bmd_hs --root=BMD-HS-Dataset --out=DIR/metadata.csv
 
 Nothing is copied: the manifest names the recordings where they lie.
@@ -9,7 +9,6 @@ Nothing is copied: the manifest names the recordings where they lie.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def convert(form: str, root: str | Path, out: str | Path, options: Options) -> C
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = commands.ArgumentParser(
-        prog="python -m medalign_jax.datasets.convert",
+        prog="medalign convert",
         description="Published data sets, as they come, become a manifest.",
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="the data set")
@@ -74,7 +73,3 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note: {note}")
     subjects = len({row["subject_id"] for row in converted.rows})
     print(f"'{arguments.out}': {len(converted.rows)} recordings of {subjects} subjects")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,9 +10,7 @@ from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOIN
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = commands.ArgumentParser(
-        prog="python -m medalign_jax.models", description=__doc__.partition(": ")[2]
-    )
+    parser = commands.ArgumentParser(prog="medalign models", description=__doc__.partition(": ")[2])
     parser.parse_args(argv)
     return commands.ended(show)
 

@@ -296,7 +296,7 @@ def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
 
 def _parser() -> argparse.ArgumentParser:
     parser = commands.ArgumentParser(
-        prog="python -m medalign_jax.evaluate",
+        prog="medalign evaluate",
         description="Measures encoders on labelled recordings: probes, baselines, intervals.",
         epilog=sources.__doc__.split("\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,

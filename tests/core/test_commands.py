@@ -1,7 +1,7 @@
 """How commands end: one line and a status."""
 
 import errno
-import importlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medalign_jax import __main__ as overview
+import medalign_jax
+from medalign_jax import cli
 from medalign_jax.core import commands
 from medalign_jax.core.errors import UserError
 
@@ -140,37 +141,51 @@ def test_an_option_given_twice_is_refused(capsys):
         assert f"{twice[0]} is given twice" in capsys.readouterr().err
 
 
-def test_every_command_is_in_the_overview(capsys, monkeypatch):
+def test_every_module_that_can_be_run_is_a_command(capsys):
     package = ROOT / "medalign_jax"
     ended = 'if __name__ == "__main__":'
-    found = {
+    doors = {
         ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__main__")
         for path in package.rglob("*.py")
         if ended in path.read_text(encoding="utf-8")
     } - {"__main__"}
-    assert found == set(overview.COMMANDS)
-    monkeypatch.setattr(sys, "argv", ["medalign_jax"])
-    assert overview.main() == 0
-    assert "python -m medalign_jax.evaluate" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["medalign_jax", "evalute"])
-    assert overview.main() == 1
+    assert doors == {*cli.COMMANDS} - {"train"} | {"main"}
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    assert "  medalign evaluate " in capsys.readouterr().out
+    assert cli.main(["evalute"]) == 2
     assert "did you mean 'evaluate'" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"medalign_jax {medalign_jax.__version__}\n"
 
 
 ARGUMENTS = {
-    "datasets.convert": ["--format=icbhi", "--root=x", "--out=y"],
-    "data.recordings.prepare": ["--manifest=x", "--out=y"],
-    "datasets.simulated.simulate": ["--out=x", "--count=2"],
-    "data.questions.textualised": ["--questions=x", "--descriptions=y", "--out=z"],
+    "convert": ["--format=icbhi", "--root=x", "--out=y"],
+    "prepare": ["--manifest=x", "--out=y"],
+    "simulate": ["--out=x", "--count=2"],
+    "textualised": ["--questions=x", "--descriptions=y", "--out=z"],
     "embed": ["--checkpoint=x", "a.wav"],
     "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
     "models": [],
 }
 
 
-@pytest.mark.parametrize("name", sorted({*overview.COMMANDS} - {"main", "plan"}))
+@pytest.mark.parametrize("name", sorted({*cli.COMMANDS} - {"train", "plan"}))
 def test_every_command_ends_in_words(monkeypatch, name):
     """The other two have a config, and `config_command` ends them."""
     monkeypatch.setattr(commands, "ended", lambda command, *_, **__: 77)
-    module = {"models": "models.__main__", "evaluate": "runs.evaluate"}.get(name, name)
-    assert importlib.import_module(f"medalign_jax.{module}").main(ARGUMENTS[name]) == 77
+    assert cli.main([name, *ARGUMENTS[name]]) == 77
+
+
+@pytest.mark.parametrize(("name", "words"), [("train", "--workdir"), ("plan", "--topology")])
+def test_commands_with_a_config_show_their_flags_and_the_configs_from_anywhere(
+    tmp_path, name, words
+):
+    """Where no configs lie, those of the package are taken."""
+    run = functools.partial(
+        subprocess.run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    command = [sys.executable, "-m", "medalign_jax", name]
+    assert {words, "--config=configs/acula.py"} <= {*run([*command, "--help"]).stdout.split()}
+    for given in (["--config=configs/pretrain.py:demo"], ["--config", "configs/pretrain.py:demo"]):
+        assert "--config.train.steps=1000" in run([*command, *given, "--help"]).stdout

@@ -38,7 +38,7 @@ def test_values_are_those_in_force_and_comments_those_of_the_key():
     assert found["evaluate.layer"] == ("", "block whose tokens are pooled; none: the last")
     assert found["pretrain.changes.train.steps"] == ("1000", found["train.steps"][1])
     assert found["arms"][0] == "{}"
-    assert "models/pooling.py" in found["evaluate.pooling"][1]
+    assert "models/layers/pooling.py" in found["evaluate.pooling"][1]
 
 
 def test_long_values_are_cut_and_stay_one_line():

@@ -1,6 +1,6 @@
 """Descriptions that exist already, joined to their questions: data that is put into words.
 
-    python -m medalign_jax.data.questions.textualised \\
+    medalign textualised \\
         --questions=q.jsonl --descriptions=d.csv --out=t.jsonl
 
 Where there are none yet, an audio language model writes them: ``configs/textualize.py``.
@@ -8,7 +8,6 @@ Where there are none yet, an audio language model writes them: ``configs/textual
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +146,7 @@ def _absolute(path: str) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.ArgumentParser(prog="python -m medalign_jax.data.questions.textualised",
+    parser = commands.ArgumentParser(prog="medalign textualised",
                                      description=__doc__.split("\n")[0])  # fmt: skip
     parser.add_argument("--questions", required=True, help="file of questions")
     parser.add_argument("--format", choices=("questions", "cota"), default="questions",
@@ -195,7 +194,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
         given=arguments,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

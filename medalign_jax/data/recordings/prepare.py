@@ -1,6 +1,6 @@
 """Checks a manifest and writes it as an array_record data set.
 
-    python -m medalign_jax.data.recordings.prepare --manifest=recordings.csv --out=prepared
+    medalign prepare --manifest=recordings.csv --out=prepared
 
 Prints what is wrong and why, and a summary by split and label, and writes a folder that
 `open_dataset` (and TFDS) opens without decoding audio; see `medalign_jax.data.recordings.records`.
@@ -290,7 +290,7 @@ def _progress(what: str) -> Callable[[int, int], None]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.ArgumentParser(prog="python -m medalign_jax.data.recordings.prepare",
+    parser = commands.ArgumentParser(prog="medalign prepare",
                                      description=__doc__.split("\n")[0])  # fmt: skip
     parser.add_argument("--manifest", required=True, help="CSV, JSONL or Parquet file")
     parser.add_argument("--out", required=True, help="folder to make")
@@ -343,7 +343,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda error: list_problems(getattr(error, "problems", ()), arguments.out),
         given=arguments,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -218,8 +218,7 @@ def read_description(folder: Path) -> dict[str, object]:
     except (OSError, ValueError):
         raise ManifestError(
             f"'{folder}' is no prepared data set: no readable {DESCRIPTION} in it; give a "
-            "manifest file, or a folder that `python -m medalign_jax.data.recordings.prepare` has "
-            "finished"
+            "manifest file, or a folder that `medalign prepare` has finished"
         ) from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ManifestError(f"'{path}' is not of format {FORMAT}; prepare the data set again")

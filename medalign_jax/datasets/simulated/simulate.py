@@ -5,7 +5,7 @@ use, and where each event lies in time is known exactly. What real recordings di
 (site, device, room, level, friction, the other organ in the background) is drawn independently of
 the findings, so that it carries no label.
 
-    python -m medalign_jax.datasets.simulated.simulate --out=DIR --count=300 --seed=0
+    medalign simulate --out=DIR --count=300 --seed=0
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -357,7 +356,7 @@ def _derived(seed: int, *path: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = commands.ArgumentParser(
-        prog="python -m medalign_jax.datasets.simulated.simulate",
+        prog="medalign simulate",
         description="Write a data set of simulated heart and lung sounds with known truth: "
         "audio/*.wav (16 kHz, 16 bit), metadata.csv (a manifest that training takes as it is, "
         "splits disjoint by subject) and truth.jsonl (when each event happens).",
@@ -395,7 +394,3 @@ def run(flags: argparse.Namespace) -> None:
     )
     subjects = math.ceil(flags.count / flags.recordings_per_subject)
     print(f"{flags.count} recordings of {subjects} subjects: {manifest}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The command ``medalign``, which is ``python -m medalign_jax`` too.
+
+    medalign train --config=configs/acula.py:demo
+    medalign evaluate --help
+
+Every command is ``python -m medalign_jax.COMMAND`` as well (``train`` is ``medalign_jax.main``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import medalign_jax
+from medalign_jax.core.words import did_you_mean
+
+# command -> (module, what it does). The module has `main(argv)`, or, where flags and a config are
+# read by absl, `command()`, which takes them from `sys.argv`.
+COMMANDS = {
+    "train": ("main", "align, distil, pre-train, put recordings into words"),
+    "evaluate": ("runs.evaluate", "measure encoders on labelled recordings, without training"),
+    "embed": ("embed", "a table of embeddings of audio files"),
+    "models": ("models.__main__", "what can be loaded, from where, with sizes and licences"),
+    "plan": ("plan", "does the full-size step fit a machine that is not here?"),
+    "convert": ("convert", "a published data set (BMD-HS, CirCor, ICBHI) as a manifest"),
+    "prepare": ("prepare", "check and decode a manifest's recordings once, for fast reading"),
+    "simulate": ("simulate", "write simulated heart and lung sounds with known truth"),
+    "textualised": ("textualised", "join questions with recordings put into words"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command, or prints which there are; returns the exit status."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    if name in ("", "-h", "--help", "help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"medalign_jax {medalign_jax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        print(f"error: there is no command {name!r}{near}; see medalign --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"medalign_jax.{COMMANDS[name][0]}")
+    if hasattr(module, "command"):
+        sys.argv = [f"medalign {name}", *rest[:-1]]
+        return module.command()
+    return module.main(rest[:-1])
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = [f"  medalign {name:12} {words}" for name, (_, words) in COMMANDS.items()]
+    python = "In Python: medalign_jax.load_encoder, load_teacher, load_language_model, losses"
+    return "\n".join(["Commands, each with --help:\n", *lines, "", python])
