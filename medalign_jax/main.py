@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -14,14 +17,20 @@ from ml_collections import ConfigDict, config_flags
 from medalign_jax.core import config_command, rendezvous
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.core.registry import Registry
 from medalign_jax.runs.numbers import check_numbers
 
-METHODS = {
-    "acula": "medalign_jax.runs.acula",
-    "distill": "medalign_jax.runs.distill.run",
-    "pretrain": "medalign_jax.runs.pretrain",
-    "textualize": "medalign_jax.runs.textualize",
-}
+# `run(config, workdir, defaults, restart)`, or where it is: each is imported when it is named.
+METHODS: Registry[Any] = Registry(
+    "medalign_jax.methods",
+    {
+        "acula": "medalign_jax.runs.acula:run",
+        "distill": "medalign_jax.runs.distill.run:run",
+        "pretrain": "medalign_jax.runs.pretrain:run",
+        "textualize": "medalign_jax.runs.textualize:run",
+    },
+    (Callable, str),
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/acula.py:demo", lock_config=True
@@ -65,8 +74,9 @@ def main() -> None:
     )
     jax.config.update("jax_compilation_cache_dir", cache)
     rendezvous.join(*(flag.value for flag in _JOINING))
-    method = importlib.import_module(METHODS[config.method])
-    method.run(config, _workdir(), _defaults(), restart=_RESTART.value)
+    method = METHODS[config.method]
+    run = pkgutil.resolve_name(method) if isinstance(method, str) else method
+    run(config, _workdir(), _defaults(), restart=_RESTART.value)
 
 
 def _config() -> ConfigDict:

@@ -17,6 +17,7 @@ from medalign_jax.audio.clap_mel import ClapMel
 from medalign_jax.audio.kaldi import KaldiFbank
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +100,16 @@ def _log_mel(config: LogMel, waveforms: jax.Array) -> jax.Array:
     return spectrum.relative_decibels(power, config.top_db, config.amin)
 
 
-FRONT_ENDS: dict[str, Callable] = {
-    "log_mel": LogMel,
-    "kaldi_fbank": KaldiFbank,
-    "whisper_mel": WhisperMel,
-    "clap_mel": ClapMel,
-}
+FRONT_ENDS: Registry[type] = Registry(
+    "medalign_jax.front_ends",
+    {
+        "log_mel": LogMel,
+        "kaldi_fbank": KaldiFbank,
+        "whisper_mel": WhisperMel,
+        "clap_mel": ClapMel,
+    },
+    type,
+)
 
 
 def front_end(name: str, **overrides) -> Callable[[jax.Array], jax.Array]:

@@ -9,18 +9,19 @@ Nothing is copied: the manifest names the recordings where they lie.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medalign_jax.core import commands
+from medalign_jax.core.registry import Registry
 from medalign_jax.datasets import bmd_hs, circor, icbhi
 from medalign_jax.datasets.published import REPORTS, Converted, LayoutError, Options, write
 
-FORMATS: Mapping[str, Callable[[Path, Options], Converted]] = {
-    "bmd_hs": bmd_hs.convert,
-    "circor": circor.convert,
-    "icbhi": icbhi.convert,
-}
+FORMATS: Registry[Callable[[Path, Options], Converted]] = Registry(
+    "medalign_jax.data_sets",
+    {"bmd_hs": bmd_hs.convert, "circor": circor.convert, "icbhi": icbhi.convert},
+    Callable,
+)
 
 
 def convert(form: str, root: str | Path, out: str | Path, options: Options) -> Converted:

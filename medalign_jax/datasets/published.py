@@ -51,7 +51,7 @@ class Converted:
     """A data set as rows of a manifest.
 
     Attributes:
-      columns: of the manifest, in order.
+      columns: of the manifest, in order; `audio_path` and `subject_id` are among them.
       rows: column -> value; `audio_path` is the file's path, "" stands for what is not known.
       notes: what is wrong with the published files and what was done about it.
     """

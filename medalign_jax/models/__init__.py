@@ -14,11 +14,14 @@ One that was published with a reconstruction has `reconstruct(features, noise)` 
 reads nothing beyond them.
 
 `ENCODERS` is the one place where an audio encoder is made known. To add one, write
-`models/encoders/<file>.py` and `weights/tables/<file>.py`, and one line below. `python -m
-medalign_jax.models` prints what can be loaded, from where, with sizes and licences.
+`models/encoders/<file>.py` and `weights/tables/<file>.py`, and one line below; or, in a package of
+your own, an `EncoderEntry` with an entry point of the group `medalign_jax.encoders`. `medalign
+models` prints what can be loaded, from where, with sizes and licences.
 """
 
 from typing import NamedTuple
+
+from medalign_jax.core.registry import Registry
 
 
 class Window(NamedTuple):
@@ -81,7 +84,7 @@ _CLAP = Window(10.0, "repeat_whole")
 _SPEECH = Window(30.0)
 _VIT_MAE = ("vit_mae:ViTMAE", "log_mel", _OPERA)
 
-ENCODERS: dict[str, EncoderEntry] = {
+_OWN = {
     "opera_gt": _entry(
         "vit_mae", "OPERA_GT", *_VIT_MAE, table="opera_gt:TABLE", ssm="published"
     ),
@@ -118,3 +121,5 @@ ENCODERS: dict[str, EncoderEntry] = {
         _SPEECH, table="qwen_omni_audio:QWEN2_5_OMNI_TABLE", reader="qwen2_5_omni_audio_config",
     ),
 }  # fmt: skip
+
+ENCODERS: Registry[EncoderEntry] = Registry("medalign_jax.encoders", _OWN, EncoderEntry)
