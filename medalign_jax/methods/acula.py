@@ -10,6 +10,7 @@ loss = align_weight * L_align + ssm_weight * L_SSM        (arXiv 2512.04847, sec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,14 +19,13 @@ import jax.numpy as jnp
 
 from medalign_jax import losses
 from medalign_jax.core.errors import UserError
-from medalign_jax.losses.contrastive import same_rows
+from medalign_jax.losses.alignments import ALIGNMENTS
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
 from medalign_jax.models.layers.heads import ProjectionHead
 
 HEADS = ("mlp", "none", "standardise")
-ALIGN_LOSSES = ("cka", "info_nce", "cosine", "l2")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AculaConfig:
     """What is aligned and how.
 
     Attributes:
-      align: "cka", or the alternatives "info_nce", "cosine", "l2".
+      align: "cka", or another of `losses.alignments.ALIGNMENTS`.
       estimator: of CKA, see `losses.cka`.
       align_weight, ssm_weight: λ of the two terms.
       layers: encoder layers to align, -1 for the pooled output, n >= 0 for the mean over the tokens
@@ -61,8 +61,8 @@ class AculaConfig:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        if self.align not in ALIGN_LOSSES:
-            raise UserError(f"loss.align {self.align!r} is not one of {', '.join(ALIGN_LOSSES)}")
+        if self.align not in ALIGNMENTS:
+            raise UserError(f"loss.align {self.align!r} is not one of {', '.join(ALIGNMENTS)}")
         if self.estimator not in losses.ESTIMATORS:
             raise UserError(
                 f"loss.estimator {self.estimator!r} is not one of {', '.join(losses.ESTIMATORS)}"
@@ -139,9 +139,7 @@ class Acula(Method):
             coupled["audio"][_audio(layer)] = self._project(
                 params, _audio(layer), layers[layer], audio_keys, train
             )
-        text = self._text(frozen, batch)
-        if self.config.align == "info_nce":
-            coupled["report"] = text  # as the teacher gives it: equal reports have equal vectors
+        coupled["report"] = text = self._text(frozen, batch)
         coupled["text"] = self._project(params, "text", text, text_keys, train)
         if not self.config.ssm_weight:
             return Encoded(coupled, jnp.zeros(len(text)), {})
@@ -166,8 +164,10 @@ class Acula(Method):
         config = self.config
         sides = [_headed(config.audio_head, audio, mask) for audio in coupled["audio"].values()]
         text = _headed(config.text_head, coupled["text"], mask)
-        report = coupled.get("report")
-        align = sum(self._align(audio, text, mask, report) for audio in sides) / len(sides)
+        loss_of = functools.partial(
+            ALIGNMENTS[config.align], text=text, report=coupled["report"], mask=mask, options=config
+        )
+        align = sum(map(loss_of, sides)) / len(sides)
         score = sum(losses.cka(audio, text, mask=mask) for audio in sides) / len(sides)
         metrics = {"align": align, "cka": jax.lax.stop_gradient(score)}
         metrics |= embedding_health(coupled["watched"], mask)
@@ -176,19 +176,6 @@ class Acula(Method):
             metrics["contrast"] = self.student.term.couple(coupled["term"], mask)
             loss += self.config.ssm_weight * metrics["contrast"]
         return loss, metrics
-
-    def _align(self, audio: jax.Array, text: jax.Array, mask, report) -> jax.Array:
-        config = self.config
-        if config.align == "cka":
-            return losses.cka_loss(audio, text, estimator=config.estimator, mask=mask)
-        if config.align == "info_nce":
-            same = None if report is None else same_rows(jax.lax.stop_gradient(report))
-            return losses.info_nce_loss(
-                audio, text, temperature=config.temperature, mask=mask, same=same
-            )
-        return {"cosine": losses.cosine_loss, "l2": losses.l2_loss}[config.align](
-            audio, text, mask=mask
-        )
 
 
 def _headed(head: str, x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Parts that other packages bring along: an encoder, a front end, a data set, a method."""
+"""Parts that other packages bring along: encoder, front end, loss, data set, method."""
 
 import os
 import subprocess
@@ -18,6 +18,8 @@ band_means = theirs.encoder:ENTRY
 bands = theirs.front_end:Bands
 [medalign_jax.data_sets]
 their_set = theirs.data_set:convert
+[medalign_jax.alignment_losses]
+apart = theirs.loss:apart
 [medalign_jax.methods]
 count = theirs.method:run
 """
@@ -78,6 +80,10 @@ def convert(root, options):
     rows = [{"audio_path": str(p), "subject_id": p.stem} for p in sorted(root.glob("*.wav"))]
     return Converted(("audio_path", "subject_id"), rows, ())
 """
+LOSS = """
+def apart(audio, text, report, mask, options):
+    return (audio * text).mean()
+"""
 METHOD = """
 def run(config, workdir, defaults=None, restart=False):
     print("counted to", config.count, "in", workdir)
@@ -96,6 +102,11 @@ weights = {"linear.weight": np.eye(3, 2, dtype="float32"), "linear.bias": np.flo
 encoder = medalign_jax.load_encoder("band_means", weights)
 wave = np.where(np.arange(8000) % 2, -0.25, 0.75).astype("float32")
 np.testing.assert_allclose(encoder.embed([wave], 8000), [[0.25, 0.5, 1.0]], atol=1e-6)
+
+from medalign_jax.losses.alignments import ALIGNMENTS
+from medalign_jax.methods.acula import AculaConfig
+
+assert ALIGNMENTS[AculaConfig(align="apart").align](wave, wave, wave, None, None) == 0.3125
 """
 
 
@@ -108,7 +119,8 @@ def site(tmp_path_factory):
     package.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(POINTS)
-    texts = {"__init__": "", "front_end": FRONT_END, "encoder": ENCODER, "data_set": DATA_SET}
+    texts = {"__init__": "", "front_end": FRONT_END, "encoder": ENCODER, "data_set": DATA_SET,
+             "loss": LOSS}  # fmt: skip
     for name, text in (texts | {"method": METHOD, "config": CONFIG}).items():
         (package / f"{name}.py").write_text(text)
     return folder
@@ -122,7 +134,7 @@ def run(site, *arguments):
     )  # fmt: skip
 
 
-def test_their_encoder_and_front_end_load_like_ours(site):
+def test_their_encoder_front_end_and_loss_are_taken_like_ours(site):
     done = run(site, "-c", USE)
     assert done.returncode == 0, done.stderr
 

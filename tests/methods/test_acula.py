@@ -143,7 +143,8 @@ def test_no_reconstruction_is_computed_where_its_weight_is_zero():
 def coupled(seed: int = 0, count: int = 8) -> dict:
     rng = np.random.default_rng(seed)
     audio, other, text, watched = rng.standard_normal((4, count, 16)).astype(np.float32)
-    return {"watched": watched, "audio": {"audio_00": other, "audio_last": audio}, "text": text}
+    audio = {"audio_00": other, "audio_last": audio}
+    return {"watched": watched, "audio": audio, "text": text, "report": text}
 
 
 def test_a_standardised_side_hears_every_feature():
