@@ -183,7 +183,7 @@ def test_stopped_at_any_write_leaves_nothing(manifest, tmp_path, monkeypatch):
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys, time
-from medalign_jax.data import prepare
+from medalign_jax.data.recordings import prepare
 from medalign_jax.data.recordings.dataset import AudioDataset
 clip, given = AudioDataset.clip, []
 def slow(self, index):
