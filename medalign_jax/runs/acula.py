@@ -39,6 +39,7 @@ from medalign_jax.runs.alignment import (
     supervise,
 )
 from medalign_jax.runs.arms import MAIN, Arm, arms_of
+from medalign_jax.runs.data import data_name, open_data
 from medalign_jax.runs.identity import digest
 from medalign_jax.runs.recordings import bind_dataset
 from medalign_jax.runs.workdir import alone, begin_anew, bind, open_workdir, record_config
@@ -103,7 +104,7 @@ def _prepare(
     arms: Sequence[Arm],
 ) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
-    mesh, name = build.mesh_of(config), build.data_name(config)
+    mesh, name = build.mesh_of(config), data_name(config)
 
     def suite_of(rows) -> Suite:
         suite = Suite.of(rows, options, name, validation=True)
@@ -112,7 +113,7 @@ def _prepare(
             checks.check_fills(config, arms, [rows[i] for i in fold.train], fold.name)
         return suite
 
-    data = build.open_data(config, workdir, made, check=suite_of)
+    data = open_data(config, workdir, made, check=suite_of)
     looked = config.evaluate.enabled and config.evaluate.copies
     searched = search(data, config.evaluate.aggregate, looked)
     data, suite = searched.data, suite_of(searched.data.rows)
@@ -122,8 +123,8 @@ def _prepare(
         findings = Findings(found, subjects_told(data.rows, suite))
         print(*suite.told, *findings.told, sep="\n", flush=True)
     for arm in arms:  # before anything is trained
-        build.Reports.asked(data, arm.config)
-    reports = build.Reports.asked(data, config)
+        texts.reports_of(data, arm.config)
+    reports = texts.reports_of(data, config)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax.architecture import Architecture
 from medalign_jax.data.recordings.dataset import AudioDataset
+from medalign_jax.data.recordings.wordings import Reports, TextColumn
 from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
@@ -23,9 +24,10 @@ from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.pretrain import Supervised
 from medalign_jax.runs import build
 from medalign_jax.runs.arms import Arm
+from medalign_jax.runs.data import training_part
 from medalign_jax.runs.export import export_encoder, export_heads, host_params
 from medalign_jax.runs.pretrain import pretrain
-from medalign_jax.runs.texts import Targets, Texts, targets_of
+from medalign_jax.runs.texts import Targets, Texts, reports_of, targets_of
 from medalign_jax.runs.workdir import bind
 from medalign_jax.teachers import Teacher
 from medalign_jax.teachers.whitening import Whitening
@@ -48,7 +50,7 @@ class Run:
     mesh: Mesh
     made: Architecture
     data: AudioDataset
-    reports: build.Reports
+    reports: Reports
     suite: Suite
     findings: Findings = field(default_factory=Findings)
 
@@ -64,7 +66,7 @@ class Run:
         )  # fmt: skip
         if key not in self._texts:
             parts = [self.data, *(part.train for part in self.parts if config.data.mix)]
-            asked = [build.Reports.asked(part, config) for part in parts]
+            asked = [reports_of(part, config) for part in parts]
             self._texts[key] = Texts.of(config, self.workdir, self._teacher(config), asked)
         return self._texts[key]
 
@@ -109,15 +111,15 @@ class Part:
         data = run.data
         if fold.name:
             data = data.with_splits(fold.split_of(len(data)))
-        train = build.training_part(run.config, data, run.workdir)
+        train = training_part(run.config, data, run.workdir)
         folder = run.workdir / fold.name.replace(" ", "_")
         folder.mkdir(exist_ok=True)
         return cls(run, fold, folder, data, train)
 
     @functools.cached_property
-    def train_reports(self) -> build.Reports:
+    def train_reports(self) -> Reports:
         """Of the training recordings, as the run's own config asks for them."""
-        return build.Reports.asked(self.train, self.run.config)
+        return reports_of(self.train, self.run.config)
 
     @property
     def valid(self) -> AudioDataset | None:
@@ -179,9 +181,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     if config.encoder.random:
         start = random_params(run)
     texts = run.texts(config)
-    whitening = texts.whitening(
-        config, build.Reports.asked(part.train, config), _classes(run.suite)
-    )
+    whitening = texts.whitening(config, reports_of(part.train, config), _classes(run.suite))
     if whitening is not None:
         print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
     columns = run.suite.options.tasks
@@ -234,11 +234,11 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     width = targets.width if not extra else _online_width(texts, whitening)
     method = Acula(student, width, build.acula_config(config), run.made.sharding, **extra)
     loop, optimizer = build.loop_of(config, part.train)
-    train = build.TextColumn(targets.arrays, targets.train, config.reports.use)
+    train = TextColumn(targets.arrays, targets.train, config.reports.use)
     valid = None
     if part.valid is not None:
         use = "first" if extra else "mean"
-        valid = build.TextColumn(targets.arrays, targets.valid, use)
+        valid = TextColumn(targets.arrays, targets.valid, use)
     names = ("waveform", *targets.arrays)
     data = build.data_of(config, run.mesh, part.train, part.valid, names, train, valid)
     what = part.what + ("align" if name == "after" else name)

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio.augment import Augment
-from medalign_jax.core import processes
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import local_rows, make_mesh, shardings
-from medalign_jax.core.progress import Progress
 from medalign_jax.core.words import did_you_mean
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
-from medalign_jax.data.recordings.dataset import (
-    AudioDataset,
-    check_joined,
-    concatenate,
-    open_dataset,
-)
-from medalign_jax.data.recordings.manifest import Row, read_manifest, write_problems
-from medalign_jax.data.tables import read_table
-from medalign_jax.datasets.leaks import check_no_copies
-from medalign_jax.datasets.simulated.simulate import write_dataset
+from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.encoder import Encoder, open_encoder
-from medalign_jax.evaluate.context import context_columns
-from medalign_jax.evaluate.tasks import columns_of
 from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.runs.export import host_params
-from medalign_jax.teachers import EmbeddingCache, Teacher, load_teacher
+from medalign_jax.teachers import Teacher, load_teacher
 from medalign_jax.teachers.teacher import teacher_width as width_of_teacher
 from medalign_jax.train.loop import Data, LoopConfig
 from medalign_jax.train.optimizer import OptimizerConfig
 from medalign_jax.weights.load import check_weights, identity, load
 
 DTYPES = ("bfloat16", "float32")
-_MIX_SEED = 1000  # added: simulated recordings beside simulated ones must be others
 
 
 def typed(kind: type, block: ConfigDict, name: str) -> Any:
@@ -162,109 +144,6 @@ def published_params(config: ConfigDict, made: Architecture, mesh: Mesh) -> tupl
     abstract = made.abstract_params(mesh)
     params = load(source, made.table, abstract, dtype=jnp.float32)
     return params, identity(source, made.table, abstract)
-
-
-def open_data(
-    config: ConfigDict,
-    workdir: Path,
-    made: Architecture,
-    check: Callable[[Sequence[Row]], object] | None = None,
-) -> AudioDataset:
-    """All recordings of the manifest (or, without one, simulated ones); problems are listed.
-
-    Rows that cannot be used are written to ``unusable_rows.jsonl`` in the workdir and counted on
-    the screen.
-
-    Args:
-      config: Of the run.
-      workdir: Its folder.
-      made: The encoder, for its sample rate.
-      check: Called with the rows of a manifest before any recording is opened; raises where a
-        task cannot be answered.
-    """
-    data = config.data
-    path = Path(data.manifest or simulated_manifest(config, workdir, data.simulated, "simulated"))
-    targets = _targets(config, path)
-    reports_required = config.method == "acula"
-    if check is not None and path.is_file():
-        rows, _ = read_manifest(path, targets, reports_required=reports_required)
-        if rows:  # else `open_dataset` says what is wrong with them
-            check(rows)
-    progress = Progress(None, f"checking {path}", "file")
-    dataset = open_dataset(
-        path,
-        targets=targets,
-        sample_rate=made.front_end.sample_rate,
-        max_seconds=data.max_seconds,
-        max_bad_fraction=data.max_bad_fraction,
-        reports_required=reports_required,
-        progress=lambda done, total: progress.advance(),
-    )
-    progress.close()
-    if jax.process_index() == 0:  # one writer
-        write_problems(dataset.problems, workdir / "unusable_rows.jsonl")
-    bad = sum(problem.fatal for problem in dataset.problems)
-    splits = ", ".join(f"{count} {name}" for name, count in sorted(dataset.splits().items()))
-    print(f"{path}: {len(dataset)} recordings ({splits})", flush=True)
-    if bad:
-        print(f"{bad} unusable rows are listed in {workdir / 'unusable_rows.jsonl'}", flush=True)
-    return dataset
-
-
-def _targets(config: ConfigDict, path: Path) -> tuple[str, ...]:
-    """Columns to keep: those named, the tasks', and, of a file, those that tell circumstances."""
-    evaluate = config.evaluate
-    tasks = tuple(evaluate.get("tasks", ()))
-    named = [*config.data.targets, *columns_of(tasks), *evaluate.get("metadata", ())]
-    if path.is_file() and "metadata" in evaluate.get("baselines", ()):
-        named += context_columns(read_table(path, "audio_path").columns, tasks)
-    return tuple(dict.fromkeys(named))
-
-
-def data_name(config: ConfigDict) -> str:
-    """A name for the data: the folder of the manifest."""
-    if not config.data.manifest:
-        return "simulated auscultation"
-    path = Path(config.data.manifest).resolve()
-    return path.name if path.is_dir() else path.parent.name
-
-
-def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str) -> Path:
-    """Simulated recordings under ``workdir/name``, written once (anew for another request)."""
-    folder = workdir / name
-    if not (folder / "metadata.csv").exists():
-        print(f"simulating {count} recordings of auscultation", flush=True)
-
-    def write() -> Path:
-        return write_dataset(
-            folder,
-            count,
-            config.seed,
-            seconds=config.data.simulated_seconds,
-            kinds=tuple(config.data.simulated_kinds),
-            anew=True,
-        )
-
-    processes.by_first(write)
-    return write()  # finds what is there
-
-
-def training_part(config: ConfigDict, dataset: AudioDataset, workdir: Path) -> AudioDataset:
-    """The training split, with config.data.mix simulated recordings joined to it."""
-    train = dataset.split("train")
-    if not config.data.mix:
-        return train
-    block = config.copy_and_resolve_references()
-    with block.unlocked():
-        block.seed += _MIX_SEED
-    manifest = simulated_manifest(block, workdir, config.data.mix, "simulated_mix")
-    mixed = open_dataset(
-        manifest, max_seconds=config.data.max_seconds, sample_rate=dataset.sample_rate
-    )
-    added = mixed.split("train")
-    check_joined(dataset, added)
-    check_no_copies(dataset, added)
-    return concatenate([train, added])
 
 
 def spec_of(config: ConfigDict, sample_rate: int, batch_size: int, shuffle: bool) -> BatchSpec:
@@ -398,79 +277,3 @@ def dtype_of(config: ConfigDict, block: str) -> jnp.dtype:
             f"{block}.dtype is {name!r}{did_you_mean(name, DTYPES)}; it is {' or '.join(DTYPES)}"
         )
     return jnp.dtype(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reports:
-    """Every recording's wordings: K texts each, the last repeated where fewer exist.
-
-    Attributes:
-      texts: one tuple of wordings a recording.
-    """
-
-    texts: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(
-        cls, dataset: AudioDataset, count: int, seed: int, leave_out: Sequence[str] = ()
-    ) -> Reports:
-        """Up to `count` wordings of each recording of a data set."""
-        of_one = functools.partial(dataset.reports, count=count, seed=seed, leave_out=leave_out)
-        return cls(tuple(of_one(i) for i in range(len(dataset))))
-
-    @classmethod
-    def asked(cls, dataset: AudioDataset, config: ConfigDict) -> Reports:
-        """What `config.reports` asks for."""
-        block = config.reports
-        return cls.of(dataset, block.wordings, config.seed, tuple(block.leave_out))
-
-    def unique(self) -> list[str]:
-        """All texts, each once, in a fixed order."""
-        return sorted({text for texts in self.texts for text in texts})
-
-
-@dataclasses.dataclass(frozen=True)
-class TextColumn:
-    """Adds a recording's report to a batch: a fresh wording each time, or the mean of all.
-
-    Attributes:
-      arrays: name -> (U, ...), one row a unique text.
-      rows: for each recording, the rows of its wordings.
-      use: "fresh" draws one, "mean" averages ("text" only), "first" always takes the first.
-    """
-
-    arrays: dict[str, np.ndarray]
-    rows: tuple[np.ndarray, ...]
-    use: str
-
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        rows = self.rows[index]
-        if self.use == "mean":
-            return {"text": self.arrays["text"][rows].mean(0)}
-        row = rows[rng.integers(len(rows))] if self.use == "fresh" else rows[0]
-        return {name: array[row] for name, array in self.arrays.items()}
-
-
-def cached_texts(
-    teacher: Teacher, reports: Sequence[Reports], folder: Path
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Embeddings (U, H) of all unique texts, computed once and cached, and each text's row."""
-    unique = sorted({text for part in reports for text in part.unique()})
-    progress = Progress(len(unique), "embedding reports", "text")
-    seen = 0
-
-    def advance(done: int, total: int) -> None:
-        nonlocal seen
-        progress.advance(done - seen)
-        seen = done
-
-    array = EmbeddingCache(folder).embeddings(teacher, unique, progress=advance)
-    progress.close()
-    if note := teacher.overlong(unique):
-        print(f"reports: {note}", flush=True)
-    return array, {text: row for row, text in enumerate(unique)}
-
-
-def rows_of(reports: Reports, row: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """For each recording the rows of its wordings."""
-    return tuple(np.array([row[text] for text in texts]) for texts in reports.texts)

@@ -14,6 +14,7 @@ from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.methods.pretrain import Pretrain
 from medalign_jax.runs import build, checks
+from medalign_jax.runs.data import open_data, training_part
 from medalign_jax.runs.export import export_encoder
 from medalign_jax.runs.recordings import bind_dataset
 from medalign_jax.runs.workdir import alone, begin_anew, bind, open_workdir, record_config
@@ -36,7 +37,7 @@ def run(
     def check(rows: Sequence[Row]) -> None:
         checks.check_fills(config, (), [row for row in rows if row.split == "train"])
 
-    dataset = build.open_data(config, workdir, made, check)
+    dataset = open_data(config, workdir, made, check)
     if restart:
         begin_anew(workdir, config)
     params = None
@@ -60,7 +61,7 @@ def pretrain(
     params: Any | None = None,
 ) -> Fit:
     """Trains on the training split (and simulated recordings, if the config mixes some in)."""
-    train = build.training_part(config, dataset, workdir)
+    train = training_part(config, dataset, workdir)
     valid = dataset.split("valid") if "valid" in dataset.splits() else None
     method = Pretrain(build.student_of(config, made, params), made.sharding)
     loop, optimizer = build.loop_of(config, train)

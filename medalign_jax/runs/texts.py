@@ -10,12 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.progress import Progress
 from medalign_jax.core.words import did_you_mean
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import Row
+from medalign_jax.data.recordings.wordings import Reports, rows_of
 from medalign_jax.reports.templates import METADATA_COLUMNS
-from medalign_jax.runs import build
-from medalign_jax.teachers import Teacher
+from medalign_jax.teachers import EmbeddingCache, Teacher
 from medalign_jax.teachers.whitening import Whitening, fit_whitening
 
 PAIRINGS = ("own", "shuffled", "classes", "random")
@@ -77,26 +78,52 @@ class Texts:
         config: ConfigDict,
         workdir: Path,
         teacher: Teacher,
-        reports: Sequence[build.Reports],
+        reports: Sequence[Reports],
     ) -> Texts:
         """Read from the cache, or computed once."""
         folder = Path(config.teacher.cache or workdir / "teacher_cache")
-        return cls(teacher, *build.cached_texts(teacher, reports, folder))
+        return cls(teacher, *cached_texts(teacher, reports, folder))
 
-    def rows(self, reports: build.Reports) -> tuple[np.ndarray, ...]:
+    def rows(self, reports: Reports) -> tuple[np.ndarray, ...]:
         """For each recording the rows of its wordings."""
-        return build.rows_of(reports, self.row)
+        return rows_of(reports, self.row)
 
-    def means(self, reports: build.Reports) -> np.ndarray:
+    def means(self, reports: Reports) -> np.ndarray:
         """(N, H): for each recording the mean over its wordings."""
         return np.stack([self.vectors[rows].mean(axis=0) for rows in self.rows(reports)])
 
-    def whitening(self, config: ConfigDict, train: build.Reports, classes: int) -> Whitening | None:
+    def whitening(self, config: ConfigDict, train: Reports, classes: int) -> Whitening | None:
         """Fitted on the reports of a training split; None where the config asks for none."""
         share = config.teacher.whiten
         if not share or config.reports.pairing in ("classes", "random"):
             return None
         return fit_whitening(self.means(train), share, classes=classes or None)
+
+
+def reports_of(dataset: AudioDataset, config: ConfigDict) -> Reports:
+    """What `config.reports` asks for."""
+    block = config.reports
+    return Reports.of(dataset, block.wordings, config.seed, tuple(block.leave_out))
+
+
+def cached_texts(
+    teacher: Teacher, reports: Sequence[Reports], folder: Path
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Embeddings (U, H) of all unique texts, computed once and cached, and each text's row."""
+    unique = sorted({text for part in reports for text in part.unique()})
+    progress = Progress(len(unique), "embedding reports", "text")
+    seen = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal seen
+        progress.advance(done - seen)
+        seen = done
+
+    array = EmbeddingCache(folder).embeddings(teacher, unique, progress=advance)
+    progress.close()
+    if note := teacher.overlong(unique):
+        print(f"reports: {note}", flush=True)
+    return array, {text: row for row, text in enumerate(unique)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +172,7 @@ def targets_of(
     """
     check_texts(config)
     how = config.reports.pairing
-    reports = [
-        build.Reports(()) if part is None else build.Reports.asked(part, config) for part in parts
-    ]
+    reports = [Reports(()) if part is None else reports_of(part, config) for part in parts]
     rng = np.random.default_rng((config.seed, 13))
     if how == "classes":
         names = [() if part is None else answers_of(part.rows, tasks) for part in parts]

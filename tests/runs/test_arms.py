@@ -6,6 +6,7 @@ import pytest
 from configs import acula
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.recordings.dataset import open_dataset
+from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.datasets.simulated.simulate import write_dataset
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
@@ -108,7 +109,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(parts):
-    unique = sorted({t for p in parts for t in build.Reports.of(p, 2, 0).unique()})
+    unique = sorted({t for p in parts for t in Reports.of(p, 2, 0).unique()})
     vectors = np.random.default_rng(0).standard_normal((len(unique), 6)).astype(np.float32)
     return Texts(None, vectors, {text: i for i, text in enumerate(unique)})
 
@@ -122,7 +123,7 @@ def targets(parts, texts, pairing):
 
 def test_own_reports_are_each_recordings(parts, texts):
     found = targets(parts, texts, "own")
-    reports = build.Reports.of(parts[0], 2, 0)
+    reports = Reports.of(parts[0], 2, 0)
     for rows, told in zip(found.train, reports.texts, strict=True):
         assert [texts.row[text] for text in told] == rows.tolist()
     assert found.width == 6 and len(found.valid) == len(parts[1])
@@ -184,7 +185,7 @@ def test_classes_are_vectors_at_right_angles(parts, texts):
 
 def test_random_vectors_tell_reports_apart_and_nothing_else(parts, texts):
     found = targets(parts, texts, "random")
-    reports = build.Reports.of(parts[0], 2, 0).texts
+    reports = Reports.of(parts[0], 2, 0).texts
     rows = np.concatenate(found.train)
     assert len(set(rows)) == len(set(reports))
     assert found.arrays["text"].shape[1] == 6

@@ -7,6 +7,7 @@ import pytest
 
 from configs import acula, distill
 from medalign_jax.core.errors import UserError
+from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.runs import build, checks, measuring
@@ -85,7 +86,7 @@ def folds():
     found = [row(i, subject_id=f"s{i}", label="ab"[i % 2]) for i in range(40)]
     options = Options(("label",), folds=5, settings=Settings(per_class=0))
     suite = Suite.of(found, options, "toy", validation=True)
-    parts = [SimpleNamespace(fold=fold, train_reports=build.Reports(()))
+    parts = [SimpleNamespace(fold=fold, train_reports=Reports(()))
              for fold in suite.training_folds()]  # fmt: skip
     teacher = _Teacher()
     texts = SimpleNamespace(teacher=teacher, means=lambda reports: np.zeros((40, 2)))
@@ -94,7 +95,7 @@ def folds():
         reports=SimpleNamespace(use="first"), loss=SimpleNamespace(layers=(1,)),
     )  # fmt: skip
     data = SimpleNamespace(rows=found, reports=lambda i, count, seed: (f"report {i}",))
-    reports = build.Reports(tuple((f"report {i}",) for i in range(40)))
+    reports = Reports(tuple((f"report {i}",) for i in range(40)))
     return SimpleNamespace(suite=suite, parts=parts, config=config, data=data, reports=reports,
                            texts=lambda config: texts, teacher=teacher)  # fmt: skip
 

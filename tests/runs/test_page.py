@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.sentences import Space, Words, measure_sentences
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.reports.templates import prompts, wordings
 from medalign_jax.runs import measuring, page
-from medalign_jax.runs.build import Reports
 from tests.evaluate.evaluation_rows import row
 
 LABELS = ("normal", "systolic murmur", "diastolic murmur")

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.models.language.bert import BertConfig
-from medalign_jax.runs import build
-from medalign_jax.runs.build import Reports
+from medalign_jax.runs.texts import cached_texts
 from medalign_jax.teachers.cache import CacheError, EmbeddingCache
 from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Reading, TeacherError, random_teacher
@@ -102,10 +102,10 @@ def test_reports_that_are_cut_are_said_once(tmp_path, teacher, capsys, recwarn):
     reports = Reports(((TEXTS[0], long), (long, long + " crackles")))
     words = "reports: 2 of 3 texts have more than max_tokens = 16 tokens and are cut there"
     for _ in range(2):
-        build.cached_texts(teacher, [reports], tmp_path)
+        cached_texts(teacher, [reports], tmp_path)
         assert capsys.readouterr().out.count(words) == 1
     assert not [w for w in recwarn if w.category is OverlongWarning]
-    build.cached_texts(teacher, [Reports(((TEXTS[0],),))], tmp_path)
+    cached_texts(teacher, [Reports(((TEXTS[0],),))], tmp_path)
     assert "max_tokens" not in capsys.readouterr().out
 
 
