@@ -1,5 +1,6 @@
 """The installed package: what it asks for, what it brings, where it finds its configs."""
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_pinned_versions_are_of_what_pyproject_asks_for():
     subprocess.run([sys.executable, ROOT / "launch/pin.py", "--check"], check=True)
+
+
+def test_the_fast_tests_are_those_of_what_was_changed():
+    spec = importlib.util.spec_from_file_location("changed", ROOT / "launch/changed.py")
+    changed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(changed)
+    found = changed.tests_of({Path("medalign_jax/losses/cka.py"), Path("tests/audio/test_clip.py")})
+    names = {str(path) for path in found}
+    assert {"tests/losses/test_cka.py", "tests/audio/test_clip.py"} <= names
+    assert "tests/audio/test_kaldi.py" not in names
+    wanted = "tests/core/test_registry.py"  # imports it, whatever it is called
+    assert wanted in map(str, changed.tests_of({Path("medalign_jax/core/errors.py")}))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""Prints the test files of what differs from the last commit, for `launch/test.sh --fast`.
+
+They are the tests that were changed themselves, those named after a changed module, and those that
+import one. Where nothing differs, the last commit stands for the change. What depends on a changed
+module through others is left to the whole run.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def changed() -> set[Path]:
+    """Python files that differ, relative to the root; those that are gone included."""
+    lines = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
+    if not lines:
+        lines = _git("diff", "--name-only", "HEAD~1", "HEAD")
+    return {Path(line) for line in lines if line.endswith(".py")}
+
+
+def _git(*arguments: str) -> list[str]:
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names of the modules, and of what is taken from them, that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def tests_of(files: set[Path]) -> list[Path]:
+    """Test files to run, relative to the root."""
+    modules = {module_of(path) for path in files}
+    names = {f"test_{path.stem}.py" for path in files}
+    return [
+        path.relative_to(ROOT)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if path.relative_to(ROOT) in files or path.name in names or modules & {*imported(path)}
+    ]
+
+
+if __name__ == "__main__":
+    print(*tests_of(changed()), sep="\n")
