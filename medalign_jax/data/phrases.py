@@ -270,4 +270,9 @@ ORGAN_WORDS: Mapping[str, tuple[str, str]] = {
     "lung": ("lung sounds", "lung auscultation"),
     "": ("recorded sounds", "auscultation"),
 }
+NOTHING_SAID: Mapping[str, str] = {
+    "heart": "Recording of heart sounds.",
+    "lung": "Recording of lung sounds.",
+    "": "Recording of an auscultation.",
+}
 NOTES_HEAD = ("", "", "auscultation: ", "findings: ")

@@ -68,6 +68,9 @@ def run(
         begin_anew(workdir, config)
     _bind(this, arms)
     record_config(workdir, config, defaults)
+    for part in this.parts:
+        for arm in arms:  # what the reports do not allow is said before anything is trained
+            part.whitening(arm)
     embed = _Embedding(this)
     outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
@@ -127,8 +130,8 @@ def _prepare(
         found = tuple(searched.findings(suite))
         findings = Findings(found, subjects_told(data.rows, suite))
         print(*suite.told, *findings.told, sep="\n", flush=True)
-    for arm in arms:  # before anything is trained
-        build.Reports.asked(data, arm.config)
+    for arm in arms:
+        texts.check_reports(arm, build.Reports.asked(data, arm.config))
     reports = build.Reports.asked(data, config)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 

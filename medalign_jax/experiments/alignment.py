@@ -124,6 +124,24 @@ class Part:
         """Recordings for choices, if the fold keeps any."""
         return self.data.split("valid") if "valid" in self.data.splits() else None
 
+    def __post_init__(self) -> None:
+        self._whitenings: dict[str, Whitening | None] = {}
+
+    def whitening(self, arm: Arm) -> Whitening | None:
+        """Of an arm's teacher vectors, fitted on the training reports; None where it has none.
+
+        Raises:
+          UserError: the reports do not allow it, see `fit_whitening`.
+        """
+        if arm.identity not in self._whitenings:
+            config, run = arm.config, self.run
+            train = build.Reports.asked(self.train, config)
+            found = run.texts(config).whitening(config, train, _classes(run.suite))
+            if found is not None:
+                print(f"{self.what}{arm.name}: {found.describe()}", flush=True)
+            self._whitenings[arm.identity] = found
+        return self._whitenings[arm.identity]
+
     @property
     def what(self) -> str:
         """For the progress bar."""
@@ -178,12 +196,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     run, config = part.run, arm.config
     if config.encoder.random:
         start = random_params(run)
-    texts = run.texts(config)
-    whitening = texts.whitening(
-        config, build.Reports.asked(part.train, config), _classes(run.suite)
-    )
-    if whitening is not None:
-        print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
+    texts, whitening = run.texts(config), part.whitening(arm)
     columns = run.suite.options.tasks
     targets = targets_of(config, texts, whitening, (part.train, part.valid), columns)
     folder = part.folder / arm.folder

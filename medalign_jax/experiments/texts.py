@@ -15,6 +15,7 @@ from medalign_jax.data.reports import METADATA_COLUMNS
 from medalign_jax.data.tables import did_you_mean
 from medalign_jax.errors import UserError
 from medalign_jax.experiments import build
+from medalign_jax.experiments.arms import Arm
 from medalign_jax.teachers import Teacher
 from medalign_jax.teachers.whitening import Whitening, fit_whitening
 
@@ -57,6 +58,24 @@ def check_texts(config: ConfigDict) -> None:
         )
 
 
+def check_reports(arm: Arm, reports: build.Reports) -> None:
+    """Refuses an arm that leaves out all that tells its recordings apart.
+
+    Args:
+      arm: of a run.
+      reports: of all recordings, as the arm asks for them.
+
+    Raises:
+      UserError: names the arm, and what it leaves out.
+    """
+    left_out = arm.config.reports.leave_out
+    if left_out and len(set(reports.texts)) == 1:
+        raise UserError(
+            f"reports.leave_out ({arm.name}): without {', '.join(left_out)} the reports of all "
+            "recordings are the same, so that there is nothing to align with; leave out less"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """A teacher and its vectors of every text of a run.
@@ -92,8 +111,13 @@ class Texts:
         return np.stack([self.vectors[rows].mean(axis=0) for rows in self.rows(reports)])
 
     def whitening(self, config: ConfigDict, train: build.Reports, classes: int) -> Whitening | None:
-        """Fitted on the reports of a training split; None where the config asks for none."""
+        """Fitted on the reports of a training split; None where the config asks for none.
+
+        Reports that leave something out need not tell the classes apart.
+        """
         share = config.teacher.whiten
+        if config.reports.leave_out:
+            classes = 0
         if not share or config.reports.pairing in ("classes", "random"):
             return None
         return fit_whitening(self.means(train), share, classes=classes or None)
