@@ -28,6 +28,7 @@ from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.findings import Findings, subjects_told
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
+from medalign_jax.evaluate.trained import trained_told
 from medalign_jax.experiments import build, checks, choosing, measuring, texts
 from medalign_jax.experiments.alignment import (
     Aligned,
@@ -128,7 +129,9 @@ def _prepare(
     findings = Findings()
     if config.evaluate.enabled:
         found = tuple(searched.findings(suite))
-        findings = Findings(found, subjects_told(data.rows, suite))
+        source = config.encoder.source
+        trained = trained_told(f"the encoder {source}", source, data, suite) if source else ()
+        findings = Findings(found, subjects_told(data.rows, suite), trained)
         print(*suite.told, *findings.told, sep="\n", flush=True)
     for arm in arms:
         texts.check_reports(arm, build.Reports.asked(data, arm.config))

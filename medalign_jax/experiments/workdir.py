@@ -26,9 +26,8 @@ from medalign_jax.experiments import identity
 from medalign_jax.experiments.identity import Difference, Recording
 from medalign_jax.files import check_name, check_no_folders, encoded, write_whole
 from medalign_jax.local_paths import local
-from medalign_jax.provenance import provenance
+from medalign_jax.provenance import RECORDINGS, provenance
 
-RECORDINGS = "recordings.jsonl"
 # What runs of any method write there.
 _FILES = ("config.json", RECORDINGS, "metrics.jsonl", "evaluation.json", "evaluation.csv",
           "ablations.md", "report.html")  # fmt: skip
