@@ -152,10 +152,10 @@ def targets_of(
     """What the two parts of a fold are aligned with.
 
     `config.reports.pairing` is "own", or a control: "shuffled" (each part's subjects get one
-    another's reports: recordings of one subject keep sharing what they share, and only what the
-    reports say of the sound is broken; a subject of more recordings than the one whose reports it
-    gets has them again from the first), "classes" (one vector for each answer to the tasks, all at
-    right angles), "random" (one random vector for each distinct report).
+    another's reports, none its own: recordings of one subject keep sharing what they share, and
+    only what the reports say of the sound is broken; a subject of more recordings than the one
+    whose reports it gets has them again from the first), "classes" (one vector for each answer to
+    the tasks, all at right angles), "random" (one random vector for each distinct report).
 
     Args:
       config: Of the run or of an arm.
@@ -195,10 +195,23 @@ def _shuffled(rows: Sequence[Row], rng: np.random.Generator) -> list[int]:
     for i, row in enumerate(rows):
         of_subject.setdefault(row.subject_id or f"row {row.row}", []).append(i)
     own, found = list(of_subject.values()), [0] * len(rows)
-    for recordings, giver in zip(own, rng.permutation(len(own)), strict=True):
+    for recordings, giver in zip(own, _others(len(own), rng), strict=True):
         for k, i in enumerate(recordings):
             found[i] = own[giver][k % len(own[giver])]
     return found
+
+
+def _others(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0..count - 1 in which none stays at its place, where there are two.
+
+    Those that a permutation leaves are passed on in turn, one alone with the one behind it.
+    """
+    order = rng.permutation(count)
+    stay = np.flatnonzero(order == np.arange(count))
+    if len(stay) == 1:
+        stay = np.array([stay[0], (stay[0] + 1) % count])
+    order[stay] = np.roll(order[stay], 1)
+    return order
 
 
 def answers_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
