@@ -247,12 +247,14 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     width = targets.width if not extra else _online_width(texts, whitening)
     method = Acula(student, width, build.acula_config(config), run.made.sharding, **extra)
     loop, optimizer = build.loop_of(config, part.train)
-    train = build.TextColumn(targets.arrays, targets.train, config.reports.use)
+    names, marks = ("waveform", *targets.arrays), [None, None]
+    if config.loss.align == "info_nce":  # two wordings of one report are no negatives
+        names, marks = (*names, "report"), build.report_marks(targets.train, targets.valid)
+    train = build.TextColumn(targets.arrays, targets.train, config.reports.use, marks[0])
     valid = None
     if part.valid is not None:
         use = "first" if extra else "mean"
-        valid = build.TextColumn(targets.arrays, targets.valid, use)
-    names = ("waveform", *targets.arrays)
+        valid = build.TextColumn(targets.arrays, targets.valid, use, marks[1])
     data = build.data_of(config, run.mesh, part.train, part.valid, names, train, valid)
     what = part.what + ("align" if name == "after" else name)
     return fit(method, data, optimizer, loop, folder, run.mesh, what)

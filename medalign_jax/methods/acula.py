@@ -78,7 +78,8 @@ class Acula(Method):
     """`batch`: "waveform" (B, S), and "text" (B, H) cached report embeddings.
 
     With a teacher in the step (`teacher.mode=online`), "text_ids" and "text_mask" (B, L) come
-    instead, `frozen` holds the teacher's parameters and `teacher_apply` embeds them.
+    instead, `frozen` holds the teacher's parameters and `teacher_apply` embeds them. For InfoNCE
+    "report" (B, K) may say which recordings have the same report in whatever wording: equal rows.
     """
 
     select = ("valid/cka", "max")
@@ -141,7 +142,8 @@ class Acula(Method):
             )
         text = self._text(frozen, batch)
         if self.config.align == "info_nce":
-            coupled["report"] = text  # as the teacher gives it: equal reports have equal vectors
+            # Else as the teacher gives it: equal texts have equal vectors.
+            coupled["report"] = batch.get("report", text)
         coupled["text"] = self._project(params, "text", text, text_keys, train)
         if not self.config.ssm_weight:
             return Encoded(coupled, jnp.zeros(len(text)), {})

@@ -9,6 +9,7 @@ from medalign_jax.experiments import acula as experiment
 from medalign_jax.experiments import build
 from medalign_jax.experiments.arms import arms_of
 from medalign_jax.experiments.texts import Texts, check_reports
+from medalign_jax.losses.contrastive import same_rows
 from tests.experiments.test_end_to_end import tiny
 
 
@@ -40,6 +41,22 @@ def test_what_the_reports_of_an_arm_do_not_allow_is_told_before_anything_is_trai
     config.arms.update({"one direction": {"teacher": {"whiten": 0.01}}})
     with pytest.raises(UserError, match=r"whiten=0\.01 keeps 1 of 384 directions"):
         experiment.run(config, tmp_path)
+
+
+def test_recordings_of_the_same_wordings_have_one_mark():
+    """Whatever wording a batch draws, and in both parts of a fold."""
+    train = tuple(np.array(rows) for rows in ([0, 1], [2, 3], [0, 1]))
+    valid = (np.array([2, 3]), np.array([4, 5]))
+    marks, others = build.report_marks(train, valid)
+    assert marks.shape == (3, 8) and others.shape == (2, 8)
+    assert np.array_equal(marks[0], marks[2]) and np.array_equal(marks[1], others[0])
+    assert np.array_equal(same_rows(np.concatenate([marks[:2], others[1:]])), np.eye(3))
+    column = build.TextColumn({"text": np.arange(12.0).reshape(6, 2)}, train, "fresh", marks)
+    rng = np.random.default_rng(0)
+    drawn = [column(0, rng) for _ in range(20)]
+    assert {tuple(one["text"]) for one in drawn} == {(0.0, 1.0), (2.0, 3.0)}
+    assert all(np.array_equal(one["report"], marks[0]) for one in drawn)
+    assert set(build.TextColumn(column.arrays, train, "mean")(1, rng)) == {"text"}
 
 
 def test_leaving_everything_out_is_refused():
