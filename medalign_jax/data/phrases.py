@@ -167,7 +167,7 @@ DIAGNOSIS_STATE = (  # "normal" and "healthy" are no diseases that one is diagno
 DIAGNOSIS_STATE_NOTE = ("diagnosis(:|) {name}", "classified as {name}", "labelled {name}")
 
 # organ -> sentences for a row that holds nothing but a diagnosis; the first ones are the prompts
-# of zero-shot classification
+# of the nearest class sentence
 DISEASE_ONLY: Mapping[str, tuple[str, ...]] = {
     "heart": (
         "heart sounds (of|consistent with|typical of) {name}",

@@ -92,7 +92,7 @@ def wordings_without(
 
 
 def prompts(diagnosis: str, organ: str = "") -> tuple[str, ...]:
-    """The sentences that stand for a class in zero-shot classification (embed them, and average).
+    """The sentences that stand for a class, to find the nearest (embed them, and average).
 
     Args:
       diagnosis: a diagnosis, "normal", or the name of a sound such as "systolic murmur", "wheeze".
