@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+RECORDINGS = "recordings.jsonl"  # in a workdir: those of its data, with split and sound
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
 

@@ -36,6 +36,7 @@ import numpy as np
 from medalign_jax.audio import io as audio_io
 from medalign_jax.datasets.published import Converted, LayoutError, Options, read_rows
 from medalign_jax.datasets.splits import deal_folds
+from medalign_jax.reports.phrases import NOTHING_SAID
 
 LABELS = ("AS", "AR", "MR", "MS", "N")
 COLUMNS = ("audio_path", "subject_id", *LABELS, "age", "sex", "smoker", "lives", "organ",
@@ -45,7 +46,6 @@ _SEXES, _LIVES = {"M": "male", "F": "female"}, {"U": "urban", "R": "rural"}
 _POSTURES = {"sup": "supine", "sit": "sitting"}
 _AREAS = {"Mit": "MV", "Tri": "TV", "Pul": "PV", "Aor": "AV"}
 _PLACE = re.compile(rf"_({'|'.join(_POSTURES)})_({'|'.join(_AREAS)})$")
-_NOTHING_KNOWN = "Recording of heart sounds."
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _row(recording: Recording, options: Options) -> dict[str, object]:
     if options.reports == "full":
         row["diagnosis"] = _diagnosis(patient.labels)
     elif not (recording.posture or recording.valve_area):
-        row["report"] = _NOTHING_KNOWN
+        row["report"] = NOTHING_SAID["heart"]
     return row
 
 

@@ -196,7 +196,7 @@ class AverageOverTasks:
 
 def _accuracy(truth: np.ndarray, scores: np.ndarray, classes, folds) -> statistics.Statistic:
     del classes, folds
-    return statistics.mean_statistic(scores.argmax(axis=-1) == truth, scale="share")
+    return statistics.mean_statistic(statistics.hits(truth, scores), scale="share")
 
 
 def _error(truth: np.ndarray, predictions: np.ndarray, classes, folds) -> statistics.Statistic:

@@ -28,19 +28,25 @@ class Findings:
     Attributes:
       copies: On near-copies, or equal embeddings.
       subjects: On subjects that may be one.
+      trained: On encoders that were trained on what is tested.
     """
 
     copies: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
 
     @property
     def told(self) -> tuple[str, ...]:
         """All of them, for the screen and the page."""
-        return (*self.copies, *self.subjects)
+        return (*self.copies, *self.subjects, *self.trained)
 
     def provenance(self) -> dict[str, Any]:
         """For evaluation.json."""
-        return {"near_copies": list(self.copies), "alike_subjects": list(self.subjects)}
+        return {
+            "near_copies": list(self.copies),
+            "alike_subjects": list(self.subjects),
+            "trained_on_tested": list(self.trained),
+        }
 
 
 def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.evaluate.statistics import hits
 
 MapKind = Literal["none", "procrustes", "ridge"]
 MAPS: tuple[str, ...] = get_args(MapKind)
@@ -107,8 +108,7 @@ class NearestSentence:
 
     def hits(self, truth: np.ndarray) -> np.ndarray:
         """(n,) probability that the class named is the true one (n,); equals share it evenly."""
-        best = self.scores == self.scores.max(axis=1, keepdims=True)
-        return best[np.arange(len(truth)), truth] / best.sum(axis=1)
+        return hits(truth, self.scores)
 
 
 def nearest_sentence(

@@ -321,6 +321,15 @@ def mae(targets: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(np.abs(np.asarray(predictions) - np.asarray(targets))))
 
 
+def hits(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(..., n) probability that the class of the highest score (..., n, C) is the label (n,).
+
+    Classes of equal scores share it evenly, so that no name comes before another.
+    """
+    best = scores == scores.max(axis=-1, keepdims=True)
+    return best[..., np.arange(len(labels)), labels] / best.sum(axis=-1)
+
+
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Share of recordings whose predicted class is the label."""
     return float(np.mean(np.asarray(labels) == np.asarray(predicted)))

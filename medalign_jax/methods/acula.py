@@ -78,7 +78,8 @@ class Acula(Method):
     """`batch`: "waveform" (B, S), and "text" (B, H) cached report embeddings.
 
     With a teacher in the step (`teacher.mode=online`), "text_ids" and "text_mask" (B, L) come
-    instead, `frozen` holds the teacher's parameters and `teacher_apply` embeds them.
+    instead, `frozen` holds the teacher's parameters and `teacher_apply` embeds them. For InfoNCE
+    "report" (B, K) may say which recordings have the same report in whatever wording: equal rows.
     """
 
     select = ("valid/cka", "max")
@@ -139,7 +140,9 @@ class Acula(Method):
             coupled["audio"][_audio(layer)] = self._project(
                 params, _audio(layer), layers[layer], audio_keys, train
             )
-        coupled["report"] = text = self._text(frozen, batch)
+        text = self._text(frozen, batch)
+        # Else as the teacher gives it: equal texts have equal vectors.
+        coupled["report"] = batch.get("report", text)
         coupled["text"] = self._project(params, "text", text, text_keys, train)
         if not self.config.ssm_weight:
             return Encoded(coupled, jnp.zeros(len(text)), {})

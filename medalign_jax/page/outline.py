@@ -70,6 +70,12 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
         "Differences between stages are paired over subjects; p values of several tasks are "
         "corrected by Holm in the notes of each result.",
     ]
+    if suite.options.folds:
+        limits.append(
+            "Intervals count the subjects that are tested, not those that probes and models "
+            "were trained on: with other subjects in training scores would move more than they "
+            "say, so that fewer than 95 % hold the truth (benchmarks/chance.py)."
+        )
     unnamed = sum(not row.names_subject for row in rows)
     if unnamed:
         limits.append(

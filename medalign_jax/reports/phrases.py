@@ -167,7 +167,7 @@ DIAGNOSIS_STATE = (  # "normal" and "healthy" are no diseases that one is diagno
 DIAGNOSIS_STATE_NOTE = ("diagnosis(:|) {name}", "classified as {name}", "labelled {name}")
 
 # organ -> sentences for a row that holds nothing but a diagnosis; the first ones are the prompts
-# of zero-shot classification
+# of the nearest class sentence
 DISEASE_ONLY: Mapping[str, tuple[str, ...]] = {
     "heart": (
         "heart sounds (of|consistent with|typical of) {name}",
@@ -269,5 +269,10 @@ ORGAN_WORDS: Mapping[str, tuple[str, str]] = {
     "heart": ("heart sounds", "cardiac auscultation"),
     "lung": ("lung sounds", "lung auscultation"),
     "": ("recorded sounds", "auscultation"),
+}
+NOTHING_SAID: Mapping[str, str] = {
+    "heart": "Recording of heart sounds.",
+    "lung": "Recording of lung sounds.",
+    "": "Recording of an auscultation.",
 }
 NOTES_HEAD = ("", "", "auscultation: ", "findings: ")

@@ -7,7 +7,7 @@ not learn a fixed text by heart.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from medalign_jax.reports import phrases as say
@@ -36,6 +36,7 @@ __all__ = [
     "normalise_column",
     "prompts",
     "wordings",
+    "wordings_without",
 ]
 
 NOTHING = Literal("")
@@ -69,8 +70,29 @@ def wordings(metadata: Mapping[str, str], count: int, seed: int) -> tuple[str, .
     return distinct(_report(facts), count, seed, finish=_tidy)
 
 
+def wordings_without(
+    metadata: Mapping[str, str], leave_out: Collection[str], count: int, seed: int
+) -> tuple[str, ...]:
+    """`wordings` that say nothing of some columns.
+
+    Where nothing else is known of a recording the one sentence says that it is a recording.
+
+    Args:
+      metadata, count, seed: as `wordings` takes them.
+      leave_out: columns by this package's names (`METADATA_COLUMNS`).
+
+    Raises:
+      ReportError: as `wordings`; no row says too little.
+    """
+    facts = read_metadata(metadata)
+    kept = {column: value for column, value in facts.items() if column not in leave_out}
+    if kept.keys() <= {"organ"}:
+        return (say.NOTHING_SAID[kept.get("organ", "")],)
+    return distinct(_report(kept), count, seed, finish=_tidy)
+
+
 def prompts(diagnosis: str, organ: str = "") -> tuple[str, ...]:
-    """The sentences that stand for a class in zero-shot classification (embed them, and average).
+    """The sentences that stand for a class, to find the nearest (embed them, and average).
 
     Args:
       diagnosis: a diagnosis, "normal", or the name of a sound such as "systolic murmur", "wheeze".

@@ -28,6 +28,7 @@ from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.findings import Findings, subjects_told
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
+from medalign_jax.evaluate.trained import trained_told
 from medalign_jax.runs import build, checks, choosing, measuring, texts
 from medalign_jax.runs.alignment import (
     Aligned,
@@ -63,6 +64,9 @@ def run(
         begin_anew(workdir, config)
     _bind(this, arms)
     record_config(workdir, config, defaults)
+    for part in this.parts:
+        for arm in arms:  # what the reports do not allow is said before anything is trained
+            part.whitening(arm)
     embed = _Embedding(this)
     outcomes: list[dict[str, Aligned]] = []
     for part in this.parts:
@@ -120,10 +124,12 @@ def _prepare(
     findings = Findings()
     if config.evaluate.enabled:
         found = tuple(searched.findings(suite))
-        findings = Findings(found, subjects_told(data.rows, suite))
+        source = config.encoder.source
+        trained = trained_told(f"the encoder {source}", source, data, suite) if source else ()
+        findings = Findings(found, subjects_told(data.rows, suite), trained)
         print(*suite.told, *findings.told, sep="\n", flush=True)
-    for arm in arms:  # before anything is trained
-        texts.reports_of(data, arm.config)
+    for arm in arms:
+        texts.check_reports(arm, texts.reports_of(data, arm.config))
     reports = texts.reports_of(data, config)
     return Run(config, workdir, mesh, made, data, reports, suite, findings)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax.architecture import Architecture
 from medalign_jax.data.recordings.dataset import AudioDataset
-from medalign_jax.data.recordings.wordings import Reports, TextColumn
+from medalign_jax.data.recordings.wordings import Reports, TextColumn, report_marks
 from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
@@ -126,6 +126,24 @@ class Part:
         """Recordings for choices, if the fold keeps any."""
         return self.data.split("valid") if "valid" in self.data.splits() else None
 
+    def __post_init__(self) -> None:
+        self._whitenings: dict[str, Whitening | None] = {}
+
+    def whitening(self, arm: Arm) -> Whitening | None:
+        """Of an arm's teacher vectors, fitted on the training reports; None where it has none.
+
+        Raises:
+          UserError: the reports do not allow it, see `fit_whitening`.
+        """
+        if arm.identity not in self._whitenings:
+            config, run = arm.config, self.run
+            train = build.Reports.asked(self.train, config)
+            found = run.texts(config).whitening(config, train, _classes(run.suite))
+            if found is not None:
+                print(f"{self.what}{arm.name}: {found.describe()}", flush=True)
+            self._whitenings[arm.identity] = found
+        return self._whitenings[arm.identity]
+
     @property
     def what(self) -> str:
         """For the progress bar."""
@@ -180,10 +198,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
     run, config = part.run, arm.config
     if config.encoder.random:
         start = random_params(run)
-    texts = run.texts(config)
-    whitening = texts.whitening(config, reports_of(part.train, config), _classes(run.suite))
-    if whitening is not None:
-        print(f"{part.what}{arm.name}: {whitening.describe()}", flush=True)
+    texts, whitening = run.texts(config), part.whitening(arm)
     columns = run.suite.options.tasks
     targets = targets_of(config, texts, whitening, (part.train, part.valid), columns)
     folder = part.folder / arm.folder
@@ -234,12 +249,14 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     width = targets.width if not extra else _online_width(texts, whitening)
     method = Acula(student, width, build.acula_config(config), run.made.sharding, **extra)
     loop, optimizer = build.loop_of(config, part.train)
-    train = TextColumn(targets.arrays, targets.train, config.reports.use)
+    names, marks = ("waveform", *targets.arrays), [None, None]
+    if config.loss.align != "cka":  # two wordings of one report are no negatives
+        names, marks = (*names, "report"), report_marks(targets.train, targets.valid)
+    train = TextColumn(targets.arrays, targets.train, config.reports.use, marks[0])
     valid = None
     if part.valid is not None:
         use = "first" if extra else "mean"
-        valid = TextColumn(targets.arrays, targets.valid, use)
-    names = ("waveform", *targets.arrays)
+        valid = TextColumn(targets.arrays, targets.valid, use, marks[1])
     data = build.data_of(config, run.mesh, part.train, part.valid, names, train, valid)
     what = part.what + ("align" if name == "after" else name)
     return fit(method, data, optimizer, loop, folder, run.mesh, what)

@@ -52,6 +52,7 @@ from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
+from medalign_jax.evaluate.trained import trained_told
 from medalign_jax.page import report
 from medalign_jax.page.outline import bars_of, headline_of, limits_of, map_of
 
@@ -201,7 +202,11 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     searched = search(data, options.aggregate, not arguments.ignore_copies)
     suite = Suite.of(searched.data.rows, options, name)
     rows, found = searched.data.rows, tuple(searched.findings(suite))
-    findings = Findings(found, subjects_told(rows, suite))
+    trained = [
+        text for source in given if not source.is_table
+        for text in trained_told(source.name, source.path, searched.data, suite)
+    ]  # fmt: skip
+    findings = Findings(found, subjects_told(rows, suite), tuple(trained))
     print(*suite.told, *findings.told, sep="\n", flush=True)
     return _Opened(suite, rows, searched.data, tables, data.problems, findings)
 

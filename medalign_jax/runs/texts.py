@@ -16,6 +16,7 @@ from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.data.recordings.wordings import Reports, rows_of
 from medalign_jax.reports.templates import METADATA_COLUMNS
+from medalign_jax.runs.arms import Arm
 from medalign_jax.teachers import EmbeddingCache, Teacher
 from medalign_jax.teachers.whitening import Whitening, fit_whitening
 
@@ -58,6 +59,24 @@ def check_texts(config: ConfigDict) -> None:
         )
 
 
+def check_reports(arm: Arm, reports: Reports) -> None:
+    """Refuses an arm that leaves out all that tells its recordings apart.
+
+    Args:
+      arm: of a run.
+      reports: of all recordings, as the arm asks for them.
+
+    Raises:
+      UserError: names the arm, and what it leaves out.
+    """
+    left_out = arm.config.reports.leave_out
+    if left_out and len(set(reports.texts)) == 1:
+        raise UserError(
+            f"reports.leave_out ({arm.name}): without {', '.join(left_out)} the reports of all "
+            "recordings are the same, so that there is nothing to align with; leave out less"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """A teacher and its vectors of every text of a run.
@@ -93,8 +112,13 @@ class Texts:
         return np.stack([self.vectors[rows].mean(axis=0) for rows in self.rows(reports)])
 
     def whitening(self, config: ConfigDict, train: Reports, classes: int) -> Whitening | None:
-        """Fitted on the reports of a training split; None where the config asks for none."""
+        """Fitted on the reports of a training split; None where the config asks for none.
+
+        Reports that leave something out need not tell the classes apart.
+        """
         share = config.teacher.whiten
+        if config.reports.leave_out:
+            classes = 0
         if not share or config.reports.pairing in ("classes", "random"):
             return None
         return fit_whitening(self.means(train), share, classes=classes or None)
@@ -155,10 +179,10 @@ def targets_of(
     """What the two parts of a fold are aligned with.
 
     `config.reports.pairing` is "own", or a control: "shuffled" (each part's subjects get one
-    another's reports: recordings of one subject keep sharing what they share, and only what the
-    reports say of the sound is broken; a subject of more recordings than the one whose reports it
-    gets has them again from the first), "classes" (one vector for each answer to the tasks, all at
-    right angles), "random" (one random vector for each distinct report).
+    another's reports, none its own: recordings of one subject keep sharing what they share, and
+    only what the reports say of the sound is broken; a subject of more recordings than the one
+    whose reports it gets has them again from the first), "classes" (one vector for each answer to
+    the tasks, all at right angles), "random" (one random vector for each distinct report).
 
     Args:
       config: Of the run or of an arm.
@@ -196,10 +220,23 @@ def _shuffled(rows: Sequence[Row], rng: np.random.Generator) -> list[int]:
     for i, row in enumerate(rows):
         of_subject.setdefault(row.subject_id or f"row {row.row}", []).append(i)
     own, found = list(of_subject.values()), [0] * len(rows)
-    for recordings, giver in zip(own, rng.permutation(len(own)), strict=True):
+    for recordings, giver in zip(own, _others(len(own), rng), strict=True):
         for k, i in enumerate(recordings):
             found[i] = own[giver][k % len(own[giver])]
     return found
+
+
+def _others(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of 0..count - 1 in which none stays at its place, where there are two.
+
+    Those that a permutation leaves are passed on in turn, one alone with the one behind it.
+    """
+    order = rng.permutation(count)
+    stay = np.flatnonzero(order == np.arange(count))
+    if len(stay) == 1:
+        stay = np.array([stay[0], (stay[0] + 1) % count])
+    order[stay] = np.roll(order[stay], 1)
+    return order
 
 
 def answers_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:

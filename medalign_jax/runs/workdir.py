@@ -24,11 +24,10 @@ from medalign_jax.core import processes
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import check_name, check_no_folders, encoded, write_whole
 from medalign_jax.core.local_paths import local
-from medalign_jax.core.provenance import provenance
+from medalign_jax.core.provenance import RECORDINGS, provenance
 from medalign_jax.runs import identity
 from medalign_jax.runs.identity import Difference, Recording
 
-RECORDINGS = "recordings.jsonl"
 # What runs of any method write there.
 _FILES = ("config.json", RECORDINGS, "metrics.jsonl", "evaluation.json", "evaluation.csv",
           "ablations.md", "report.html")  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from benchmarks.chance import study
 from benchmarks.coverage import CASES, coverage
 from medalign_jax.evaluate import statistics as st
 from medalign_jax.evaluate.intervals import LEAST_SUBJECTS, holm, interval, paired_interval
@@ -159,3 +160,12 @@ def test_twenty_thousand_recordings_take_seconds():
     found = interval(st.auroc_statistic(labels, scores), subjects)
     assert time.process_time() - begun < 20
     assert found.high - found.low < 0.03
+
+
+def test_labels_that_say_nothing_are_at_chance_by_the_whole_evaluation():
+    """Few and small; `python -m benchmarks.chance` has the figures of the README."""
+    studies = [study(24, seed) for seed in range(8)]
+    values = np.array([one["first"].value for one in studies])
+    assert abs(values.mean() - 0.5) < 3 * values.std(ddof=1) / 8**0.5
+    planted = study(60, 0, planted=3.0)
+    assert planted["second minus first"].ci_low > 0 and planted["second"].value > 0.9

@@ -112,3 +112,12 @@ def test_simple_scores():
         balanced_accuracy_score(labels, predicted)
     )
     assert st.mae(np.array([1.0, 2.0]), np.array([2.0, 0.0])) == 1.5
+
+
+def test_classes_of_equal_scores_share_a_hit():
+    """By the first of equals a probe that says nothing would know all of the first class."""
+    scores = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+    assert st.hits(np.array([0, 0, 2]), scores).tolist() == pytest.approx([1 / 2, 0, 1 / 3])
+    assert st.hits(np.array([1, 2, 0]), scores).tolist() == pytest.approx([1 / 2, 1, 1 / 3])
+    draws = st.hits(np.array([0, 0, 2]), np.stack([scores, scores[::-1]]))
+    assert draws.tolist() == [pytest.approx([1 / 2, 0, 1 / 3]), pytest.approx([1 / 3, 0, 0])]

@@ -190,6 +190,23 @@ def test_each_alignment_is_the_mean_of_its_loss_over_the_layers(align, function)
     assert float(metrics["cka"]) == pytest.approx(similarity, rel=1e-5)
 
 
+def test_two_wordings_of_one_report_are_no_negatives():
+    method = tiny.acula(align="info_nce", layers=(-1,), temperature=0.1)
+    params, batch = params_of(method), tiny.batch(4)
+    batch["report"] = np.arange(12, dtype=np.float32).reshape(4, 3) // 6  # two, two
+    encode = partial(method.encode, frozen={}, train=True, keys=keys(4))
+    made = jax.eval_shape(lambda p, b: encode(p, batch=b).coupled, params, batch)
+    assert made["report"].shape == (4, 3)
+    sides = coupled(count=4)
+    sides["audio"] = {"audio_last": sides["audio"]["audio_last"]}
+    same = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+    expected = losses.info_nce_loss(
+        sides["audio"]["audio_last"], sides["text"], temperature=0.1, same=same
+    )
+    _, metrics = method.couple(sides | {"report": batch["report"]})
+    assert float(metrics["align"]) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("estimator", losses.ESTIMATORS)
 def test_the_estimator_of_the_loss_is_the_configs_and_the_metric_stays_unbiased(estimator):
     sides = coupled()

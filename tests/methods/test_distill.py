@@ -301,6 +301,23 @@ def test_supervised_runs_keep_and_read_no_teacher(world, batch):
     assert set(encoded.metrics) == {"cross_entropy", "accuracy"}
 
 
+def test_the_acoustic_divergence_is_watched_where_it_has_no_weight(world, batch):
+    """On held-out questions alone: a step of training has no pass of the snapshot for it."""
+    method = world.method(text_weight=0.0, acoustic_weight=0.0, monitor_acoustic=True)
+    assert set(method.frozen) == {"snapshot"}
+    params = method.initial_params(jax.random.key(0))
+    alone = {name: array for name, array in batch.items() if not name.startswith("teacher")}
+
+    def held_out(batch):
+        return method.couple(method.encode(params, method.frozen, batch, KEYS, False).coupled)[1]
+
+    def step(batch):
+        return method.encode(params, method.frozen, method.weigh(batch), KEYS, True).metrics
+
+    assert set(jax.eval_shape(held_out, alone)) == {"cross_entropy", "accuracy", "acoustic"}
+    assert set(jax.eval_shape(step, alone)) == {"cross_entropy", "accuracy"}
+
+
 @pytest.mark.parametrize(
     ("case", "frozen"),
     [

@@ -154,7 +154,18 @@ def test_subjects_of_unlike_counts_get_what_there_is():
         assert len(set(givers[:3])) == len(set(givers[3:5])) == 1
         assert {givers[0], givers[3], givers[5]} == set("abc")
         counts.add(tuple(found[:3]))
-    assert counts == {(0, 1, 2), (3, 4, 3), (5, 5, 5)}
+    assert counts == {(3, 4, 3), (5, 5, 5)}  # never its own
+
+
+@pytest.mark.parametrize("subjects", [2, 3, 4, 7])
+def test_no_subject_keeps_its_own_report(subjects):
+    """Of a few validation subjects a permutation may be no change at all, and choose the step."""
+    rows = [made_row(i, subject_id=f"s{i // 2}") for i in range(2 * subjects)]
+    for seed in range(40):
+        givers = [i // 2 for i in _shuffled(rows, np.random.default_rng(seed))]
+        assert all(giver != i // 2 for i, giver in enumerate(givers))
+        assert sorted(givers) == [i // 2 for i in range(2 * subjects)]
+    assert _shuffled(rows[:2], np.random.default_rng(0)) == [0, 1]  # there is no other
 
 
 def test_classes_to_tell_apart_are_of_all_tasks():

@@ -14,10 +14,12 @@ import pytest
 import soundfile
 
 from medalign_jax import embed
+from medalign_jax.data.recordings.dataset import open_dataset
 from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate.sources import sources_of
 from medalign_jax.runs.evaluate import _random, main
 from medalign_jax.runs.export import export_encoder
+from medalign_jax.runs.recordings import bind_dataset
 from tests.tiny_models import quick_jit
 from tests.toy_encoders import toy
 
@@ -170,3 +172,17 @@ def test_random_weights_stand_beside_each_kind_of_encoder(world):
         (given,) = sources_of([str(world / source)])
         made[given.name] = given.load(None)
     assert list(_random(made, 0)) == ["one, random weights", "one (layer 0), random weights"]
+
+
+def test_an_encoder_that_was_trained_on_the_test_recordings_is_told(world, capsys):
+    run_folder = world / "own"
+    shutil.copytree(world / "one", run_folder)
+    (run_folder / "config.json").write_text("{}")
+    bind_dataset(run_folder, open_dataset(world / "metadata.csv", reports_required=False))
+    asked = ("--folds", "3", "--ignore_copies", "--baselines", "majority", "--tasks", "label")
+    assert run(world, "own_results", *asked, encoders=("own", "two")) == 0
+    told = "own was trained, or chosen, on 32 of the 48 test recordings"
+    assert told in capsys.readouterr().out
+    content = json.loads((world / "own_results" / "evaluation.json").read_text())
+    (kept,) = content["provenance"]["trained_on_tested"]
+    assert kept.startswith(told) and told in (world / "own_results" / "report.html").read_text()

@@ -98,24 +98,22 @@ class AudioDataset:
             index: of the recording.
             count: how many wordings are wanted.
             seed: of their choice.
-            leave_out: columns of the metadata of which nothing is said.
+            leave_out: columns of the metadata of which nothing is said. A recording whose other
+                columns say nothing has one that says just that it is a recording.
 
         Raises:
-            ManifestError: something is to be left out, of a report that is the manifest's own or
-                of metadata that say nothing else.
+            ManifestError: something is to be left out of a report that is the manifest's own.
             ReportError: there is no report and the metadata says nothing.
         """
         row = self.rows[index]
         if not leave_out:
             return (row.report,) if row.report else reports.wordings(row.metadata, count, seed)
-        where = f"row {row.row} ('{row.audio_path}'): {', '.join(leave_out)} cannot be left out"
         if row.report is not None:
-            raise ManifestError(f"{where} of a written report; remove it, or leave nothing out")
-        kept = {name: text for name, text in row.metadata.items() if name not in leave_out}
-        try:
-            return reports.wordings(kept, count, seed)
-        except reports.ReportError as error:
-            raise ManifestError(f"{where}: {error}") from error
+            raise ManifestError(
+                f"row {row.row} ('{row.audio_path}'): {', '.join(leave_out)} cannot be left out of "
+                "a written report; remove it, or leave nothing out"
+            )
+        return reports.wordings_without(row.metadata, leave_out, count, seed)
 
     def select(self, which: Sequence[int] | np.ndarray | Callable[[Row], bool]) -> "AudioDataset":
         """The recordings at these indices (in their order), or whose row passes a predicate.

@@ -42,18 +42,34 @@ class TextColumn:
       arrays: name -> (U, ...), one row a unique text.
       rows: for each recording, the rows of its wordings.
       use: "fresh" draws one, "mean" averages ("text" only), "first" always takes the first.
+      marks: (N, K) of the reports, see `report_marks`; None leaves them out of the batch.
     """
 
     arrays: dict[str, np.ndarray]
     rows: tuple[np.ndarray, ...]
     use: str
+    marks: np.ndarray | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        rows = self.rows[index]
+        rows, told = self.rows[index], {}
+        if self.marks is not None:
+            told["report"] = self.marks[index]
         if self.use == "mean":
-            return {"text": self.arrays["text"][rows].mean(0)}
+            return told | {"text": self.arrays["text"][rows].mean(0)}
         row = rows[rng.integers(len(rows))] if self.use == "fresh" else rows[0]
-        return {name: array[row] for name, array in self.arrays.items()}
+        return told | {name: array[row] for name, array in self.arrays.items()}
+
+
+def report_marks(*parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(N, 8) float32 for each part: equal for recordings that have the same wordings.
+
+    Args:
+      *parts: for each recording the rows of its wordings.
+    """
+    number = {tuple(rows): 0 for part in parts for rows in part}
+    number = {wordings: i for i, wordings in enumerate(number)}
+    marks = np.random.default_rng(0).standard_normal((len(number), 8)).astype(np.float32)
+    return [marks[[number[tuple(rows)] for rows in part]] for part in parts]
 
 
 def rows_of(reports: Reports, row: dict[str, int]) -> tuple[np.ndarray, ...]:
