@@ -137,7 +137,7 @@ class Part:
         """
         if arm.identity not in self._whitenings:
             config, run = arm.config, self.run
-            train = build.Reports.asked(self.train, config)
+            train = reports_of(self.train, config)
             found = run.texts(config).whitening(config, train, _classes(run.suite))
             if found is not None:
                 print(f"{self.what}{arm.name}: {found.describe()}", flush=True)
