@@ -111,16 +111,17 @@ class _Table:
         self, tasks: Sequence[Task], by_stage: Scores, rows: np.ndarray, told: str, **fields
     ) -> None:
         subjects = self.subjects[rows]
+        count = 1 + max(int(self.into.folds[task.name].max()) for task in tasks)
         for stage, score in by_stage.items():
             notes = _joined(self._notes(fields["task"], fields["kind"], stage), told)
-            add_result(self.into, score, subjects, stage=stage, notes=notes, **fields)
+            add_result(self.into, score, subjects, count, stage=stage, notes=notes, **fields)
         for later, earlier in self._pairs(by_stage):
             stage = f"{later}{MINUS}{earlier}"
             if self._identical(tasks, fields["kind"], later, earlier):
                 add_identical(self.into, subjects, stage=stage, notes=told, **fields)
                 continue
             add_result(
-                self.into, (by_stage[earlier], by_stage[later]), subjects, stage=stage,
+                self.into, (by_stage[earlier], by_stage[later]), subjects, count, stage=stage,
                 notes=_joined("paired interval", told), **fields,
             )  # fmt: skip
 

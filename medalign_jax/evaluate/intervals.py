@@ -24,7 +24,13 @@ over D columns is var(s) + var(sc) / D + var(c) / D. The jackknife of the mean o
 estimates the first two; var(c) is the variance between columns less var(sc), the jackknife of the
 columns' deviations from their mean. Degrees of freedom after Satterthwaite (1946). One column
 tells nothing of other training choices; neither do the columns of one pool of training recordings
-of other pools, nor k folds of the overlap of their training sets (Bengio & Grandvalet 2004).
+of other pools.
+
+Folds are trained on each other's test subjects, and would come out alike, all too good or all too
+bad, for other subjects; that share of the variance cannot be estimated from them (Bengio &
+Grandvalet 2004). It is allowed for as Nadeau & Bengio (2003) do, as if scores of two folds had the
+correlation n_test / (n_test + n_train): the variance over subjects counts 1 + K / (K - 1) times.
+What that gives is measured by `python -m benchmarks.chance`.
 
 Constants were chosen by simulation: `python -m benchmarks.coverage`.
 """
@@ -52,6 +58,7 @@ def interval(
     *,
     level: float = 0.95,
     least: int = LEAST_SUBJECTS,
+    folds: int = 1,
 ) -> Interval:
     """Interval of a statistic, averaged over its columns, for other subjects and other columns.
 
@@ -61,12 +68,13 @@ def interval(
       subjects: (n,) ids; a recording without one (None or "") is a subject of its own.
       level: Coverage.
       least: Subjects that every class needs.
+      folds: That were trained on each other's test subjects; 1 for a training part of its own.
 
     Raises:
       StatisticsError: a class has fewer than `least` subjects (all subjects together, where there
         are no classes), or all subjects of a score that is no share agree.
     """
-    part = _measure(statistic, _group_numbers(subjects), least)
+    part = _measure(statistic, _group_numbers(subjects), least, folds)
     low, high = part.ends(_tail(level))
     return _make(part.value, low, high, level, part)
 
@@ -78,6 +86,7 @@ def paired_interval(
     *,
     level: float = 0.95,
     least: int = LEAST_SUBJECTS,
+    folds: int = 1,
 ) -> Interval:
     """Interval of `after` minus `before`, on the same subjects and columns, with its p value.
 
@@ -89,13 +98,13 @@ def paired_interval(
     Args:
       before: of n recordings and D columns, or one column that stands beside each of `after`'s.
       after: of the same recordings in the same order, column by column trained on the same.
-      subjects, level, least: as `interval`.
+      subjects, level, least, folds: as `interval`.
 
     Raises:
       StatisticsError: as `interval`; or the numbers of columns differ.
     """
     groups, tail = _group_numbers(subjects), _tail(level)
-    parts = [_measure(s, groups, least) for s in (before, after)]
+    parts = [_measure(s, groups, least, folds) for s in (before, after)]
     columns = {part.columns for part in parts} - {1}
     if len(columns) > 1:
         raise StatisticsError(
@@ -140,6 +149,7 @@ class _Part:
       strata: (K,) classes of subjects, between which degrees of freedom are shared out.
       scale: "share", "error" or "free".
       prior: Effective number of subjects of a share, see `effective_subjects`.
+      overlap: How many times the variance over subjects counts, since folds share training sets.
     """
 
     values: np.ndarray
@@ -147,6 +157,7 @@ class _Part:
     strata: np.ndarray
     scale: str
     prior: float
+    overlap: float = 1.0
 
     @property
     def columns(self) -> int:
@@ -159,7 +170,7 @@ class _Part:
     @property
     def over_subjects(self) -> float:
         """Variance of the mean over columns between subjects."""
-        return float(np.sum(self.spread.mean(axis=1) ** 2))
+        return self.overlap * float(np.sum(self.spread.mean(axis=1) ** 2))
 
     @property
     def over_columns(self) -> float:
@@ -183,7 +194,7 @@ class _Part:
     @property
     def degrees(self) -> float:
         """Degrees of freedom of the variance (Satterthwaite 1946)."""
-        squares = self.spread.mean(axis=1) ** 2
+        squares = self.overlap * self.spread.mean(axis=1) ** 2
         sizes = np.bincount(self.strata)
         parts = np.bincount(self.strata, squares)[sizes > 0]
         freedom = np.maximum(1, sizes[sizes > 0] - 1)
@@ -198,7 +209,7 @@ class _Part:
 
     def minus(self, other: _Part) -> _Part:
         values, spread = self.values - other.values, self.spread - other.spread
-        return _Part(values, spread, self.strata, "free", np.nan)
+        return _Part(values, spread, self.strata, "free", np.nan, self.overlap)
 
     def ends(self, tail: float) -> tuple[float, float]:
         """The interval that leaves out `tail` on either side."""
@@ -282,7 +293,8 @@ class _Pair:
 # ---------------------------------------------------------------------------------- helpers
 
 
-def _measure(statistic: Statistic, groups: np.ndarray, least: int) -> _Part:
+def _measure(statistic: Statistic, groups: np.ndarray, least: int, folds: int) -> _Part:
+    overlap = 1.0 if folds < 2 else 1 + folds / (folds - 1)
     values = np.asarray(statistic(np.ones((1, len(groups)))))[0]
     count = groups.max() + 1
     if hasattr(statistic, "without_each"):
@@ -290,7 +302,7 @@ def _measure(statistic: Statistic, groups: np.ndarray, least: int) -> _Part:
         without, strata = statistic.without_each(groups), statistic.strata(groups)
         scale, prior = statistic.scale, np.nan
         if scale == "share":
-            prior = statistic.effective_subjects(float(values.mean()), groups)
+            prior = statistic.effective_subjects(float(values.mean()), groups) / overlap
     else:
         if count < least:
             raise StatisticsError(f"only {count} subjects; an interval needs {least}")
@@ -299,7 +311,7 @@ def _measure(statistic: Statistic, groups: np.ndarray, least: int) -> _Part:
     if not (np.all(np.isfinite(values)) and np.all(np.isfinite(without))):
         raise StatisticsError("the score is not defined without one of the subjects")
     spread = ((count - 1) / count) ** 0.5 * (without - values)
-    return _Part(values, spread, strata, scale, prior)
+    return _Part(values, spread, strata, scale, prior, overlap)
 
 
 def _without_each(statistic: Statistic, groups: np.ndarray) -> np.ndarray:
@@ -337,6 +349,8 @@ _METHODS = {
 
 def _make(value, low, high, level, part: _Part, p_value: float | None = None) -> Interval:
     method = _METHODS[part.scale]
+    if part.overlap > 1:
+        method += ", widened as folds share training sets"
     return Interval(
         float(value), float(low), float(high), level,
         method=method, subjects=len(part.strata), draws=part.columns, p_value=p_value,

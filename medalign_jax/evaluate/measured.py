@@ -34,7 +34,11 @@ class Measured:
 
 
 def add_result(
-    into: Measured, score: Statistic | tuple[Statistic, Statistic], subjects: Sequence, **fields
+    into: Measured,
+    score: Statistic | tuple[Statistic, Statistic],
+    subjects: Sequence,
+    folds: int = 1,
+    **fields,
 ) -> None:
     """A result with its interval over subjects; without one, and the reason, where there is none.
 
@@ -42,12 +46,13 @@ def add_result(
       into: Gets it.
       score: A statistic, or (earlier, later) for the paired interval of their difference.
       subjects: One id a recording that the statistic weighs.
+      folds: That tested them, see `intervals.interval`.
       **fields: Of the `Result`.
     """
     pair = score if isinstance(score, tuple) else (score,)
     measure = intervals.interval if len(pair) == 1 else intervals.paired_interval
     try:
-        interval = measure(*pair, list(subjects))
+        interval = measure(*pair, list(subjects), folds=folds)
     except StatisticsError as error:
         values = [float(np.mean(s(np.ones((1, len(subjects)))))) for s in pair]
         notes = "; ".join(filter(None, [fields.pop("notes", ""), f"no interval: {error}"]))

@@ -117,14 +117,15 @@ def measure_sentences(
     chance = _majority(task, folds)
     hits = mean_statistic(np.concatenate([part.hits for part in parts]), scale="share")
     add_result(
-        into, hits, subject_of, task=task.name, kind=kind, metric="accuracy", **shared,
+        into, hits, subject_of, len(parts), task=task.name, kind=kind, metric="accuracy", **shared,
         notes="; ".join([how, f"the most frequent class alone {chance:.3f}", *never]),
     )  # fmt: skip
     truth, scores = task.answers[rows], np.concatenate([part.scores for part in parts])
     told = told_of_classes(task, [folds])
     of_fold = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     add_result(
-        into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, task=task.name,
+        into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, len(parts),
+        task=task.name,
         kind=kind, metric="auroc", notes="; ".join(filter(None, [how, told])), **shared,
     )  # fmt: skip
     _add_retrieval(parts, subject_of, how, shared, into)
@@ -182,7 +183,7 @@ def _add_retrieval(parts: Sequence[_Part], subjects, how: str, shared: dict, int
             guess = np.average([recall.chance[k] for recall in recalls], weights=sizes)
             note = f"{how}; {distinct} distinct reports; a random order {guess:.3f}"
             add_result(
-                into, hits, subjects, task=direction, kind="retrieval",
+                into, hits, subjects, len(parts), task=direction, kind="retrieval",
                 metric=f"recall@{k}", notes=note, **shared,
             )  # fmt: skip
 

@@ -72,9 +72,9 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
     ]
     if suite.options.folds:
         limits.append(
-            "Intervals count the subjects that are tested, not those that probes and models "
-            "were trained on: with other subjects in training scores would move more than they "
-            "say, so that fewer than 95 % hold the truth (benchmarks/chance.py)."
+            "Folds share training subjects: their intervals are widened for that by a rule "
+            "(Nadeau and Bengio, 2003), since the folds themselves cannot tell by how much "
+            "scores would move with other subjects in training (benchmarks/chance.py)."
         )
     unnamed = sum(not row.names_subject for row in rows)
     if unnamed:

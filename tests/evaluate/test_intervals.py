@@ -162,6 +162,23 @@ def test_twenty_thousand_recordings_take_seconds():
     assert found.high - found.low < 0.03
 
 
+@pytest.mark.parametrize(("folds", "times"), [(1, 1.0), (2, 3.0), (5, 2.25)])
+def test_folds_widen_by_the_training_sets_that_they_share(folds, times):
+    """Nadeau & Bengio (2003): the variance counts 1 + K / (K - 1) times, for every scale."""
+    values = np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 9.0], [2.0, 2.5, 3.5, 6.0, 5.5, 9.5]])
+    pair = [st.mean_statistic(v, scale="free") for v in values]
+    plain, found = (paired_interval(*pair, [None] * 6, folds=f) for f in (1, folds))
+    assert found.high - found.low == pytest.approx(times**0.5 * (plain.high - plain.low))
+    errors = st.mean_statistic(values[0], scale="error")
+    plain, found = (interval(errors, [None] * 6, folds=f) for f in (1, folds))
+    ratio = np.log(found.high / found.low) / np.log(plain.high / plain.low)
+    assert ratio == pytest.approx(times**0.5)
+    right = st.mean_statistic(np.arange(400.0) % 4 < 3, scale="share")
+    plain, found = (interval(right, [None] * 400, folds=f) for f in (1, folds))
+    half = student.isf(0.025, 399) * (times * 0.75 * 0.25 / 400) ** 0.5  # Wilson's, nearly
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.02)
+
+
 def test_labels_that_say_nothing_are_at_chance_by_the_whole_evaluation():
     """Few and small; `python -m benchmarks.chance` has the figures of the README."""
     studies = [study(24, seed) for seed in range(8)]
