@@ -5,7 +5,6 @@
 Two stages of random features, each subject's recordings alike, are measured by `linear` as
 `evaluate --folds 5 --aggregate scores` does: their AUROC is 0.5 in truth, their difference 0. Each
 repetition has subjects, labels and folds of its own, so that all that varies in a whole study does.
-An interval of one study counts the subjects that are tested and not those that are trained on.
 Last a label that the features hold, so that chance is not all that can be found.
 """
 

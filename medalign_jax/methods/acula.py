@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
+from medalign_jax.core.batches import AudioBatch
 from medalign_jax.core.errors import UserError
 from medalign_jax.losses.alignments import ALIGNMENTS
 from medalign_jax.methods.base import Encoded, Method, Tree
@@ -127,7 +128,7 @@ class Acula(Method):
             for i, (name, width) in enumerate(sorted(widths.items()))
         }
 
-    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+    def encode(self, params, frozen, batch: AudioBatch, keys, train: bool) -> Encoded:
         """Head outputs of both sides and the reconstruction error of each example."""
         feature_keys, mask_keys, audio_keys, text_keys = split(keys, 4)
         features = self.student.features(batch["waveform"], feature_keys, train)
@@ -150,7 +151,7 @@ class Acula(Method):
         metrics = {} if coupled["term"] else {"reconstruction": error}
         return Encoded(coupled, self.config.ssm_weight * error, metrics)
 
-    def _text(self, frozen: Tree, batch: dict[str, jax.Array]) -> jax.Array:
+    def _text(self, frozen: Tree, batch: AudioBatch) -> jax.Array:
         if self._teacher_apply is None:
             return batch["text"].astype(jnp.float32)
         return jax.lax.stop_gradient(

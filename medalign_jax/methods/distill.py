@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
+from medalign_jax.core.batches import QuestionBatch
 from medalign_jax.core.errors import UserError
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.distill_config import DistillConfig
@@ -198,7 +199,7 @@ class Distill(Method):
         token = self.student.model.config.audio_token
         return (batch["student_ids"] == token) & batch["student_mask"]
 
-    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+    def encode(self, params, frozen, batch: QuestionBatch, keys, train: bool) -> Encoded:
         """In training the weighted error of each example; else sums for `couple` to divide."""
         del keys  # nothing is drawn
         # What is only monitored is not worth a pass of the snapshot in every step.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax import losses
+from medalign_jax.core.batches import QuestionBatch
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.models.language.decoder import Decoder
 
@@ -38,7 +39,7 @@ class TextFinetune(Method):
         share = rows / jnp.maximum(batch["response_mask"].sum(), 1)
         return batch | {"response_share": jnp.full((rows,), share)}
 
-    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+    def encode(self, params, frozen, batch: QuestionBatch, keys, train: bool) -> Encoded:
         """In training each example's share of the mean; else sums for `couple` to divide."""
         del frozen, keys
         variables = {"params": params["text"]}

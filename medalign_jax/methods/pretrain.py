@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from medalign_jax.core.batches import AudioBatch
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.self_supervised import SHARDING as TERM_SHARDING
 from medalign_jax.methods.student import AudioStudent, embedding_health, split
@@ -30,7 +31,7 @@ class Pretrain(Method):
         """Loaded parameters where the student has some."""
         return self.student.initial(key)
 
-    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+    def encode(self, params, frozen, batch: AudioBatch, keys, train: bool) -> Encoded:
         """The term's error of each example, and what it compares across samples."""
         feature_keys, mask_keys = split(keys, 2)
         features = self.student.features(batch["waveform"], feature_keys, train)
@@ -67,7 +68,7 @@ class Supervised(Method):
         width = self.student.module.config.width
         return {"kernel": jnp.zeros((width, self.classes)), "bias": jnp.zeros((self.classes,))}
 
-    def encode(self, params, frozen, batch, keys, train: bool) -> Encoded:
+    def encode(self, params, frozen, batch: AudioBatch, keys, train: bool) -> Encoded:
         """Cross-entropy of each example under a linear classifier on the pooled embedding."""
         features = self.student.features(batch["waveform"], keys, train)
         pooled, _ = self.student.embed(params, features)

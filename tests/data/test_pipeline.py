@@ -7,6 +7,7 @@ import pytest
 
 from medalign_jax.audio import clip
 from medalign_jax.audio.io import AudioError
+from medalign_jax.core.batches import AudioBatch, mismatches
 from medalign_jax.data import open_dataset
 from medalign_jax.data.pipeline import BatchSpec, PipelineError, make_iterator
 from tests.data import manifests
@@ -46,6 +47,7 @@ def assert_same(a, b):
 
 def test_what_a_batch_holds(data):
     batch = next(make_iterator(data, SPEC, extras))
+    assert mismatches(batch, AudioBatch) == []
     assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
         "waveform": ((4, 4100), "float32"), "length": ((4,), "int32"), "index": ((4,), "int32"),
         "text": ((4, 2), "float32"), "wording": ((4,), "int32"),

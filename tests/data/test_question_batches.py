@@ -11,6 +11,7 @@ import soundfile
 
 from medalign_jax.audio import io as audio_io
 from medalign_jax.audio.io import AudioError
+from medalign_jax.core.batches import QuestionBatch, mismatches
 from medalign_jax.data.pipeline import PipelineError
 from medalign_jax.data.questions.batches import (
     QuestionBatchSpec,
@@ -74,6 +75,7 @@ def assert_same(a, b):
 
 def test_what_a_batch_holds(data, questions):
     for batch in make_question_iterator(data, spec(epochs=1)):
+        assert mismatches(batch, QuestionBatch) == []
         assert set(batch) == ARRAYS
         assert batch["waveform"].dtype == np.float32 and batch["waveform"].shape[:2] == (4, 2)
         for row, index in enumerate(batch["index"]):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.audio.whisper_mel import WhisperMel
+from medalign_jax.core.batches import QuestionBatch, shapes
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import batch_sharding, shardings
 from medalign_jax.language_model import abstract_params, build_module
@@ -152,21 +153,9 @@ def _with_attention(module: nn.Module, backend: str) -> nn.Module:
 
 def planned_batch(rows: int, lengths: Lengths, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch as `data.questions.batches` makes it."""
-    tokens, response = (rows, lengths.sequence), (rows, lengths.response)
-    samples = round(lengths.seconds * WhisperMel().sample_rate)
-    shapes = {
-        "waveform": ((rows, lengths.clips, samples), jnp.float32),
-        "samples": ((rows, lengths.clips), jnp.int32),
-        "student_ids": (tokens, jnp.int32),
-        "student_mask": (tokens, jnp.bool_),
-        "teacher_ids": (tokens, jnp.int32),
-        "teacher_mask": (tokens, jnp.bool_),
-        "response_ids": (response, jnp.int32),
-        "response_mask": (response, jnp.bool_),
-        "student_at": (response, jnp.int32),
-        "teacher_at": (response, jnp.int32),
-        "index": ((rows,), jnp.int32),
-    }
+    sizes = {"B": rows, "K": lengths.clips, "R": lengths.response}
+    sizes |= {"T": lengths.sequence, "U": lengths.sequence}
+    sizes["S"] = round(lengths.seconds * WhisperMel().sample_rate)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
         raise UserError(
@@ -175,8 +164,8 @@ def planned_batch(rows: int, lengths: Lengths, mesh: Mesh) -> dict[str, jax.Shap
         )
     place = batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-        for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+        for name, array in shapes(QuestionBatch, sizes).items()
     }
 
 
