@@ -67,7 +67,7 @@ class Compiled:
 
 
 def contestants(encoder: str, rows: int, parts: list[int]) -> dict[Any, Compiled]:
-    """ "forward" and the numbers of parts, each ready to be called."""
+    """What is timed, ready to be called: "forward", and the numbers of parts."""
     method, key = method_of(encoder), jax.random.key(0)
     params = jax.jit(method.init)(key)
     batch = jax.device_put(batch_of(method, rows))

@@ -147,10 +147,12 @@ def sets(shared: Path) -> None:
 
 
 def timed(name: str, paths: list[Path]):
+    """Near-copies among files, with the time that it took printed."""
     return timed_copies(name, lambda i: read(paths[i]), len(paths))
 
 
 def timed_copies(name: str, waveform: Callable[[int], np.ndarray], count: int):
+    """Near-copies among waveforms, with the time that it took printed."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = near_copies(waveform, count, RATE)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -170,6 +172,7 @@ def scaling() -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("planted", "sets", "scaling"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))

@@ -34,6 +34,7 @@ MATRICES = (2048, 3072)
 
 
 def inputs(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random features (B, T, M), and the noise (B, N) that decides what is masked."""
     rng = np.random.default_rng(0)
     features = rng.random((batch, FRAMES, MELS), dtype=np.float32)
     return features, rng.random((batch, 1024), dtype=np.float32)
@@ -131,6 +132,7 @@ def torch_runs(batch: int, weights: Path) -> tuple[dict, dict]:
 
 
 def timed(run) -> dict[str, float]:
+    """Seconds of the clock and of the CPU that a call takes."""
     wall, cpu = time.perf_counter(), time.process_time()
     value = run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -146,6 +148,7 @@ def serve_torch(batch: int, weights: Path) -> None:
 
 
 def check_equal(what: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
+    """Ends the benchmark where the two sides do not compute the same."""
     difference = float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
     print(f"{what}: JAX and PyTorch differ by {difference:.1e}")
     if not difference < tolerance:
@@ -199,6 +202,7 @@ def show(names: list[str], records: dict[str, list[dict]], batch: int) -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,0 +1,1 @@
+"""What runs are made of: one file per method, each with variants behind a colon."""

@@ -108,18 +108,23 @@ def extent(file: BinaryIO, size: int) -> Extent:
             f"is truncated: its header promises {sound.promised} bytes of samples and "
             f"{there} are there; copy it again or remove it"
         )
+    _check_behind(file, size, sound, magic[:4])
+    return Extent()
+
+
+def _check_behind(file: BinaryIO, size: int, sound: _Sound, magic: bytes) -> None:
+    """Refuses what follows the samples, where it is another recording or would be heard."""
     end = sound.start + sound.promised
     file.seek(end)
-    if (place := file.read(_FILLING + 4).find(magic[:4])) >= 0:
+    if (place := file.read(_FILLING + 4).find(magic)) >= 0:
         raise _second(end + place)
     for name, _, place in _chunks(file, end + end % 2, sound.chunks) if sound.chunks else ():
-        if name == magic[:4]:  # behind lists of tags, say
+        if name == magic:  # behind lists of tags, say
             raise _second(place - 8)
     if sound.to_the_end and size - end > _FILLING:
         raise ContainerError(
             f"holds {size - end} bytes behind its samples, which would be heard as such; {CONVERT}"
         )
-    return Extent()
 
 
 def _second(place: int) -> ContainerError:

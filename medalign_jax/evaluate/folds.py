@@ -29,7 +29,7 @@ class Fold:
     test: np.ndarray
 
     def split_of(self, count: int) -> list[str]:
-        """ "train", "valid", "test", or "" for each of `count` recordings."""
+        """For each of `count` recordings "train", "valid", "test" or ""."""
         names = np.full(count, "", object)
         for name in ("train", "valid", "test"):
             names[getattr(self, name)] = name

@@ -1,0 +1,1 @@
+"""Methods: parameters, frozen trees and a loss; they open no file, device or checkpoint."""

@@ -30,6 +30,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Literal(Node):
+    """A text as it stands."""
+
     text: str
 
     def sample(self, rng, slots):
@@ -41,6 +43,8 @@ class Literal(Node):
 
 @dataclass(frozen=True)
 class Slot(Node):
+    """What another part of the report puts here, by name."""
+
     name: str
 
     def sample(self, rng, slots):
@@ -52,6 +56,8 @@ class Slot(Node):
 
 @dataclass(frozen=True)
 class Chain(Node):
+    """Parts one behind the other."""
+
     parts: tuple[Node, ...]
 
     def sample(self, rng, slots):
@@ -70,6 +76,8 @@ class Chain(Node):
 
 @dataclass(frozen=True)
 class Choice(Node):
+    """One of several wordings."""
+
     options: tuple[Node, ...]
 
     def sample(self, rng, slots):

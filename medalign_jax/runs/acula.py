@@ -32,6 +32,7 @@ from medalign_jax.evaluate.trained import trained_told
 from medalign_jax.runs import build, checks, choosing, measuring, texts
 from medalign_jax.runs.alignment import (
     Aligned,
+    Part,
     Run,
     align,
     export_aligned,
@@ -68,27 +69,37 @@ def run(
         for arm in arms:  # what the reports do not allow is said before anything is trained
             part.whitening(arm)
     embed = _Embedding(this)
-    outcomes: list[dict[str, Aligned]] = []
-    for part in this.parts:
-        start = starting_params(part)
-        embed.add("before", start)
-        done: dict[str, Aligned] = {}
-        for arm in arms:
-            if arm.identity not in done:
-                done[arm.identity] = align(part, arm, start)
-            embed.add(arm.name, done[arm.identity].encoder)
-        outcomes.append({arm.name: done[arm.identity] for arm in arms})
-        if config.supervised.enabled:
-            embed.add("supervised", supervise(part, start))
+    outcomes = [_train(part, arms, embed) for part in this.parts]
     if config.evaluate.enabled:
-        if "random" in tuple(config.evaluate.baselines):
-            embed.random(random_params(this))
-        chosen = choosing.settle(this.suite, arms, embed.found)
-        main = [done[name] for done, name in zip(outcomes, chosen.names, strict=True)]
-        for part, aligned, name in zip(this.parts, main, chosen.names, strict=True):
-            if name != MAIN:  # what is measured as "after" is what is exported
-                export_aligned(this, aligned, part.folder)
-        measuring.measure_run(this, arms, embed.found, main, {MAIN: chosen.describe()})
+        _measure(this, arms, embed, outcomes)
+
+
+def _train(part: Part, arms: Sequence[Arm], embed: _Embedding) -> dict[str, Aligned]:
+    """Every alignment of a fold by its arm's name; arms that would train the same are one."""
+    start = starting_params(part)
+    embed.add("before", start)
+    done: dict[str, Aligned] = {}
+    for arm in arms:
+        if arm.identity not in done:
+            done[arm.identity] = align(part, arm, start)
+        embed.add(arm.name, done[arm.identity].encoder)
+    if part.run.config.supervised.enabled:
+        embed.add("supervised", supervise(part, start))
+    return {arm.name: done[arm.identity] for arm in arms}
+
+
+def _measure(
+    this: Run, arms: Sequence[Arm], embed: _Embedding, outcomes: Sequence[Mapping[str, Aligned]]
+) -> None:
+    """What came of it, with the alignment that each fold has chosen as the run's own."""
+    if "random" in tuple(this.config.evaluate.baselines):
+        embed.random(random_params(this))
+    chosen = choosing.settle(this.suite, arms, embed.found)
+    main = [done[name] for done, name in zip(outcomes, chosen.names, strict=True)]
+    for part, aligned, name in zip(this.parts, main, chosen.names, strict=True):
+        if name != MAIN:  # what is measured as "after" is what is exported
+            export_aligned(this, aligned, part.folder)
+    measuring.measure_run(this, arms, embed.found, main, {MAIN: chosen.describe()})
 
 
 def options_of(config: ConfigDict) -> Options:

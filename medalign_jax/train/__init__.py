@@ -1,0 +1,1 @@
+"""One loop for all methods: step, optimizer, batches ahead, checkpoints, monitors."""

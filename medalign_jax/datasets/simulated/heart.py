@@ -37,6 +37,7 @@ class Heart:
 
 
 def draw_heart(subject: int) -> Heart:
+    """The anatomy of a subject: what all of its recordings share."""
     rng = syn.stream(subject, "heart anatomy")
     return Heart(
         systole_scale=rng.uniform(0.94, 1.06),

@@ -48,6 +48,7 @@ class Lung:
 
 
 def draw_lung(subject: int) -> Lung:
+    """The anatomy of a subject: what all of its recordings share."""
     rng = syn.stream(subject, "lung anatomy")
     return Lung(
         inspiration=rng.uniform(0.38, 0.46),

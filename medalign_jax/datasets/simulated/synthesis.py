@@ -40,6 +40,7 @@ def low_pass(corner: float, order: int) -> Response:
 
 
 def band_pass(low: float, high: float, order: int) -> Response:
+    """Butterworth amplitude response between two corners, hertz."""
     upper = low_pass(high, order)
     return lambda f: upper(f) / np.sqrt(1 + (low / np.maximum(f, 1e-3)) ** (2 * order))
 
