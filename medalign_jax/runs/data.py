@@ -17,8 +17,13 @@ from medalign_jax.data.recordings.dataset import (
     concatenate,
     open_dataset,
 )
-from medalign_jax.data.recordings.manifest import Row, read_manifest, write_problems
-from medalign_jax.data.tables import read_table
+from medalign_jax.data.recordings.manifest import (
+    Row,
+    read_manifest,
+    rows_of_table,
+    write_problems,
+)
+from medalign_jax.data.tables import Table, read_table
 from medalign_jax.datasets.leaks import check_no_copies
 from medalign_jax.datasets.simulated.simulate import write_dataset
 from medalign_jax.evaluate.context import context_columns
@@ -45,14 +50,17 @@ def open_data(
       check: Called with the rows of a manifest before any recording is opened; raises where a
         task cannot be answered.
     """
-    data = config.data
-    path = Path(data.manifest or simulated_manifest(config, workdir, data.simulated, "simulated"))
-    targets = _targets(config, path)
-    reports_required = config.method == "acula"
-    if check is not None and path.is_file():
-        rows, _ = read_manifest(path, targets, reports_required=reports_required)
-        if rows:  # else `open_dataset` says what is wrong with them
-            check(rows)
+    data, reports_required = config.data, config.method == "acula"
+    if data.manifest:
+        path = Path(data.manifest)
+        targets = _targets(config, path)
+        if check is not None and path.is_file():
+            rows, _ = read_manifest(path, targets, reports_required=reports_required)
+            if rows:  # else `open_dataset` says what is wrong with them
+                check(rows)
+    else:
+        path = simulated_manifest(config, workdir, data.simulated, "simulated", check)
+        targets = _targets(config, path)
     progress = Progress(None, f"checking {path}", "file")
     dataset = open_dataset(
         path,
@@ -92,13 +100,33 @@ def data_name(config: ConfigDict) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
-def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str) -> Path:
-    """Simulated recordings under ``workdir/name``, written once (anew for another request)."""
+def simulated_manifest(
+    config: ConfigDict,
+    workdir: Path,
+    count: int,
+    name: str,
+    check: Callable[[Sequence[Row]], object] | None = None,
+) -> Path:
+    """Simulated recordings under ``workdir/name``, written once (anew for another request).
+
+    Args:
+      config: Of the run.
+      workdir: Its folder.
+      count: Recordings.
+      name: Of their folder.
+      check: Called with their rows before there is any sound.
+    """
     folder = workdir / name
+
+    def check_records(records: list[dict[str, str]]) -> None:
+        columns = tuple(dict.fromkeys(column for record in records for column in record))
+        table, targets = Table(columns, tuple(records)), _targets(config, folder)
+        check(rows_of_table(folder / "metadata.csv", table, targets, folder=folder)[0])
+
     if not (folder / "metadata.csv").exists():
         print(f"simulating {count} recordings of auscultation", flush=True)
 
-    def write() -> Path:
+    def write(check: Callable | None = None) -> Path:
         return write_dataset(
             folder,
             count,
@@ -106,9 +134,10 @@ def simulated_manifest(config: ConfigDict, workdir: Path, count: int, name: str)
             seconds=config.data.simulated_seconds,
             kinds=tuple(config.data.simulated_kinds),
             anew=True,
+            check=check,
         )
 
-    processes.by_first(write)
+    processes.by_first(lambda: write(None if check is None else check_records))
     return write()  # finds what is there
 
 

@@ -10,6 +10,7 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
+from medalign_jax.runs import acula as experiment
 from medalign_jax.runs import build, checks, measuring
 from medalign_jax.runs.acula import options_of
 from medalign_jax.runs.arms import arms_of
@@ -161,6 +162,23 @@ def test_what_fits_is_taken():
     check(variant="demo+controls")
     check(**{"evaluate.map": "none", "evaluate.sentences": False})
     check(**{"evaluate.map": "none", "evaluate.aggregate": "subject"})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "per_class", "message"),
+    [
+        (("label", "timming"), 0, "'timming'"),
+        (("phase",), 300, "300"),
+    ],
+)
+def test_tasks_of_simulated_recordings_are_checked_before_there_is_any_sound(
+    tmp_path, tasks, per_class, message
+):
+    config = acula.get_config("demo")
+    config.evaluate.update({"tasks": tasks, "per_class": per_class})
+    with pytest.raises(UserError, match=message):
+        experiment.run(config, tmp_path)
+    assert not list(tmp_path.glob("simulated*/**/*.wav"))
 
 
 def test_bands_need_tokens_of_several_bands():

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -104,15 +104,8 @@ def simulate(
     """
     _check_request(kind, label, seconds)
     subject = seed if subject is None else subject
-    row = _findings(kind, subject, seed, label, metadata or {})
-    facts = read_metadata(row)
-    made = _label(kind, facts)
-    if label not in (None, made):
-        raise SimulationError(
-            f"label {label!r} contradicts the metadata, which make it {made!r}; leave one out"
-        )
-    _check_rate(facts)
-    organ = "lung" if kind == "lung" else "heart"
+    row = _row(kind, seed, label, subject, metadata or {})
+    facts, organ = read_metadata(row), row["organ"]
     if organ == "heart":
         heart = _HEART[kind](subject)
         sound, truth = simulate_heart.render(facts, heart, seconds, seed)
@@ -125,8 +118,22 @@ def simulate(
         sound = _add_other_organ(sound, organ, subject, seed, seconds)
         sound, recording = _record(sound, kind, seed)
         truth |= recording
-    row = {"label": made, "organ": organ} | row
     return Simulated(synthesis.level(sound, seed), row, truth)
+
+
+def _row(
+    kind: str, seed: int, label: str | None, subject: int, given: Mapping[str, str]
+) -> dict[str, str]:
+    """`label`, `organ` and findings of a recording, before there is any sound."""
+    findings = _findings(kind, subject, seed, label, given)
+    facts = read_metadata(findings)
+    made = _label(kind, facts)
+    if label not in (None, made):
+        raise SimulationError(
+            f"label {label!r} contradicts the metadata, which make it {made!r}; leave one out"
+        )
+    _check_rate(facts)
+    return {"label": made, "organ": "lung" if kind == "lung" else "heart"} | findings
 
 
 def _record(sound: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, dict[str, object]]:
@@ -235,6 +242,7 @@ def write_dataset(
     kinds: Sequence[str] = ("heart", "lung"),
     recordings_per_subject: int = 2,
     anew: bool = False,
+    check: Callable[[list[dict[str, str]]], object] | None = None,
 ) -> Path:
     """Write `count` recordings with their metadata and truth.
 
@@ -249,6 +257,8 @@ def write_dataset(
       kinds: of `LABELS`, one or several.
       recordings_per_subject: recordings that share a subject.
       anew: whether a data set that was simulated otherwise is removed, instead of refused.
+      check: called with the rows of the manifest before there is any sound; measured rates may
+        differ in them by a little.
 
     Returns:
       Path of `metadata.csv` (`audio_path, subject_id, split, label, organ`, of hearts with a
@@ -275,6 +285,8 @@ def write_dataset(
         "recordings_per_subject": recordings_per_subject,
     }
     manifest = folder / "metadata.csv"
+    if check is not None:
+        check([_described(request, index)[2] for index in range(count)])
     if _already_there(folder, request, anew):
         return manifest
     (folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -325,23 +337,28 @@ def _write_recording(
     folder: Path, request: Mapping[str, object], index: int
 ) -> tuple[dict[str, str], Mapping[str, object]]:
     """One recording: its row of the manifest, and its truth."""
+    kind, seeds, row = _described(request, index)
+    made = simulate(kind, label=row["label"], seconds=request["seconds"], **seeds)
+    pcm = np.round(made.waveform * 32767).astype(np.int16)
+    soundfile.write(folder / row["audio_path"], pcm, SAMPLE_RATE, subtype="PCM_16")
+    return row | made.metadata, made.truth
+
+
+def _described(
+    request: Mapping[str, object], index: int
+) -> tuple[str, dict[str, int], dict[str, str]]:
+    """A recording's kind, its seeds, and its row of the manifest, before there is any sound."""
     classes = [(kind, label) for kind in request["kinds"] for label in LABELS[kind]]
     subject, take = divmod(index, request["recordings_per_subject"])
     kind, label = classes[subject % len(classes)]
-    made = simulate(
-        kind,
-        _derived(request["seed"], subject, take + 1),
-        label=label,
-        seconds=request["seconds"],
-        subject=_derived(request["seed"], subject, 0),
-    )
+    seeds = {
+        "seed": _derived(request["seed"], subject, take + 1),
+        "subject": _derived(request["seed"], subject, 0),
+    }
     name = f"sim{request['seed']}-{subject:05d}"
-    path = f"audio/{name}-{take}.wav"
-    pcm = np.round(made.waveform * 32767).astype(np.int16)
-    soundfile.write(folder / path, pcm, SAMPLE_RATE, subtype="PCM_16")
     split = SPLIT_CYCLE[subject // len(classes) % len(SPLIT_CYCLE)]
-    row = {"audio_path": path, "subject_id": name, "split": split} | made.metadata
-    return row | _phase(label), made.truth
+    row = {"audio_path": f"audio/{name}-{take}.wav", "subject_id": name, "split": split}
+    return kind, seeds, row | _row(kind, label=label, given={}, **seeds) | _phase(label)
 
 
 def _phase(label: str) -> dict[str, str]:
