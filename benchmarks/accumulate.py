@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks.turns import in_turns
 from configs import acula
 from medalign_jax.core.host_memory import keep_host_memory
+from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.acula import Acula
-from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.runs import build
 
 _TEXT_WIDTH = 64

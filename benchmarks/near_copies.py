@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from medalign_jax.datasets.leaks import near_copies
+from medalign_jax.datasets.near_copies import near_copies
 from medalign_jax.datasets.simulated.simulate import simulate
 
 RATE = 8000

@@ -26,7 +26,7 @@ COMMANDS = {
     "convert": ("convert", "a published data set (BMD-HS, CirCor, ICBHI) as a manifest"),
     "prepare": ("prepare", "check and decode a manifest's recordings once, for fast reading"),
     "simulate": ("simulate", "write simulated heart and lung sounds with known truth"),
-    "textualised": ("textualised", "join questions with recordings put into words"),
+    "join_descriptions": ("join_descriptions", "questions with their recordings put into words"),
 }
 
 
@@ -52,6 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """The commands, a line each."""
-    lines = [f"  medalign {name:12} {words}" for name, (_, words) in COMMANDS.items()]
+    lines = [f"  medalign {name:18} {words}" for name, (_, words) in COMMANDS.items()]
     python = "In Python: medalign_jax.load_encoder, load_teacher, load_language_model, losses"
     return "\n".join(["Commands, each with --help:\n", *lines, "", python])

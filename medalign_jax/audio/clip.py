@@ -71,7 +71,9 @@ def repeat_whole(waveform: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waveform, (0, samples - len(waveform)))
 
 
-# Both of the first two put zeros behind; an `Encoder` looks at those of "silence" only.
+# Which of them applies: `data.pad` in training, `evaluate.pad` in a run's evaluation, else what an
+# encoder was published with (`models.Window`). Both of the first two put zeros behind; an `Encoder`
+# looks at those of "silence" only.
 PADDINGS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "zero": crop_or_zero_pad,
     "silence": crop_or_zero_pad,

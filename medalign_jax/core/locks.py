@@ -5,7 +5,7 @@
 
 The lock is the operating system's (`flock`), so it ends with the process that holds it, however
 that dies. The lock file says who holds it, for the one who comes second; it lies in the folder, or
-beside the file, and goes when the lock does.
+beside the file, and goes when the lock does. Runs take it by `runs.workdir.alone`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Recordings and their reports: manifest checks, prepared data sets, batches, simulation.
+"""Recordings with their reports, questions about them, and the batches of both.
 
 `open_dataset` opens a manifest (CSV, JSONL, Parquet) or a folder written by
-`medalign prepare`; `make_iterator` turns it into batches.
+`medalign prepare`; `pipeline.make_iterator` turns it into batches.
 """
 
 from medalign_jax.data.recordings.dataset import AudioDataset, concatenate, open_dataset

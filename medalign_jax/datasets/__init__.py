@@ -1,5 +1,5 @@
 """One file a published data set: its layout, labels and traps, read into a manifest.
 
-Besides: folds by subject (`splits`), near-copies between recordings (`leaks`, whose candidates
-come from `fingerprints`) and the nearest training waveform as a baseline (`nearest`).
+Besides: what they share (`published`, `convert`), folds by subject (`splits`), and near-copies
+between recordings (`near_copies`, whose candidates come from `fingerprints`).
 """

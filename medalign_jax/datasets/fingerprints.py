@@ -6,7 +6,7 @@ one mostly before it, so that a part of 1.5 s has some that lie whole inside. Ra
 (Charikar, STOC 2002) make 192 bits of a piece: two pieces whose cosine is c agree in a bit with
 probability 1 - arccos(c) / pi. The bits come in 16 words; pieces that share any two words meet,
 and if they agree in most bits their recordings are candidates. Nothing here decides: see
-`leaks`.
+`near_copies`.
 """
 
 from __future__ import annotations

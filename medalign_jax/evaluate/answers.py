@@ -24,7 +24,8 @@ from medalign_jax.evaluate.statistics import (
     class_mean_statistic,
     mean_statistic,
 )
-from medalign_jax.text.reasoning import final_answer, named_option
+from medalign_jax.text.options import named_option
+from medalign_jax.text.reasoning import final_answer
 
 Predictions = Mapping[str, str]
 

@@ -10,11 +10,11 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.core.words import did_you_mean
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import Row
-from medalign_jax.datasets.nearest import nearest_waveform
 from medalign_jax.evaluate.baselines import SpectralStatistics, constant, metadata_features
 from medalign_jax.evaluate.context import check_metadata, context_columns, context_of
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
+from medalign_jax.evaluate.nearest_waveform import nearest_waveform
 from medalign_jax.evaluate.probes import Problem
 from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Guess, Stage
 from medalign_jax.evaluate.suite import Suite

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medalign_jax.evaluate import statistics
+from medalign_jax.evaluate.collected import MEAN_OF, Measured, add_identical, add_result
 from medalign_jax.evaluate.folds import Fold, told_of_classes
-from medalign_jax.evaluate.measured import MEAN_OF, Measured, add_identical, add_result
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.stages import MINUS, PLAIN, Settings, Stage
 from medalign_jax.evaluate.tasks import Task

@@ -1,9 +1,9 @@
 """Near-copies among the recordings of an evaluation, and what is done about them.
 
-Two recordings that are one sound (`datasets.leaks`) turn a measure of hearing into one of memory
-where one is trained on and the other tested. Where the data names no subjects, such recordings
-count as one subject's: folds keep them together and intervals count them once. What is left is
-told beside the results.
+Two recordings that are one sound (`datasets.near_copies`) turn a measure of hearing into one of
+memory where one is trained on and the other tested. Where the data names no subjects, such
+recordings count as one subject's: folds keep them together and intervals count them once. What is
+left is told beside the results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from medalign_jax.core.progress import Progress
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import COPIES_OF, Row
-from medalign_jax.datasets.leaks import NearCopies, near_copies
+from medalign_jax.datasets.near_copies import NearCopies, near_copies
 from medalign_jax.evaluate.suite import Suite
 
 

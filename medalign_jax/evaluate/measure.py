@@ -17,9 +17,9 @@ import numpy as np
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.evaluate import probes
+from medalign_jax.evaluate.collected import Measured, correct_for_tasks
 from medalign_jax.evaluate.comparing import add_stages
 from medalign_jax.evaluate.folds import Fold
-from medalign_jax.evaluate.measured import Measured, correct_for_tasks
 from medalign_jax.evaluate.stages import Guess, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 

@@ -1,5 +1,7 @@
 """Nearest class sentence and audio-report retrieval in the space of the trained heads.
 
+`sentences` puts the outcome of all folds together and names it.
+
 CKA aligns the geometry of two spaces, not their coordinates: it is unchanged when one side is
 rotated. Cosine between the outputs of the audio head and of the text head therefore means
 something only where a coordinate-wise loss (InfoNCE, L2, cosine) trained them. For CKA, `fit_map`

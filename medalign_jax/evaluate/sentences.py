@@ -2,7 +2,7 @@
 
 Where a map between the two sides is fitted on training pairs, those pairs are counted in
 `n_train`, and the kind is "nearest_sentence". Only where nothing is fitted and no class sentence
-was trained on is it called "zero_shot".
+was trained on is it called "zero_shot". `retrieval` fits the map and finds the nearest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.evaluate import retrieval
+from medalign_jax.evaluate.collected import Measured, add_result
 from medalign_jax.evaluate.folds import Fold, told_of_classes
-from medalign_jax.evaluate.measured import Measured, add_result
 from medalign_jax.evaluate.statistics import auroc_statistic, mean_statistic
 from medalign_jax.evaluate.tasks import Task
 

@@ -1,4 +1,4 @@
-"""Named alternatives to CKA that compare sample by sample; both sides have the same width."""
+"""Losses that tell a sample's counterpart from the others': alternatives to CKA, and COLA's."""
 
 from __future__ import annotations
 
@@ -54,6 +54,30 @@ def l2_loss(x: jax.Array, y: jax.Array, *, mask: jax.Array | None = None) -> jax
     """Mean over samples and channels of the squared difference; x, y (n, d), mask (n,) bool."""
     x, y, mask = _prepare(x, y, mask)
     return _mean(jnp.square(x - y).mean(-1), mask)
+
+
+def cola_logits(query: jax.Array, key: jax.Array) -> jax.Array:
+    """(B, P) of the first stretches and (K, P) of the second -> (B, K) float32."""
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    return jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def cola_loss(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy of each row, its own column being the answer.
+
+    Args:
+      logits: (B, B).
+      mask: (B,) bool, True for the samples that count; the others are nobody's candidate.
+
+    Returns:
+      (B,) float32, 0 where masked.
+    """
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        raise ValueError(f"logits must be (B, B), got {logits.shape}")
+    mask = jnp.ones(len(logits), bool) if mask is None else mask
+    logits = jnp.where(mask, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    entropy = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
+    return jnp.where(mask, entropy, 0.0)
 
 
 def _prepare(x, y, mask):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.models.encoders.cola import cola_logits, cola_loss
+from medalign_jax.losses.contrastive import cola_logits, cola_loss
 from medalign_jax.models.encoders.masked_spectrogram import MaskLayout, SpectrogramDecoder
 
 Tree = Any

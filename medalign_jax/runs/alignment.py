@@ -21,7 +21,7 @@ from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.methods.acula import Acula
-from medalign_jax.methods.pretrain import Supervised
+from medalign_jax.methods.supervised import Supervised
 from medalign_jax.runs import build
 from medalign_jax.runs.arms import Arm
 from medalign_jax.runs.data import training_part

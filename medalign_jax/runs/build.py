@@ -1,4 +1,4 @@
-"""Turns the blocks of a config into the parts of a run. The only place that reads both."""
+"""Turns the blocks of a config into the parts of a run: each block in one place."""
 
 from __future__ import annotations
 

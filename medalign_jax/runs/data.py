@@ -24,7 +24,7 @@ from medalign_jax.data.recordings.manifest import (
     write_problems,
 )
 from medalign_jax.data.tables import Table, read_table
-from medalign_jax.datasets.leaks import check_no_copies
+from medalign_jax.datasets.near_copies import check_no_copies
 from medalign_jax.datasets.simulated.simulate import write_dataset
 from medalign_jax.evaluate.context import context_columns
 from medalign_jax.evaluate.tasks import columns_of

@@ -38,13 +38,13 @@ from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate import sources
 from medalign_jax.evaluate.baseline_stages import BASELINES, baseline_stages, check_baselines
 from medalign_jax.evaluate.baselines import random_encoder
+from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.findings import Findings, equals_told, rows_of_equals, subjects_told
 from medalign_jax.evaluate.measure import measure
-from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.results import write_atomically, write_results
 from medalign_jax.evaluate.spread import ranks_of, ranks_told

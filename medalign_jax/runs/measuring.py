@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.evaluate.baseline_stages import baseline_stages
+from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
-from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.results import write_atomically, write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
 from medalign_jax.evaluate.spread import ranks_of, ranks_told

@@ -10,7 +10,7 @@ import numpy as np
 
 from medalign_jax.audio import clip
 from medalign_jax.core.provenance import told
-from medalign_jax.evaluate.measured import Measured
+from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.sentences import Shown
 from medalign_jax.evaluate.spread import ranks_told
 from medalign_jax.evaluate.stages import Stage

@@ -13,7 +13,8 @@ import optax
 from jax.sharding import Mesh
 
 from medalign_jax.core.mesh import Rules, batch_sharding, replicated, shardings
-from medalign_jax.methods.base import Encoded, Method, loss_and_grad
+from medalign_jax.methods.accumulate import loss_and_grad
+from medalign_jax.methods.base import Encoded, Method
 
 Tree = Any
 
@@ -58,7 +59,7 @@ def train_step(
     schedule: optax.Schedule,
     chunks: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from one global batch; see `methods.base` for what `chunks` does.
+    """One update from one global batch; see `methods.accumulate` for what `chunks` does.
 
     Returns:
       The next state and scalar metrics: loss, what the method reports, grad_norm, learning_rate.

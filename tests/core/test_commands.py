@@ -162,7 +162,7 @@ ARGUMENTS = {
     "convert": ["--format=icbhi", "--root=x", "--out=y"],
     "prepare": ["--manifest=x", "--out=y"],
     "simulate": ["--out=x", "--count=2"],
-    "textualised": ["--questions=x", "--descriptions=y", "--out=z"],
+    "join_descriptions": ["--questions=x", "--descriptions=y", "--out=z"],
     "embed": ["--checkpoint=x", "a.wav"],
     "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
     "models": [],

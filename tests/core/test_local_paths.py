@@ -12,7 +12,7 @@ from medalign_jax import embed
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.local_paths import check_local, is_remote, local
 from medalign_jax.data import open_dataset
-from medalign_jax.data.questions import textualised
+from medalign_jax.data.questions import descriptions as textualised
 from medalign_jax.data.questions.question import Checks
 from medalign_jax.data.questions.readers import read_questions
 from medalign_jax.data.recordings import prepare

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.folds import fold_of_splits
-from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.sentences import Space, Words, measure_sentences
 from medalign_jax.evaluate.tasks import tasks_of
 from tests.evaluate.evaluation_rows import rows

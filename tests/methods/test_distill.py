@@ -13,7 +13,7 @@ import pytest
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
-from medalign_jax.methods.base import loss_and_grad
+from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.models.layers.lora import LoraConfig, merge
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer

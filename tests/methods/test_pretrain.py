@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medalign_jax.core.mesh import named_leaves
-from medalign_jax.methods.pretrain import Pretrain, Supervised
+from medalign_jax.methods.pretrain import Pretrain
+from medalign_jax.methods.supervised import Supervised
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, train_step
 from medalign_jax.weights.tables.opera_gt import SHARDING

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.acula import Acula, AculaConfig
-from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.self_supervised import make_term
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models.layers.vit_layers import Dense, patchify

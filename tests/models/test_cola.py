@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.models.encoders.cola import Cola, cola_logits, cola_loss
+from medalign_jax.losses.contrastive import cola_logits, cola_loss
+from medalign_jax.models.encoders.cola import Cola
 from medalign_jax.models.encoders.efficientnet import OPERA_CE, EfficientNetConfig, Stage
 from medalign_jax.models.encoders.htsat import OPERA_CT, HTSATConfig
 from medalign_jax.models.encoders.vit_mae import SMALL

@@ -12,8 +12,8 @@ import pytest
 from medalign_jax.architecture import architecture
 from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.encoder import Encoder, load_encoder
+from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.acula import Acula, AculaConfig
-from medalign_jax.methods.base import loss_and_grad
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.data.recordings.wordings import Reports
-from medalign_jax.evaluate.measured import Measured
+from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.sentences import Space, Words, measure_sentences
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite

@@ -2,13 +2,12 @@
 
 import pytest
 
+from medalign_jax.text.options import claimed_options, named_option
 from medalign_jax.text.reasoning import (
     ReasoningError,
     Stages,
-    claimed_options,
     final_answer,
     format_response,
-    named_option,
     parse_response,
 )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medalign_jax.core.mesh import make_mesh, named_leaves
-from medalign_jax.methods.base import loss_and_grad
+from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.pretrain import Pretrain
 from medalign_jax.train.feed import put_batch
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -16,7 +16,8 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import Question, QuestionsError
 from medalign_jax.data.recordings.manifest import LINES_IN_MESSAGE, Problem, problem_table
 from medalign_jax.text.chat import ChatTokenizer, shared_vocabulary
-from medalign_jax.text.reasoning import find_option, format_response
+from medalign_jax.text.options import find_option
+from medalign_jax.text.reasoning import format_response
 from medalign_jax.text.tokenizers import TokenizerError
 
 

@@ -1,6 +1,6 @@
 """Questions about recordings: the record type, its checks, and folds.
 
-`questions_readers` and `emotions` read files of them. Readers never stop at the first bad row: what
+`readers` and `emotions` read files of them. Readers never stop at the first bad row: what
 cannot be used is listed with row and reason (`manifest.Problem`), and too much of it raises a
 `QuestionsError` that holds the whole list.
 """
@@ -23,7 +23,8 @@ from medalign_jax.data.recordings.manifest import (
     problem_table,
 )
 from medalign_jax.data.tables import LONGEST_CELL, BadRecord
-from medalign_jax.text.reasoning import STAGES, ReasoningError, Stages, find_option
+from medalign_jax.text.options import find_option
+from medalign_jax.text.reasoning import STAGES, ReasoningError, Stages
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text

@@ -1,4 +1,4 @@
-"""Files of questions: our own JSONL, CoTA and MMAU (`data.emotions` has speech emotion).
+"""Files of questions: our own JSONL, CoTA and MMAU (`datasets.emotions` has speech emotion).
 
 Every reader gives `questions.Loaded`: the questions that can be used, and row and reason of the
 others. To convert any of them, for example data that is put into words already, read it and
@@ -24,7 +24,8 @@ from medalign_jax.data.questions.question import (
     QuestionsError,
 )
 from medalign_jax.data.tables import BadRecord
-from medalign_jax.text.reasoning import ReasoningError, claimed_options, parse_response
+from medalign_jax.text.options import claimed_options
+from medalign_jax.text.reasoning import ReasoningError, parse_response
 
 _AUDIO_TAG = re.compile(r"<audio>", re.IGNORECASE)
 _COTA_NAMES = {

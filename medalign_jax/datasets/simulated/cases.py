@@ -1,4 +1,4 @@
-"""Cases of a small world of hearts, and recordings of them: what `simulated_questions` asks about.
+"""Cases of a small world of hearts, and recordings of them: what `questions` asks about.
 
 The medicine is that of any textbook of auscultation, simplified to single lesions heard at their
 own site: blood that falls back through a leaking valve blows high, blood that is forced through a

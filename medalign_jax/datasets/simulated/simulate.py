@@ -64,9 +64,10 @@ class Simulated:
 
     Attributes:
       waveform: float32, (samples,), 16 kHz, peak below 1.
-      metadata: `label`, `organ`, and the findings in the columns of `reports.METADATA_COLUMNS`.
-      truth: what is where in the sound; see `simulate_heart.render`, `simulate_lung.render` and
-        `synthesis.record`. Plain lists, numbers and texts.
+      metadata: `label`, `organ`, and the findings in the columns of
+        `reports.vocabulary.METADATA_COLUMNS`.
+      truth: what is where in the sound; see `heart.render`, `lung.render` and `synthesis.record`.
+        Plain lists, numbers and texts.
     """
 
     waveform: np.ndarray

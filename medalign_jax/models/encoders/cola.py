@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medalign_jax.losses.contrastive import cola_logits
 from medalign_jax.models.encoders.efficientnet import EfficientNet, EfficientNetConfig
 from medalign_jax.models.encoders.htsat import HTSAT, HTSATConfig
 from medalign_jax.models.layers.vit_layers import Dense, layer_norm
@@ -24,30 +25,6 @@ from medalign_jax.models.layers.vit_layers import Dense, layer_norm
 Intermediates = dict[str, jax.Array]
 
 _ENCODERS = {HTSATConfig: HTSAT, EfficientNetConfig: EfficientNet}
-
-
-def cola_logits(query: jax.Array, key: jax.Array) -> jax.Array:
-    """(B, P) of the first stretches and (K, P) of the second -> (B, K) float32."""
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    return jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def cola_loss(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Cross-entropy of each row, its own column being the answer.
-
-    Args:
-      logits: (B, B).
-      mask: (B,) bool, True for the samples that count; the others are nobody's candidate.
-
-    Returns:
-      (B,) float32, 0 where masked.
-    """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"logits must be (B, B), got {logits.shape}")
-    mask = jnp.ones(len(logits), bool) if mask is None else mask
-    logits = jnp.where(mask, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    entropy = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
-    return jnp.where(mask, entropy, 0.0)
 
 
 class Cola(nn.Module):
@@ -108,7 +85,7 @@ class Cola(nn.Module):
     def cola_logits(
         self, first: jax.Array, second: jax.Array, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Two stretches of each recording, (B, T, M) -> (B, B) float32; see `cola_loss`."""
+        """Two stretches of each recording, (B, T, M) -> (B, B) float32 for `cola_loss`."""
         return cola_logits(*self.project_pair(first, second, dropout_keys))
 
     def _key(self, feature: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Turns the blocks of a distillation config into the parts of a run."""
+"""Turns the blocks of a distillation config into its parts; what methods share is `runs.build`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from medalign_jax.datasets.simulated import questions as world
 from medalign_jax.datasets.simulated.cases import write_cases
 from medalign_jax.language_model import LanguageModel, load_language_model, random_language_model
 from medalign_jax.methods.distill import Distill, DistillConfig
-from medalign_jax.methods.finetune import TextFinetune
+from medalign_jax.methods.text_finetune import TextFinetune
 from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill.data import emotion_corpora, limited
 from medalign_jax.text.chat import AUDIO_TOKEN, ChatTokenizer

@@ -11,7 +11,7 @@ import soxr
 from medalign_jax.data.recordings.dataset import open_dataset
 from medalign_jax.data.recordings.manifest import ManifestError
 from medalign_jax.datasets.fingerprints import RATE, flattened, reduced
-from medalign_jax.datasets.leaks import NearCopies, check_no_copies, compare, near_copies
+from medalign_jax.datasets.near_copies import NearCopies, check_no_copies, compare, near_copies
 from medalign_jax.datasets.simulated.simulate import simulate
 
 HZ = 8000

@@ -1,6 +1,6 @@
 """Descriptions that exist already, joined to their questions: data that is put into words.
 
-    medalign textualised \\
+    medalign join_descriptions \\
         --questions=q.jsonl --descriptions=d.csv --out=t.jsonl
 
 Where there are none yet, an audio language model writes them: ``configs/textualize.py``.
@@ -146,7 +146,7 @@ def _absolute(path: str) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.ArgumentParser(prog="medalign textualised",
+    parser = commands.ArgumentParser(prog="medalign join_descriptions",
                                      description=__doc__.split("\n")[0])  # fmt: skip
     parser.add_argument("--questions", required=True, help="file of questions")
     parser.add_argument("--format", choices=("questions", "cota"), default="questions",

@@ -6,10 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from medalign_jax.data.questions import textualised
+from medalign_jax.data.questions import descriptions as textualised
+from medalign_jax.data.questions.descriptions import join_descriptions
 from medalign_jax.data.questions.question import Checks, Question, QuestionsError
 from medalign_jax.data.questions.readers import read_questions, write_questions
-from medalign_jax.data.questions.textualised import join_descriptions
 
 UNHEARD = Checks(require_audio=False)
 

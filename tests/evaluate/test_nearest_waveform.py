@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import soxr
 
-from medalign_jax.datasets.nearest import RATE, nearest_waveform
+from medalign_jax.evaluate.nearest_waveform import RATE, nearest_waveform
 
 
 def noises(count, seconds=3.0, rate=RATE):

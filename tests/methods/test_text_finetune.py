@@ -8,8 +8,8 @@ import pytest
 from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.data.questions.prompts import SequenceBuilder
 from medalign_jax.data.questions.source import open_questions
-from medalign_jax.methods.base import loss_and_grad
-from medalign_jax.methods.finetune import TextFinetune
+from medalign_jax.methods.accumulate import loss_and_grad
+from medalign_jax.methods.text_finetune import TextFinetune
 from tests import distill_models as tiny
 from tests.tiny_models import quick_jit
 

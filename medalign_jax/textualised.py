@@ -1,8 +1,0 @@
-"""``medalign textualised``: questions with their recordings in words."""
-
-import sys
-
-from medalign_jax.data.questions.textualised import main
-
-if __name__ == "__main__":
-    sys.exit(main())
