@@ -25,6 +25,8 @@ from medalign_jax.runs.distill import plan as distill_plan
 from medalign_jax.train import cost
 from tests import devices, distill_models
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

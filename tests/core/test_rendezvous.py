@@ -14,6 +14,8 @@ from medalign_jax.core.errors import UserError
 from tests import devices
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def outcomes(address, count, numbers, seconds=20.0, later=0.0):
     """What `meet` says to each of the processes, "" where all is well; the first comes later."""

@@ -10,6 +10,8 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.core.locks import held
 from tests import devices
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("run_together.py")
 
 

@@ -2,9 +2,13 @@
 
 import os
 
+import pytest
+
 from tests.fuzz.mutations import mutated
 from tests.fuzz.run import Job, fuzz, fuzz_all
 from tests.fuzz.targets import READERS, SEEDS
+
+pytestmark = pytest.mark.slow
 
 MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "10000"))
 

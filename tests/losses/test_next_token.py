@@ -357,6 +357,7 @@ def compare_one_device_with_all():
         assert_relative(ours, theirs, 1e-6)
 
 
+@pytest.mark.slow
 def test_on_four_devices():
     script = "from tests.losses import test_next_token as t; t.compare_one_device_with_all()"
     devices.run("-c", script, devices=4)

@@ -276,6 +276,7 @@ def test_bad_shapes_are_named(features, lengths):
         )
 
 
+@pytest.mark.slow
 def test_sharded_over_meshes_equals_unsharded():
     """On 8 virtual devices, which have to be there before JAX starts; see the script."""
     devices.run(Path(__file__).with_name("sharded_audio_lm.py"))

@@ -27,6 +27,8 @@ from medalign_jax.weights.tables import bert as bert_table
 from medalign_jax.weights.tables import decoder as decoder_table
 from tests.weights.gguf_files import convert
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "vocab_size": 128, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,

@@ -300,6 +300,7 @@ def test_a_model_without_a_head_cannot_write(small):
         generate(model, small[1], [[1]], np.ones((1, 1), bool), max_new_tokens=1)
 
 
+@pytest.mark.slow
 def test_sharded_over_meshes_equals_unsharded():
     """On 8 virtual devices, which have to be there before JAX starts; see the script."""
     devices.run(Path(__file__).with_name("sharded_decoder.py"))

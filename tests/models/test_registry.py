@@ -55,6 +55,7 @@ def test_every_encoder_has_a_toy():
     assert TOYS.keys() == ENCODERS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_published_sizes_are_covered_by_the_sharding_table(name):
     made = architecture(name)
@@ -85,6 +86,7 @@ def test_intermediates_are_what_the_config_says(name):
         assert out["tokens"].shape[:2] == (2, rows * columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_acula_trains_the_encoder(name):
     """One gradient: finite, and it reaches the encoder through both terms."""
@@ -145,6 +147,7 @@ def test_export_and_settings_come_back(name, tmp_path):
     np.testing.assert_array_equal(loaded.embed(sounds, rate), first)
 
 
+@pytest.mark.slow
 def test_sharded_over_meshes_equals_unsharded():
     """Features and gradients of every module on 8 virtual devices; see the script."""
     devices.run(Path(__file__).with_name("sharded_encoders.py"))

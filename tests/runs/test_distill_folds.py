@@ -14,6 +14,8 @@ from medalign_jax.runs.distill import run as distill
 from medalign_jax.runs.distill.folds import asked, folded
 from tests.runs import tiny_audio_lm as tiny
 
+pytestmark = pytest.mark.slow
+
 SESSIONS = ("Ses01", "Ses02", "Ses 03")
 
 

@@ -9,6 +9,8 @@ import pytest
 from medalign_jax.train.metrics import read_metrics
 from tests import devices
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("run_distill.py")
 COMPARED = ("loss", "top", "layers", "acoustic", "cross_entropy", "valid/loss")
 

@@ -14,6 +14,8 @@ import pytest
 from tests import devices
 from tests.quick import FLAGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 9  # evaluated and saved every third
 MODES = ("live", "cached")

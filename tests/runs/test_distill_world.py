@@ -13,6 +13,8 @@ from medalign_jax.core.mesh import make_mesh
 from medalign_jax.runs.distill import run as distill
 from medalign_jax.runs.distill.world import simulated_setting
 
+pytestmark = pytest.mark.slow
+
 EMOTIONS = ("anger", "happiness", "sadness", "neutral")
 
 

@@ -18,6 +18,8 @@ from medalign_jax.train.metrics import read_metrics
 from medalign_jax.train.monitors import TrainingStoppedError
 from medalign_jax.weights.readers import open_safetensors
 
+pytestmark = pytest.mark.slow
+
 
 def tiny():
     config = acula.get_config("demo")

@@ -9,6 +9,8 @@ from medalign_jax.train.metrics import read_metrics
 from medalign_jax.weights.readers import open_safetensors
 from tests import devices
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ("-m", "medalign_jax.main", "--config=tests/runs/tiny_config.py")
 
 

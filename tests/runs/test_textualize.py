@@ -24,6 +24,8 @@ from medalign_jax.runs.textualize import FAILED, OUTPUT, PARTIAL, run
 from tests import devices
 from tests.runs import tiny_audio_lm as tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys

@@ -8,6 +8,8 @@ import pytest
 
 from tests import devices
 
+pytestmark = pytest.mark.slow
+
 MESHES = ("data8", "fsdp8", "mixed")
 
 

@@ -17,6 +17,8 @@ from tests import devices
 from tests import tiny_models as tiny
 from tests.quick import FLAGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVAL_EVERY, RECORDS = 14, 4, 22
 VALID = 6

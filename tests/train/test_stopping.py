@@ -15,6 +15,8 @@ from tests import devices
 from tests.train import test_loop
 from tests.train.run_stopping import STEPS
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("run_stopping.py")
 
 
