@@ -149,7 +149,7 @@ def timed(step: Callable[[], float], rounds: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Prints the first losses, seconds a step, tokens/s and memory of one side."""
+    """Prints the first losses, seconds per step, tokens/s and memory of one side."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--side", choices=("ours", "torch"), default="ours")
     parser.add_argument("--batch", type=int, default=8)
@@ -171,7 +171,7 @@ def main() -> None:
     losses, taken = timed(step, options.rounds)
     tokens = options.batch * lengths.sequence
     print(f"{options.side}: first losses {', '.join(f'{loss:.4f}' for loss in losses)}")
-    print(f"{options.side}: {taken:.3f} s a step, {tokens / taken:.0f} tokens/s")
+    print(f"{options.side}: {taken:.3f} s per step, {tokens / taken:.0f} tokens/s")
     if options.side == "torch":
         print(f"memory: {step.peak():.2f} GiB at most in use")
         return

@@ -59,8 +59,8 @@ def _paper() -> ConfigDict:
             "mmau_audio": "",  # folder of its recordings
             "emodb": "",  # manifest of emotional speech (audio_path, subject_id, emotion, split)
             "iemocap": "",  # folder of IEMOCAP_full_release
-            # Leave one group of the training questions out, a model a fold: "session" of IEMOCAP,
-            # "subject_id", or another key of the questions' extra; "" trains one model.
+            # Leave one group of the training questions out, one model per fold: "session" of
+            # IEMOCAP, "subject_id", or another key of the questions' extra; "" trains one model.
             "folds": "",
             "max_length": 2048,  # tokens of a sequence
             "buckets": (512, 1024, 2048),  # lengths that sequences are padded to, tokens

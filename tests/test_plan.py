@@ -177,7 +177,7 @@ def test_repeated_products_count_as_often_as_they_run():
     weights, x = jnp.zeros((5, 8, 8)), jnp.zeros((3, 8))
     once = 2 * 5 * 3 * 8 * 8
     assert cost.matrix_flops(jax.make_jaxpr(model)(weights, x)) == once
-    # Backwards a product each for the weights and for the input.
+    # Backwards one product each for the weights and for the input.
     step = jax.jit(jax.value_and_grad(model, argnums=(0, 1)))
     assert cost.matrix_flops(step.trace(weights, x).jaxpr) == 3 * once
 

@@ -81,7 +81,7 @@ class ClapMel:
 
         Args:
             waveforms: (B, samples) float32.
-            keys: (B,) random keys, one a recording.
+            keys: (B,) random keys, one per recording.
 
         Returns:
             (B, 4, frames, n_mels) float32 with frames <= clip_frames, and (B,) bool, whether the

@@ -56,7 +56,7 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Table:
-    """Column names in file order, and one entry a record (blank lines are not records)."""
+    """Column names in file order, and one entry per record (blank lines are not records)."""
 
     columns: tuple[str, ...]
     records: tuple[dict[str, str] | BadRecord, ...]

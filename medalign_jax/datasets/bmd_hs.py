@@ -9,7 +9,7 @@ patient eight recordings of 20 s at 4 kHz, supine and sitting, over the four val
     additional_metadata.csv   patient_id,Age,Gender,Smoker,Lives
     train/<CLASS>_<patient>_<sup|sit>_<Mit|Tri|Pul|Aor>.wav
 
-The manifest has one row a recording. Reports come from its columns `diagnosis`, `posture` and
+The manifest has one row per recording. Reports come from its columns `diagnosis`, `posture` and
 `valve_area` (see `medalign_jax.reports.templates`); `fold` deals the patients out for
 cross-validation.
 

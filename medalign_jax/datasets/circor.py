@@ -4,8 +4,8 @@ Version 1.0.3 on PhysioNet (Oliveira et al. 2022, doi 10.1109/JBHI.2021.3137048;
 patients one recording or more at each of up to five sites, at 4 kHz, with an expert's description
 of the murmur::
 
-    training_data.csv      a row a patient: Patient ID, Recording locations:, Age, Sex, ..., Murmur,
-                           Murmur locations, Systolic murmur timing, ..., Outcome, Campaign,
+    training_data.csv      one row per patient: Patient ID, Recording locations:, Age, Sex, ...,
+                           Murmur, Murmur locations, Systolic murmur timing, ..., Outcome, Campaign,
                            Additional ID
     training_data/<patient>_<site>.wav, where a site was recorded twice <patient>_<site>_<n>.wav
 

@@ -7,8 +7,8 @@ The Respiratory Sound Database of the ICBHI challenge (Rocha et al. 2019, doi
     ICBHI_Challenge_demographic_information.txt    patient, age, sex, BMI (adults), weight in kg
                                                    and height in cm (children)
     ICBHI_challenge_train_test.txt                 recording, train or test
-    ICBHI_final_database/<patient>_<index>_<location>_<mode>_<device>.wav and .txt: a line a cycle,
-                                                   start, end, crackles, wheezes
+    ICBHI_final_database/<patient>_<index>_<location>_<mode>_<device>.wav and .txt: one line per
+                                                   cycle, start, end, crackles, wheezes
 
 What is wrong in the published files is told and dealt with:
 

@@ -113,7 +113,7 @@ def near_copies(
     Gain, also a negative one, other sample rates and formats, cuts and noise 20 dB below do not
     hide a copy; of a sound without power below 450 Hz (see `fingerprints`) such noise does, as
     nothing else is left there. Recordings shorter than a second are found only if they agree sample
-    for sample. Reduced signals (2 bytes a sample at 1 kHz) and codes are held, 3 kB a second.
+    for sample. Reduced signals (2 bytes per sample at 1 kHz) and codes are held, 3 kB per second.
 
     Args:
         waveform: of a recording's number: (samples,) float32. Called once for each.

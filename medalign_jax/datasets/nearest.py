@@ -28,7 +28,7 @@ def nearest_waveform(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each test recording the nearest training recording.
 
-    Every pair is compared: the time grows with their number (about 0.2 ms a pair on two cores).
+    Every pair is compared: the time grows with their number (about 0.2 ms per pair on two cores).
 
     Args:
       waveform: Of a recording's number: (samples,) float32.

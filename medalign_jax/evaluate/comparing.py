@@ -54,7 +54,7 @@ def _trained_on(task: Task, plans, kind: str, settings: Settings) -> int:
 
 
 class _Table:
-    """Adds lines: one a stage, one a pair of stages."""
+    """Adds lines: one per stage, one per pair of stages."""
 
     def __init__(self, stages, notes: Mapping, told: Mapping, subjects: np.ndarray, into):
         """`told`: task -> what is to be said of its AUROCs."""

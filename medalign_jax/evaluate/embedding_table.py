@@ -1,5 +1,6 @@
-"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with a column
-a number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes them.
+"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with one
+column per number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes
+them.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _Columns = tuple[list[np.ndarray | None], dict[str, list[str]]]
 
 
 def _read_csv(path: Path, column: str) -> _Columns:
-    """Vectors and texts of a table with a column a number; a row without numbers has no vector."""
+    """Vectors and texts of a table, one column per number; a row without numbers has no vector."""
     table = tables.read_table(path, f"{column}_0")
     places = [(re.fullmatch(rf"{re.escape(column)}_(\d+)", name), name) for name in table.columns]
     numbered = {int(found[1]): name for found, name in places if found}

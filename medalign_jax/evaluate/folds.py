@@ -65,7 +65,7 @@ def folds_by_subject(
     of several tasks at once.
 
     Args:
-      subjects: (N,) one id a recording.
+      subjects: (N,) one id per recording.
       tasks: What to stratify by; regressions do not count.
       count: Number of folds, at least 2.
       seed: Same seed, same folds.

@@ -42,7 +42,7 @@ def measure(
     Args:
       tasks: What is asked; their data set must be the same.
       plans: Repeats of folds; each tests every test recording once, the same ones in each.
-      subjects: (N,) one id a recording.
+      subjects: (N,) one id per recording.
       stages: The first is what encoders, controls and references are compared with.
       settings: How.
       guesses: Baselines that need no features.

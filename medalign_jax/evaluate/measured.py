@@ -41,7 +41,7 @@ def add_result(
     Args:
       into: Gets it.
       score: A statistic, or (earlier, later) for the paired interval of their difference.
-      subjects: One id a recording that the statistic weighs.
+      subjects: One id per recording that the statistic weighs.
       **fields: Of the `Result`.
     """
     pair = score if isinstance(score, tuple) else (score,)
@@ -64,7 +64,7 @@ def add_identical(into: Measured, subjects: Sequence, **fields) -> None:
 
     Args:
       into: Gets it.
-      subjects: One id a recording.
+      subjects: One id per recording.
       **fields: Of the `Result`.
     """
     count = len(set(subjects))

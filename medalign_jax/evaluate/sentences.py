@@ -97,7 +97,7 @@ def measure_sentences(
       subjects: (N,) ids.
       words: Reports and class sentences, of the same folds.
       stage: Its name in the results.
-      spaces: One a fold.
+      spaces: One per fold.
       into: Gets the results.
     """
     shown = Shown(task, {}, np.zeros((len(task.classes),) * 2, int), {})

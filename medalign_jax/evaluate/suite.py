@@ -113,7 +113,9 @@ class Suite:
         tasks = gathered
         of_row = tuple(subjects[group[0]] for group in members)
         if validation and options.folds == 2:
-            raise TaskError("a model a fold takes 3 folds or more: one tests, one is for choices")
+            raise TaskError(
+                "one model per fold takes 3 folds or more: one tests, one is for choices"
+            )
         if options.folds:
             plans = tuple(
                 folds_by_subject(of_row, tasks, options.folds, options.seed + r)
@@ -181,7 +183,7 @@ class Suite:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """A sentence a task: what is asked, of how many."""
+        """One sentence per task: what is asked, of how many."""
         return tuple(task.told for task in self.tasks)
 
     def _spread(self, name: str, *parts: np.ndarray) -> Fold:

@@ -233,7 +233,7 @@ def _natural(text: str) -> tuple:
 
 
 def _labels(rows: Sequence[Row], column: str, texts: Sequence[str], dataset: str) -> list[Task]:
-    """One task a label: yes where a cell names it, no where a cell names others or none."""
+    """One task per label: yes where a cell names it, no where a cell names others or none."""
     cells = [{part.strip() for part in _SEPARATORS.split(text)} for text in texts]
     cells = [{label for label in cell if not _says_nothing(label)} for cell in cells]
     named = [label for cell in cells for label in cell if label.lower() not in _NONE]

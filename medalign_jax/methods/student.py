@@ -73,7 +73,7 @@ class AudioStudent:
         return jax.eval_shape(self.front_end, clip).shape[1:]
 
     def features(self, waveforms: jax.Array, keys: jax.Array, train: bool) -> jax.Array:
-        """(B, S) -> (B, T, M); with `train` augmented, one key an example."""
+        """(B, S) -> (B, T, M); with `train` augmented, one key per example."""
         if not train:
             return self.front_end(waveforms)
         waveform_keys, feature_keys = split(keys, 2)

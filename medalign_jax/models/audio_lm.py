@@ -11,13 +11,14 @@ placeholders in order.
 
 Positions: Qwen2.5-Omni turns queries and keys by positions of three axes. Without pictures its
 ``get_rope_index`` counts a row's real tokens on all three alike, whatever the side of the padding,
-and audio tokens count like others (one a token of 40 ms), so that here the axes are always equal.
+and audio tokens count like others (one per token of 40 ms), so that here the axes are always equal.
 
 Features: Qwen2-Audio's convolutions read the silence beyond a clip. Its published numbers need
 waveforms padded with zeros to 30 s before the front end, as its processor does, and `lengths` of
 what was there before. Qwen2.5-Omni reads nothing beyond `lengths`; any padding will do.
 
-Shapes: B rows, T tokens, K clips a row, F frames, M mel bins, L audio tokens of F frames, W width.
+Shapes: B rows, T tokens, K clips per row, F frames, M mel bins, L audio tokens of F frames,
+W width.
 """
 
 import dataclasses

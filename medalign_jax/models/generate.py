@@ -89,8 +89,8 @@ def generate(
       top_p: In (0, 1]: see above; 1 draws from all tokens.
       stop_tokens: A text ends with the first of these.
       pad_token: Stands after the end of a text.
-      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one a text,
-        which then does not depend on the others of its batch.
+      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one per
+        text, which then does not depend on the others of its batch.
       mesh: Lays the cache out over it: texts over (data, fsdp), key heads over tensor.
       features, lengths: Of an ``AudioLM``: (B, K, F, M) and (B, K), the clips of each prompt in the
         order of its placeholders; None where no prompt has any.

@@ -2,7 +2,7 @@
 
 manifest -> data set -> suite (tasks, folds) -> texts -> teacher -> cached vectors
                                                                         |
-a fold:  weights | pre-training ---> alignment (method `Acula`), one an arm ---> export
+a fold:  weights | pre-training ---> alignment (method `Acula`), one per arm ---> export
               |          |                       |
               |          +--- supervised reference (method `Supervised`)
               |                       |          |

@@ -83,7 +83,7 @@ class Run:
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
-        """One a fold."""
+        """One per fold."""
         return tuple(Part.of(self, fold) for fold in self.suite.training_folds())
 
 

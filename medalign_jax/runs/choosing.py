@@ -25,9 +25,9 @@ class Chosen:
     """The alignment of each fold.
 
     Attributes:
-      names: Of the arms, one a fold.
+      names: Of the arms, one per fold.
       folds: Their names.
-      scores: name -> validation score of each arm there was to choose from, one a fold; empty
+      scores: name -> validation score of each arm there was to choose from, one per fold; empty
         where there was only one.
     """
 

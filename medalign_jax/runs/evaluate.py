@@ -315,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         nargs="+",
         default=["label"],
-        help="label columns; NAME:regression, NAME:classification, NAME:labels (several a cell)",
+        help="label columns; NAME:regression, NAME:classification, NAME:labels (several per cell)",
     )
     add("--out", required=True, help="folder for evaluation.json, evaluation.csv, report.html")
     add("--folds", type=int, default=0, help="folds by subject; 0: the manifest's splits")

@@ -97,7 +97,7 @@ def measure_run(
       run: What was run.
       arms: Its alignments.
       embedded: stage -> (N, D) of each fold, or one for all folds.
-      aligned: The run's own alignment, one a fold.
+      aligned: The run's own alignment, one per fold.
       notes: stage -> what a reader must know of it.
     """
     config, suite = run.config, run.suite
@@ -201,7 +201,7 @@ def _class_vectors(run: Run, words: Words) -> list[np.ndarray]:
 
 
 def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str, list[Space]]:
-    """Where audio and text meet before and after, one a fold."""
+    """Where audio and text meet before and after, one per fold."""
     config, kind = run.config, run.config.evaluate.map
     means = run.texts(config).means(run.reports)
     spaces: dict[str, list[Space]] = {"before": []}

@@ -69,7 +69,7 @@ def write(
 def _summary(run: Run) -> str:
     config, count = run.config, len(run.suite.plans[0])
     if count > 1:
-        splits = f"{count} folds by subject, a model trained for each, predictions pooled"
+        splits = f"{count} folds by subject, one model trained for each, predictions pooled"
     else:
         splits = ", ".join(f"{n} {name}" for name, n in sorted(run.data.splits().items()))
     start = config.encoder.source or "pre-trained by masked reconstruction on the training part"

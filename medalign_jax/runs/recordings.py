@@ -37,7 +37,7 @@ def bind_dataset(
     Args:
       workdir: of the run.
       data: N recordings.
-      folds: over them, a model each; one without a name has the manifest's splits.
+      folds: over them, one model each; one without a name has the manifest's splits.
       reports: N tuples of wordings, where they are trained on.
       subjects: whether it matters for training who was recorded.
     """

@@ -53,7 +53,7 @@ def check_texts(config: ConfigDict) -> None:
         )
     if mode == "online" and reports.use == "mean":
         raise UserError(
-            "teacher.mode=online reads one wording a step and cannot average vectors: set "
+            "teacher.mode=online reads one wording per step and cannot average vectors: set "
             "reports.use=fresh, or teacher.mode=cached"
         )
 

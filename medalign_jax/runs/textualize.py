@@ -2,7 +2,7 @@
 
 questions with reasoning -> prompts, sorted by length -> batches -> descriptions (`describing`)
                                                             |
-              textualised.partial.jsonl, a line a record, on disk after every batch (`journal`)
+              textualised.partial.jsonl, one line per record, on disk after every batch (`journal`)
                                                             |
                                     textualised.jsonl, failed.jsonl (whole, at the end)
 
@@ -105,7 +105,7 @@ def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:
         raise UserError("config.data.questions is empty; give the file of questions to textualise")
     if jax.process_count() > 1:
         raise UserError(
-            "textualisation runs in one process; split the questions into files, one a process, "
+            "textualisation runs in one process; split the questions into files, one per process, "
             "each with a --workdir of its own"
         )
     build.dtype_of(config, "model")

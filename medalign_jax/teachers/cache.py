@@ -63,7 +63,7 @@ class EmbeddingCache:
         Args:
           teacher: The frozen model.
           texts: N texts, of which many may be equal.
-          batch_size: Texts a batch of the teacher.
+          batch_size: Texts per batch of the teacher.
           progress: Called with (texts computed, texts to compute) after each shard.
 
         Returns:

@@ -165,7 +165,7 @@ class Teacher:
 
         Args:
           texts: N texts, none of them empty.
-          batch_size: Texts a batch.
+          batch_size: Texts per batch.
 
         Returns:
           (N, H) float32.

@@ -11,7 +11,7 @@ from medalign_jax.core.files import write_whole
 
 
 class MetricWriter:
-    """Appends one JSON object a logged step to ``metrics.jsonl``, and TensorBoard events beside it.
+    """Appends one JSON object per logged step to ``metrics.jsonl``, and writes TensorBoard events.
 
     After a restart the lines past the restored step are removed: a step has one line of training
     metrics and, where it was evaluated, one of held-out metrics.

@@ -57,7 +57,7 @@ def test_high_pass():
 
 
 def test_slope_follows_the_order():
-    """An octave above the cut-off: 6 dB an order, as of a Butterworth filter."""
+    """An octave above the cut-off: 6 dB per order, as of a Butterworth filter."""
     for order in (2, 4, 8):
         wanted = -10 * np.log10(1 + 2.0 ** (2 * order))
         assert level(augment.low_pass(tones(2_000), 1_000.0, RATE, order), 2_000) == pytest.approx(

@@ -1,4 +1,4 @@
-"""Batches: every record once an epoch, the same for any number of processes and workers."""
+"""Batches: every record once per epoch, the same for any number of processes and workers."""
 
 import json
 

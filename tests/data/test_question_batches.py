@@ -1,4 +1,4 @@
-"""Batches of questions: fixed shapes a bucket, every example once, exact resumption."""
+"""Batches of questions: fixed shapes per bucket, every example once, exact resumption."""
 
 import itertools
 import json

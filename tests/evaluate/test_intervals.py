@@ -23,7 +23,7 @@ def scored(subjects, recordings, classes=2, draws=1, signal=1.0, seed=0):
 
 
 def test_an_error_by_hand():
-    """Three values a subject of its own each: Student's t on the logarithm of the mean."""
+    """Three values, each of a subject of its own: Student's t on the logarithm of the mean."""
     values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
     found = interval(st.mean_statistic(values), [None] * 6)
     mean, error = values.mean(), values.std(ddof=1) / 6**0.5

@@ -2,7 +2,7 @@
 
 An example is a row of its own, padded to the shape of its bucket, and never shares a row with
 another: with the masks there is nothing through which attention could leak between examples. All
-batches of a bucket have one shape, so a step compiles at most once a bucket; with one edge there
+batches of a bucket have one shape, so a step compiles at most once per bucket; with one edge there
 is one shape.
 
 As in `data.pipeline`, whose iterator this uses, a batch follows from the data, the

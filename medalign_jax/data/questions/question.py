@@ -313,7 +313,7 @@ class Fold:
 
 
 def leave_one_out(questions: Sequence[Question], group: Callable[[Question], str]) -> list[Fold]:
-    """One fold a group: tested on it, trained on all others.
+    """One fold per group: tested on it, trained on all others.
 
     Args:
         questions: all of them.

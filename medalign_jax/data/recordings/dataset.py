@@ -32,7 +32,7 @@ class AudioDataset:
     Attributes:
         rows: what the manifest says of each recording.
         problems: what was wrong with rows left out, and notes (`manifest.write_problems`).
-        sample_rate: samples a second of every waveform.
+        sample_rate: samples per second of every waveform.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ def open_dataset(
         path: manifest (CSV, JSONL, Parquet) or prepared folder.
         targets: further columns to keep in `Row.targets`.
         max_seconds: what is read of a longer recording; None reads all of it.
-        sample_rate: samples a second to resample to; a prepared folder has to have it.
+        sample_rate: samples per second to resample to; a prepared folder has to have it.
         max_bad_fraction: share of a manifest's rows that may be unusable.
         reports_required: whether a row has to have a report or metadata for one.
         cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.

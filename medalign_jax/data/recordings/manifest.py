@@ -483,7 +483,7 @@ def list_problems(problems: Sequence[Problem], out: str) -> None:
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
-    """Writes one JSON object a problem; the file appears whole or not at all."""
+    """Writes one JSON object per problem; the file appears whole or not at all."""
     lines = (json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
     write_whole(Path(path), encoded("".join(lines)))
 

@@ -3,7 +3,7 @@
 A prepared folder holds
 
     prepared.json           how it was made, and what has to be there for it to be whole
-    rows.jsonl              one object a recording, in the manifest's order
+    rows.jsonl              one object per recording, in the manifest's order
     auscultation-SPLIT.array_record-*, dataset_info.json, features.json         (TFDS)
 
 so that opening it decodes no audio, and TFDS can open it too (`tfds.builder_from_directory`).

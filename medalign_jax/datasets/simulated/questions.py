@@ -256,7 +256,7 @@ def recorded_questions(
     Args:
       listing: its ``cases.jsonl``.
       seed: of the topics, wordings and options.
-      topics, facts: reasoning and plain questions a recording.
+      topics, facts: reasoning and plain questions per recording.
       slips: see `reasoning`.
     """
     found: list[Question] = []

@@ -1,8 +1,8 @@
 """Typed configuration of a decoder-only language model, read from published ``config.json`` files.
 
 ``DecoderConfig`` holds what distinguishes the members of the family: Gemma-3 (and MedGemma), Llama
-(and SmolLM2), Qwen2.5, Qwen3, and the text model inside Qwen2.5-Omni. One reader a model type fills
-it; a setting that no reader knows is refused by name.
+(and SmolLM2), Qwen2.5, Qwen3, and the text model inside Qwen2.5-Omni. One reader per model type
+fills it; a setting that no reader knows is refused by name.
 """
 
 from collections.abc import Callable, Mapping

@@ -31,7 +31,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
 
     Args:
       setting: of the run; its workdir is written to.
-      found: stage -> one a seed: task name -> question id -> response.
+      found: stage -> one per seed: task name -> question id -> response.
 
     Raises:
       UserError: see `distill_results.results`; a damaged metrics or problems file.
@@ -80,7 +80,7 @@ def _as_name(text: str) -> str:
 
 
 def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders of every arm's runs, one a seed, or one a seed and fold."""
+    """Folders of every arm's runs, one per seed, or one per seed and fold."""
     found = {}
     for arm in scoring.arms_of(stages):
         name = arm if setting.config.arms else ""
@@ -95,7 +95,7 @@ def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """The outcome in plain words, one line a comparison.
+    """The outcome in plain words, one line per comparison.
 
     The config's own loss against "before", against the baseline, and against the arm that lacks
     one of its terms; then that arm against "before" and against the one that lacks a term of its
@@ -300,7 +300,7 @@ _CURVES = (
 
 
 def _curves(setting: Setting, stages: Sequence[str]) -> list[figures.Curves]:
-    """One line an arm, the mean over its seeds, in training and where there is one held out."""
+    """One line per arm, the mean over its seeds, in training and where there is one held out."""
     over = [
         f"{len(each)} {name}"
         for each, name in ((tuple(setting.config.seeds), "seeds"), (setting.folds, "folds"))

@@ -63,7 +63,7 @@ class Setting:
       student, teacher: as they are before.
       train, valid: textualised questions.
       tasks: what is measured before and after.
-      folds: where a model a fold is trained, on `train` and the fold's own (`distill_folds`).
+      folds: where one model per fold is trained, on `train` and the fold's own (`distill_folds`).
       keep: what an arm ends with where there is `valid`: "best" by its loss, or "last".
     """
 

@@ -3,7 +3,7 @@
 published weights | the demo's world -> student, teacher, questions
         |
         +-> "before": answers of the student as it is
-        +-> each arm and seed: method `Distill` -> export -> answers (or a model a fold, pooled)
+        +-> each arm and seed: method `Distill` -> export -> answers (or one model per fold, pooled)
                                                        |
                                 evaluation.json, report.html, ablations.md
 """
