@@ -240,7 +240,7 @@ def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item
       say: takes a line on cells and columns that are left out.
 
     Raises:
-      ManifestError: the file is no such table.
+      ManifestError: the file is not such a table.
     """
     table = read_table(path, "audio_path", COLUMNS)
     carried = [name for name in table.columns if name and name not in OWN_COLUMNS]

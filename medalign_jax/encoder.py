@@ -410,7 +410,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     blocks = ("overrides", "front_end_overrides")
     if not isinstance(settings, dict) or not all(
         isinstance(settings.get(block, {}), dict) for block in blocks

@@ -88,7 +88,8 @@ def topology(name: str) -> Topology:
     found = re.fullmatch(r"(v\d\w*|h100|cpu):(\d+(?:x\d+)*)", name or "")
     if not found:
         raise UserError(
-            f"--topology={name} is no machine; write v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8 or cpu:8"
+            f"--topology={name} is not a machine; write v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8 "
+            "or cpu:8"
         )
     kind, shape = found.groups()
     try:

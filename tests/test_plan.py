@@ -90,7 +90,7 @@ def test_planned_models_have_the_published_sizes(model, billions):
     [
         ({"student.source": "nobody/nothing"}, "'nobody/nothing'.*config.json"),
         ({"student.source": "Qwen/Qwen3-8B"}, "does not listen"),
-        ({"teacher.source": "Qwen/Qwen2.5-Omni-7B"}, "no text model"),
+        ({"teacher.source": "Qwen/Qwen2.5-Omni-7B"}, "not a text model"),
         ({"teacher.mode": "cached"}, "live"),
     ],
 )
@@ -102,11 +102,11 @@ def test_what_cannot_be_planned_is_named(changes, words):
         distill_plan.planned_method(config, mesh, "xla")
 
 
-def test_a_config_of_a_model_that_is_no_json_is_named(tmp_path):
+def test_a_config_of_a_model_that_is_not_json_is_named(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"\xff"')
     config = get_config()
     config.student.source = str(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
         distill_plan.planned_method(config, make_mesh(devices=jax.devices()[:1]), "xla")
 
 
@@ -121,7 +121,7 @@ def test_an_uneven_batch_is_refused():
 
 @pytest.mark.parametrize("name", ["v5litepod-16", "h100", "v5e:16by16", "", None])
 def test_a_name_of_no_machine_is_refused(name):
-    with pytest.raises(UserError, match="is no machine; write v5e:16x16"):
+    with pytest.raises(UserError, match="is not a machine; write v5e:16x16"):
         plan.topology(name)
 
 

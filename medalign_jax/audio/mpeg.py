@@ -90,7 +90,7 @@ def parse(data: bytes) -> Recording | None:
     frames = tuple(_frames(data))
     told, kind = _told(data, frames[0]) if frames else (None, "")
     if len(frames) < 2 and not kind:
-        return None  # four bytes that look like a header are no recording
+        return None  # four bytes that look like a header do not make a recording
     end = frames[-1].end
     if end > len(data):
         raise MpegError(f"is truncated: its last frame lacks {end - len(data)} bytes")
@@ -133,7 +133,7 @@ def _frames(data: bytes) -> Iterator[Frame]:
         if following is None or following.kind != frame.kind:
             if (lost := _until_next(data, place, frame.kind)) > 0:
                 raise MpegError(
-                    f"is damaged: {lost} bytes at byte {place} are no frames of its sound"
+                    f"is damaged: {lost} bytes at byte {place} are not frames of its sound"
                 )
             if following is not None and _frame(data, following.end) is not None:
                 raise MpegError(f"changes its sample rate or kind at byte {place}")

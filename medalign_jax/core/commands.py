@@ -82,7 +82,7 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0, in seconds")
     return value
 
 
@@ -102,7 +102,7 @@ def ended(
       told: Called after a UserError was told, to say more.
       given: The command's arguments, looked through for paths that are not local.
     """
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text of the terminal's
+    for stream in (sys.stdout, sys.stderr):  # not every file name fits the terminal's encoding
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -115,7 +115,7 @@ def _address(
     match = _ADDRESS.fullmatch(coordinator)
     if match is None or not 0 < int(match["port"]) < 1 << 16:
         raise UserError(
-            f"--coordinator={coordinator} is no HOST:PORT; name the host of process 0 and a free "
+            f"--coordinator={coordinator} is not HOST:PORT; name the host of process 0 and a free "
             "port of it, such as host0:8476"
         )
     if count < 1 or not 0 <= number < count:

@@ -20,7 +20,7 @@ What is wrong in the published files is said on the screen and dealt with:
   made in one of the places that the copies name, and nobody knows in which: where they disagree,
   posture or valve area stays empty.
 * File names begin with the class. Nothing is read from that part, and nothing else may read it:
-  the path is no feature, and no report is made from it.
+  the path is not a feature, and no report is made from it.
 """
 
 from __future__ import annotations

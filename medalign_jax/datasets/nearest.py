@@ -105,7 +105,7 @@ def _likeness(spectrum, energy, length, spectra, energies, lengths, *, size):
     other = jnp.take_along_axis(energies, others[0], 1) - jnp.take_along_axis(
         energies, others[1], 1
     )
-    # Parts that hold next to nothing of a recording's energy are no likeness.
+    # Parts that hold next to nothing of a recording's energy do not count as alike.
     least = 0.05 * jnp.sqrt(energy[-1] * energies[:, -1:])
     norm = jnp.sqrt(jnp.maximum(own * other, 0.0))
     return jnp.where(inside & (norm > least), products / jnp.maximum(norm, 1e-20), -1.0).max(axis=1)

@@ -122,7 +122,7 @@ def read_lines(path: Path, fields: int) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise LayoutError(f"'{path}' is no text in UTF-8 ({error.reason})") from error
+        raise LayoutError(f"'{path}' is not text in UTF-8 ({error.reason})") from error
     found = []
     for number, line in enumerate(lines, start=1):
         if not (parts := line.split()):

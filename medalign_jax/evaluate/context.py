@@ -58,7 +58,7 @@ def holds_codes(column: str) -> bool:
     and 3.
 
     Args:
-      column: Of a manifest, in any spelling: a circumstance that is no amount, or an id or code
+      column: Of a manifest, in any spelling: a circumstance that is not an amount, or an id or code
         ("ward_id"). Of another column nothing is known but its values.
     """
     plain = normalise_column(column)

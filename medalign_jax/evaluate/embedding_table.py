@@ -53,8 +53,8 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
       column: that of the vectors, lists of numbers; in CSV the beginning of their columns' names.
 
     Raises:
-      UserError: no such file or column, vectors of different lengths or with NaN, cells that are no
-        numbers, no row left.
+      UserError: no such file or column, vectors of different lengths or with NaN, cells that are
+        not numbers, no row left.
     """
     path = Path(path)
     if not path.is_file():
@@ -108,7 +108,9 @@ def _vector(path: Path, row: int, cells: dict[str, str]) -> np.ndarray | None:
     numbers = {name: finite_number(cell) for name, cell in cells.items()}
     for name, number in numbers.items():
         if number is None:
-            raise UserError(f"{path}: row {row}: {cells[name]!r} in column {name!r} is no number")
+            raise UserError(
+                f"{path}: row {row}: {cells[name]!r} in column {name!r} is not a number"
+            )
     return np.array(list(numbers.values()), np.float32)
 
 
@@ -130,7 +132,7 @@ def _parquet(path: Path) -> pa.Table:
             check_unpacked(path, pq.ParquetFile(file).metadata)
             table = pq.read_table(file)
             table.validate(full=True)
-            _ = table.column_names  # names that are no text are found when they are asked for
+            _ = table.column_names  # names that are not text are found when they are asked for
             return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error})") from error

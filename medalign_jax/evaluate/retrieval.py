@@ -116,7 +116,7 @@ def nearest_sentence(
 ) -> NearestSentence:
     """Classifies recordings by the nearest class sentence.
 
-    With a map fitted on training pairs this is no zero-shot classification, since the pairs say
+    With a map fitted on training pairs this is not zero-shot classification, since the pairs say
     which recordings go with which words.
 
     Args:

@@ -218,7 +218,7 @@ def _gathered(task: Task, members: Sequence[np.ndarray], rows: Sequence[Row]) ->
         if len(values) > 1:
             names = [task.classes[int(v)] if task.classes else f"{v:g}" for v in values[:2]]
             raise TaskError(
-                f"task {task.name!r} is no matter of the subject: recordings of "
+                f"task {task.name!r} is not a matter of the subject: recordings of "
                 f"{rows[group[0]].subject_id!r} have {' and '.join(map(repr, names))}; evaluate "
                 "recordings (aggregate=recording)"
             )

@@ -133,7 +133,7 @@ def _tasks_of(rows: Sequence[Row], name: str, dataset: str) -> list[Task]:
     if not any(texts):
         raise TaskError(f"task {name!r}: every value of column {column!r} is missing")
     if (kind or _kind(rows, column, texts)) == "regression":
-        texts = ["" if is_missing(text) else text for text in texts]  # "none" is no number
+        texts = ["" if is_missing(text) else text for text in texts]  # "none" is not a number
         return [_regression(rows, column, texts, dataset)]
     _check_spellings(column, texts)
     return [_classification(rows, column, texts, dataset)]

@@ -135,8 +135,8 @@ def audio_token_count(config: AudioLMConfig, frames: Any) -> Any:
 
     Args:
       config: of the model.
-      frames: valid frames of a clip (the front end's ``valid_frames``), an int or an array; 0 is
-        no clip.
+      frames: valid frames of a clip (the front end's ``valid_frames``), an int or an array; 0
+        means no clip.
 
     Returns:
       Likewise; one token stands for 40 ms.

@@ -91,7 +91,7 @@ def run(
 
 
 def _digest(path: Path) -> str | None:
-    """Of a file's bytes; None of what is no file, which reading tells more about."""
+    """SHA-256 of a file's bytes; None where it is not a file, which the reader then reports."""
     return sha256(path) if path.is_file() else None
 
 

@@ -35,7 +35,7 @@ _FILES = ("config.json", RECORDINGS, "metrics.jsonl", "evaluation.json", "evalua
 EARLIER = "earlier_runs"  # in the workdir: what --restart moved away
 _DESCRIPTIONS = re.compile(r"textualised(\.partial)?\.jsonl")  # what a textualisation leaves
 _LISTS = re.compile(r"(unusable|unaskable)_\w+\.jsonl|overlap\.jsonl")
-# Known by what they were made from, whatever run asks for them; and what is no part of a run.
+# Known by what they were made from, whatever run asks for them; and what is not part of a run.
 _KEPT = ("teacher_cache", "embeddings", "simulated", "simulated_mix", "world", EARLIER, ".lock")
 
 

@@ -106,8 +106,8 @@ class StateCache:
         self.fingerprint = fingerprint
         if not _check_fingerprint(self.folder, fingerprint):
             raise StateCacheError(
-                f"{self.folder} is no cache of teacher states (no {_DESCRIPTION} in it): let the "
-                "teacher run over the data once with the same folder"
+                f"{self.folder} is not a cache of teacher states (no {_DESCRIPTION} in it): let "
+                "the teacher run over the data once with the same folder"
             )
         self._places = find_examples(self.folder)
         self._reader = functools.lru_cache(OPEN_FILES)(open_reader)

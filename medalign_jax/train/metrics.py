@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> list[dict]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except (ValueError, RecursionError):  # bytes that are no text among them
+        except (ValueError, RecursionError):  # bytes that are not text among them
             line = None
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

@@ -133,7 +133,7 @@ def export_peft(
       is adapted too.
 
     Raises:
-      WeightError: an adapted kernel that is no linear layer of the table.
+      WeightError: an adapted kernel that is not a linear layer of the table.
     """
     sided = None
     if names is not None:

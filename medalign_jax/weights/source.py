@@ -288,7 +288,7 @@ def _from_hub(text: str, repository: str, revision: str | None, file: str | None
 
 
 def _main_file(snapshot: Snapshot) -> str:
-    """The weight file or index at the top of a repository; says so if it is no safetensors."""
+    """The weight file or index at the top of a repository; says so if it is not safetensors."""
     label, top = snapshot.label, [name for name in snapshot.names if "/" not in name]
     name = _weights_among(label, top)
     if name is None:

@@ -110,7 +110,7 @@ def test_too_few_subjects_of_a_class_are_told_with_its_name():
         paired_interval(statistic, statistic, subjects)
 
 
-def test_the_same_twice_is_no_difference():
+def test_the_same_twice_is_not_a_difference():
     labels, scores, subjects = scored(40, 2, draws=3)
     statistic = st.auroc_statistic(labels, scores)
     same = paired_interval(statistic, statistic, subjects)

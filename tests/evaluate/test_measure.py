@@ -154,7 +154,7 @@ def test_scores_of_a_subjects_recordings_are_averaged(found):
 
 def test_answers_that_differ_within_a_subject_have_no_mean_score(found):
     mixed = [dataclasses.replace(row, label=f"{i % 2}") for i, row in enumerate(found)]
-    with pytest.raises(UserError, match="no matter of the subject"):
+    with pytest.raises(UserError, match="not a matter of the subject"):
         Suite.of(mixed, Options(("label",), folds=4, aggregate="scores"), "toy")
 
 

@@ -49,7 +49,7 @@ def test_none_is_a_class_in_words_and_no_answer_where_python_wrote_it():
     assert written.classes == ("x", "y") and written.answers[:3].tolist() == [0, 1, -1]
 
 
-def test_none_is_no_number():
+def test_none_is_not_a_number():
     (task,) = tasks_of(rows(n=lambda i: [3, 4, 5, "none"][i % 4]), ["n"], "toy")
     assert task.kind == "regression" and task.told.endswith("30 without an answer")
 
@@ -70,7 +70,7 @@ def test_spellings_that_look_alike_are_refused(other):
 
 
 @pytest.mark.parametrize("ages", [("36,6", "37,2", "38,5"), ("36", "37,2", ""), ("900", "1,100")])
-def test_numbers_with_commas_are_no_classes(ages):
+def test_numbers_with_commas_are_not_classes(ages):
     """As words they would be classes, and a column that baselines read would say nothing."""
     found = rows(f=lambda i: "xy"[i % 2], age=lambda i: ages[i % len(ages)])
     for names in (["age"], ["age:regression"], ["f"]):

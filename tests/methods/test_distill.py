@@ -359,7 +359,7 @@ def test_lora_starts_at_the_student_and_moves_nothing_else(world, batch):
         assert (np.abs(grad).max() == 0) == still, name
 
 
-def test_a_tower_that_does_not_learn_is_no_parameter(world):
+def test_a_tower_that_does_not_learn_is_not_a_parameter(world):
     """So neither gradient nor weight decay can move it."""
     params = params_of(world, "tower")
     assert set(params["student"]) == {"text"}

@@ -324,7 +324,7 @@ def test_splash_compiles_for_a_tpu_slice():
 )
 def test_bad_arguments_are_named(options, words):
     if options.get("backend") == "cudnn" and jax.default_backend() == "gpu":
-        pytest.skip("a GPU is here, so cuDNN is no error")
+        pytest.skip("a GPU is here, so cuDNN is not an error")
     with pytest.raises(ValueError, match=words):
         attention(*inputs(), **options)
 

@@ -251,7 +251,7 @@ def test_where_all_fail_nothing_is_written_but_the_list(tmp_path, model, file, q
         ("A steady heart with a faint murmur .", ""),
     ],
 )
-def test_what_is_no_description(text, reason):
+def test_what_is_not_a_description(text, reason):
     found = why_unusable(text, 5, ("<|im_end|>",))
     assert reason in found and bool(reason) == bool(found)
 

@@ -77,7 +77,7 @@ def test_values_that_are_not_finite_are_words(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(text, parse_constant=refuse) == {
         "step": 1,

@@ -278,7 +278,7 @@ def test_numbers_beyond_float16_are_not_made_infinite(stored):
     ],
 )
 @pytest.mark.parametrize("wanted", [None, np.float32])
-def test_dtypes_that_are_no_weights_are_refused_in_words(kind, words, wanted):
+def test_dtypes_that_are_not_weights_are_refused_in_words(kind, words, wanted):
     tensors = {**upstream(), "norm.weight": np.ones(8, kind)}
     with pytest.raises(WeightError, match=words):
         load(tensors, TABLE, abstract(), dtype=wanted)

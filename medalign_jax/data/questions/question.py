@@ -26,7 +26,7 @@ from medalign_jax.data.tables import LONGEST_CELL, BadRecord
 from medalign_jax.text.reasoning import STAGES, ReasoningError, Stages, find_option
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
-_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is not text
 
 
 class QuestionsError(ManifestError):
@@ -194,7 +194,7 @@ def _question(
         wrong.append("no audio path (nor a description to read in its place)")
     if any("\0" in name for name in audio):
         wrong.append("the audio path holds a NUL character")
-    wrong += [f"'{name}' is no local path: {ADVICE}" for name in audio if is_remote(name)]
+    wrong += [f"'{name}' is not a local path: {ADVICE}" for name in audio if is_remote(name)]
     wrong += [f"no {name}" for name in ("question", "answer") if not texts[name]]
     if choices and texts["answer"]:
         option = find_option(texts["answer"], choices)

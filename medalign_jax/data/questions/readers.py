@@ -42,7 +42,7 @@ def read_objects(path: str | Path) -> Iterator[dict[str, object] | BadRecord]:
     the row and the field.
 
     Raises:
-        QuestionsError: no such file, or a `.json` that is no array of objects.
+        QuestionsError: no such file, or a `.json` that is not an array of objects.
     """
     path = Path(path)
     if not path.is_file():

@@ -238,7 +238,7 @@ def _plain_subject(row: Row) -> str:
 
 
 def _digest(data: AudioDataset, index: int) -> bytes | None:
-    """Of the samples; None of silence, which is no copy of other silence."""
+    """Of the samples; None of silence, which is not a copy of other silence."""
     samples = data.clip(index).samples
     return hashlib.sha256(samples.tobytes()).digest() if samples.any() else None
 

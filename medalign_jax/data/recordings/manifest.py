@@ -111,7 +111,7 @@ def read_manifest(
         columns and on what is taken for granted.
 
     Raises:
-        ManifestError: the file is no table, has no `audio_path`, or lacks a named target.
+        ManifestError: the file is not a table, has no `audio_path`, or lacks a named target.
     """
     path = Path(path)
 
@@ -144,7 +144,7 @@ def rows_of_table(
         numbers: of the records in their file, counted from 1; None for all of them in order.
 
     Raises:
-        ManifestError: a named target is no column.
+        ManifestError: a named target is not a column.
     """
     places = {target: _place(target, table.columns) for target in targets}
     used, problems = _columns(path, table.columns, places)
@@ -240,7 +240,7 @@ def _row(
     elif "\0" in name:
         wrong.append("audio_path holds a NUL character")
     elif is_remote(name):
-        wrong.append(f"audio_path is no local path: {ADVICE}")
+        wrong.append(f"audio_path is not a local path: {ADVICE}")
     metadata = {
         to: cells[column]
         for column, to in metadata_columns.items()

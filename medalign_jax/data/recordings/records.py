@@ -217,7 +217,7 @@ def read_description(folder: Path) -> dict[str, object]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ManifestError(
-            f"'{folder}' is no prepared data set: no readable {DESCRIPTION} in it; give a "
+            f"'{folder}' is not a prepared data set: no readable {DESCRIPTION} in it; give a "
             "manifest file, or a folder that `medalign prepare` has finished"
         ) from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:

@@ -71,7 +71,8 @@ class DecoderConfig:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ModelConfigError(
-                f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads"
+                f"{self.heads} attention heads are not a multiple of {self.kv_heads} key-value "
+                "heads"
             )
         if self.head_dim % 2:
             raise ModelConfigError(f"rotary embeddings need an even head_dim, not {self.head_dim}")
@@ -293,7 +294,7 @@ def _omni_tied(thinker: ConfigReader, text: ConfigReader) -> bool:
     """Whether a thinker's head is tied.
 
     transformers 4 looks into ``text_config`` and 5 into the thinker's level; each writes its base
-    class's ``true`` where it does not look. So one ``false`` is enough, and none is no ``true``.
+    class's ``true`` where it does not look. So one ``false`` decides, and no value means untied.
     """
     said = [part.flag("tie_word_embeddings", None) for part in (thinker, text)]
     return True in said and False not in said
@@ -330,7 +331,7 @@ def _plain_sizes(
     if reader.raw("head_dim", head_dim) is None:
         if width % heads:
             raise ModelConfigError(
-                f"{reader.where}: hidden_size {width} is no multiple of num_attention_heads "
+                f"{reader.where}: hidden_size {width} is not a multiple of num_attention_heads "
                 f"{heads}, and there is no head_dim"
             )
         head_dim = width // heads

@@ -206,8 +206,8 @@ def _facts(setting: Setting, provenance: Mapping[str, Any]) -> list[tuple[str, s
 
 def _limits(setting: Setting, found: scoring.Found) -> list[str]:
     limits = [
-        "Answers are no diagnosis, and the reasoning that a model writes need not be how it came "
-        "to its answer.",
+        "Answers are not a diagnosis, and the reasoning that a model writes need not be how it "
+        "came to its answer.",
         "An answer is matched by MMAU's rule, after an option that is named by its letter has been "
         "put in words; a response without an answer counts as wrong.",
     ]

@@ -115,7 +115,7 @@ def _teacher(config: ConfigDict, mesh: Mesh, attention: str, tokens: int) -> Tex
     source = config.teacher.source
     model = _module(source, mesh, attention, dtype=dtype, param_dtype=dtype, remat=False)
     if not isinstance(model, Decoder):
-        raise UserError(f"config.teacher.source {source!r} is no text model")
+        raise UserError(f"config.teacher.source {source!r} is not a text model")
     # Without their tokenisers, as many tokens as both can share at most.
     shared = min(tokens, model.config.vocab_size)
     return TextTeacher(model, abstract_params(model), decoder_table.SHARDING, shared)
@@ -131,7 +131,7 @@ def _module(source: str, mesh: Mesh, attention: str, **settings: Any) -> nn.Modu
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{path} is no JSON: {error}") from error
+            raise UserError(f"{path} is not JSON: {error}") from error
         module = build_module(content, **settings)
     else:
         raise UserError(

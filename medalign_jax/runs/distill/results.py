@@ -183,7 +183,7 @@ def _scores(
     kept = []
     for n, result in enumerate(pooled):
         if result.task != task.name and result.n_test == len(task.questions):
-            continue  # a group of all questions is no group
+            continue  # a group of all questions is not a group
         values = [column[n] for column in each]
         note = f"{_by_seed(seeds, values)}; the interval covers both" if values else ""
         notes = "; ".join(filter(None, [result.notes, note]))
