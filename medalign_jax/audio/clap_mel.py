@@ -35,7 +35,7 @@ class ClapMel:
         f_min: lower edge of the lowest filter, Hz.
         f_max: upper edge of the highest filter, Hz.
         fusion: filters of the fused model.
-        amin: smallest power told from 0.
+        amin: lower bound of the power before the logarithm.
         clip_frames: frames of each of a long recording's `pictures`.
         dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """

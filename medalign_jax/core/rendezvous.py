@@ -65,7 +65,7 @@ def join(
     silent but for errors.
 
     Raises:
-      UserError: flags that do not go together; a machine that tells nothing of other processes; or,
+      UserError: flags that do not go together; a machine that does not name other processes; or,
         when the time is over, who did not come.
     """
     address = _address(coordinator, num_processes, process_id, init_timeout)

@@ -11,7 +11,7 @@ of the murmur::
 
 `validation_data` and `test_data` of the same form are read where they lie beside it.
 
-What is wrong in the published files is told and dealt with:
+Known faults of the published files, and what is done about each:
 
 * Children who came twice have two patient ids; `Additional ID` says so, and both are one subject.
 * Missing values are the text "nan".

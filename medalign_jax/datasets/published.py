@@ -1,7 +1,7 @@
 """What the converters of published data sets share: tables read strictly, a manifest written whole.
 
 A converter reads a published layout and gives one row per recording; `write` makes the manifest of
-them. What is wrong in the published files is dealt with by the converter and told in notes.
+them. What is wrong in the published files the converter mends and documents in its notes.
 """
 
 from __future__ import annotations

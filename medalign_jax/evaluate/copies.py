@@ -3,7 +3,7 @@
 Two recordings that are one sound (`datasets.leaks`) turn a measure of hearing into one of memory
 where one is trained on and the other tested. Where the data names no subjects, such recordings
 count as one subject's: folds keep them together and intervals count them once. What is left is
-told beside the results.
+reported beside the results.
 """
 
 from __future__ import annotations

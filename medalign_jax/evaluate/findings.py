@@ -1,7 +1,7 @@
-"""What may have leaked from training into testing, told beside the results of an evaluation.
+"""What may have leaked from training into testing, reported beside an evaluation's results.
 
 Of recordings, near-copies are looked for (`copies`). Of embeddings made elsewhere only those that
-are equal can be told. Of either, subjects whose names may be two spellings of one.
+are equal can be reported. Of either, subjects whose names may be two spellings of one.
 """
 
 from __future__ import annotations

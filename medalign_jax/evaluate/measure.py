@@ -176,7 +176,7 @@ def _place(filled, task, rows, run, runs, prediction, found: Measured) -> None:
 
 
 def _note(notes: dict, key: tuple[str, str, str], note: str) -> None:
-    """Several runs often say the same: it is told once, with how many said it."""
+    """Several runs often say the same: it is noted once, with how many said it."""
     counts = notes.setdefault(key, {})
     counts[note] = counts.get(note, 0) + 1
 

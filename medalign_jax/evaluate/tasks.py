@@ -38,7 +38,7 @@ _OF_WORDS = ("classification", "labels")
 _NONE = frozenset({"none", "no finding", "-"})  # of several labels, explicitly none
 _SEPARATORS = re.compile(r"[;|+,]")
 _MOSTLY = 0.9  # share of the answers that makes a column one of numbers
-_SHOWN = 8  # classes that are told with their numbers
+_SHOWN = 8  # classes that are printed with their numbers
 
 
 class TaskError(UserError):

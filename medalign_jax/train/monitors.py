@@ -32,7 +32,7 @@ class TrainingStoppedError(UserError):
 
 
 class Monitors:
-    """Feeds on logged metrics; each sign is told once until it has gone away.
+    """Feeds on logged metrics; each sign is reported once until it has gone away.
 
     Args:
       total_steps: planned length of the run; trends are judged after a fifth of it, at least 20

@@ -155,7 +155,7 @@ def _chunks(tensor: LazyTensor) -> Iterator[np.ndarray]:
 def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource") -> WeightSource:
     """Opens weights; see the forms at the top of this module. Nothing is read yet but headers.
 
-    A path that exists goes before a Hub id of the same spelling.
+    A path that exists takes precedence over a Hub id of the same spelling.
 
     Raises:
       WeightError: nothing there, no permission, damaged, ambiguous; says what to do.

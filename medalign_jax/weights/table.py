@@ -32,7 +32,7 @@ is added, split off or averaged, so that every table can be read backwards (`loa
     do, loading fails as ambiguous. Names without `{prefix}` are taken as they stand.
 Alternatives
     A tuple of upstream names: exactly one of them may be there. Export writes the first one, or
-    the one among the names it is told to write.
+    the one among the names it is given to write.
 Transforms
     Read from upstream to parameter: `LINEAR` (out, in) -> (in, out), `CONV1D`, `CONV2D`, and, to be
     joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`,

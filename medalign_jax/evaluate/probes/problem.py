@@ -101,7 +101,7 @@ def _check_rows(problem: Problem, finite: np.ndarray) -> None:
 
 
 def _check_targets(problem: Problem, total: int) -> None:
-    """Targets and groups have one entry per row, and training has what is to be told apart."""
+    """Targets and groups have one entry per row, and training has what is to be distinguished."""
     for name in ("targets", "groups"):
         shape = np.shape(getattr(problem, name))
         if shape != (total,):
