@@ -21,7 +21,7 @@ from medalign_jax.core.words import did_you_mean, plain_name
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
 DELIMITERS = (",", ";", "\t")
-_TOLD_DELIMITER = re.compile(r"sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's own first line
+_DECLARED_DELIMITER = re.compile(r"sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's own first line
 LONGEST_CELL = 1 << 20  # characters; a report is a few hundred
 MOST_UNPACKED = 1 << 31  # bytes, of a Parquet file that packs them a hundred times smaller
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is not text
@@ -154,11 +154,11 @@ def _read_csv(path: Path, data: bytes, required: str, reads: Callable[[str], boo
     # surrogateescape keeps bytes that are not UTF-8 in place, so that the parse goes on and
     # the very row and column can be named; no such byte is a quote, separator or line end.
     text = data.decode("utf-8", "surrogateescape")
-    told = _TOLD_DELIMITER.match(text)
-    if told is not None:
-        text = "\n" + text[told.end() :]  # lines keep their numbers
+    declared = _DECLARED_DELIMITER.match(text)
+    if declared is not None:
+        text = "\n" + text[declared.end() :]  # lines keep their numbers
     header_line = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = _delimiter(header_line, required) if told is None else told[1]
+    delimiter = _delimiter(header_line, required) if declared is None else declared[1]
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines = _csv_lines(path, reader)

@@ -177,13 +177,13 @@ def _patient(root: Path, row: Mapping[str, str], about: Mapping[str, str]) -> Pa
             f"{root}: additional_metadata.csv says {dict(about)}; Age is in whole years, Gender M "
             "or F, Smoker 0 or 1, Lives U or R"
         )
-    told = {
+    facts = {
         "age": about["Age"],
         "sex": _SEXES[about["Gender"]],
         "smoker": about["Smoker"],
         "lives": _LIVES[about["Lives"]],
     }
-    return Patient(name, labels, told, tuple(row[column] for column in RECORDINGS))
+    return Patient(name, labels, facts, tuple(row[column] for column in RECORDINGS))
 
 
 def _place(name: str) -> tuple[str, str]:

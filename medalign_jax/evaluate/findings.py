@@ -34,7 +34,7 @@ class Findings:
     subjects: tuple[str, ...] = ()
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """All of them, for the screen and the page."""
         return (*self.copies, *self.subjects)
 
@@ -43,7 +43,7 @@ class Findings:
         return {"near_copies": list(self.copies), "alike_subjects": list(self.subjects)}
 
 
-def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
+def describe_subjects(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
     """On subjects that may be one, where one spelling is tested and another is not.
 
     Without folds any two splits count: validation recordings choose the model.
@@ -59,11 +59,11 @@ def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
     ]
     if not across:
         return ()
-    told = [" and ".join(f"'{name}'" for name in group) for group in across[:_EXAMPLES]]
+    examples = [" and ".join(f"'{name}'" for name in group) for group in across[:_EXAMPLES]]
     more = f" and {len(across) - _EXAMPLES} more" if len(across) > _EXAMPLES else ""
     what = "folds" if suite.options.folds else "splits"
     return (
-        f"Subjects that may be one stand in different {what}: {'; '.join(told)}{more}. If they "
+        f"Subjects that may be one stand in different {what}: {'; '.join(examples)}{more}. If they "
         "are, give them one name: the results are too good.",
     )
 
@@ -100,7 +100,7 @@ def rows_of_equals(
     return [dataclasses.replace(row, subject_id=name) for row, name in pairs]
 
 
-def equals_told(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tuple[str, ...]:
+def describe_equals(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tuple[str, ...]:
     """On equal embeddings, and which of them are tested after one like them was trained on.
 
     Args:
@@ -116,13 +116,13 @@ def equals_told(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tu
         tested = np.array(fold.split_of(suite.count), object) == "test"
         beside = np.bincount(groups[~tested], minlength=len(size)) > 0
         leaking |= set(np.flatnonzero(tested & beside[groups]).tolist())
-    told = f"{repeated} of the {len(rows)} embeddings equal another one."
+    repeats = f"{repeated} of the {len(rows)} embeddings equal another one."
     if not leaking:
-        return (_NO_SOUND, told, "None equals one on the other side of a test.")
+        return (_NO_SOUND, repeats, "None equals one on the other side of a test.")
     first = min(leaking)
     return (
         _NO_SOUND,
-        told,
+        repeats,
         f"{len(leaking)} test recordings have the very embedding of one that is not tested with "
         f"them, e.g. row {rows[first].row}: the results are too good.",
     )

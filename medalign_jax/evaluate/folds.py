@@ -166,7 +166,7 @@ def compared(task: Task, folds: Sequence[Fold]) -> np.ndarray:
     return np.sum((counts > 0) & (counts < counts.sum(axis=1, keepdims=True)), axis=0)
 
 
-def told_of_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
+def describe_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
     """Which classes an AUROC leaves out, and which of them not all folds compare; "" if none.
 
     Args:

@@ -67,16 +67,16 @@ def measure(
         _guess(guess, tasks, plans, settings.probes[0], found)
     if by_subject:
         _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
-    told = {key: _told(counts) for key, counts in notes.items()} | {
+    stage_notes = {key: _joined(counts) for key, counts in notes.items()} | {
         (task.name, settings.probes[0], guess.name): guess.notes.get(task.kind, "")
         for guess in guesses for task in tasks
     }  # fmt: skip
-    add_stages(tasks, plans, subjects, stages, settings, told, found)
+    add_stages(tasks, plans, subjects, stages, settings, stage_notes, found)
     correct_for_tasks(found)
     return found
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _joined(counts: Mapping[str, int]) -> str:
     """Notes of the fits of one stage, each once."""
     return "; ".join(note if n == 1 else f"{note} ({n} fits)" for note, n in counts.items())
 

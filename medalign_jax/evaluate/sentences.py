@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.evaluate import retrieval
-from medalign_jax.evaluate.folds import Fold, told_of_classes
+from medalign_jax.evaluate.folds import Fold, describe_classes
 from medalign_jax.evaluate.measured import Measured, add_result
 from medalign_jax.evaluate.statistics import auroc_statistic, mean_statistic
 from medalign_jax.evaluate.tasks import Task
@@ -121,11 +121,11 @@ def measure_sentences(
         notes="; ".join([how, f"the most frequent class alone {chance:.3f}", *never]),
     )  # fmt: skip
     truth, scores = task.answers[rows], np.concatenate([part.scores for part in parts])
-    told = told_of_classes(task, [folds])
+    class_notes = describe_classes(task, [folds])
     of_fold = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     add_result(
         into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, task=task.name,
-        kind=kind, metric="auroc", notes="; ".join(filter(None, [how, told])), **shared,
+        kind=kind, metric="auroc", notes="; ".join(filter(None, [how, class_notes])), **shared,
     )  # fmt: skip
     _add_retrieval(parts, subject_of, how, shared, into)
     return shown

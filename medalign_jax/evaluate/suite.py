@@ -182,9 +182,9 @@ class Suite:
         return (*self.training_folds(), *others)
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def descriptions(self) -> tuple[str, ...]:
         """One sentence per task: what is asked, of how many."""
-        return tuple(task.told for task in self.tasks)
+        return tuple(task.description for task in self.tasks)
 
     def _spread(self, name: str, *parts: np.ndarray) -> Fold:
         """Rows -> recordings."""

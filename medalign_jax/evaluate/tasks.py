@@ -8,7 +8,7 @@ A task is named by its column, with its kind after a colon where the values do n
     findings:labels       several labels in a cell ("wheeze; crackles"): one yes-or-no task for each
 
 "none" is a class like any other, and among several labels it says that there are none. What became
-of the cells is told by `Task.told`. Only the text of a manifest is read here, so what is wrong is
+of the cells is in `Task.description`. Only the text of a manifest is read here, so what is wrong is
 known before a recording is opened.
 """
 
@@ -69,7 +69,7 @@ class Task:
         return ~np.isnan(self.answers) if self.kind == "regression" else self.answers >= 0
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What is asked and of how many, for the screen."""
         missing = len(self.answers) - int(self.known.sum())
         without = f"; {missing} without an answer" if missing else ""

@@ -25,7 +25,7 @@ from medalign_jax.evaluate.baseline_stages import check_baselines
 from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import Findings, subjects_told
+from medalign_jax.evaluate.findings import Findings, describe_subjects
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.runs import build, checks, choosing, measuring, texts
@@ -120,8 +120,8 @@ def _prepare(
     findings = Findings()
     if config.evaluate.enabled:
         found = tuple(searched.findings(suite))
-        findings = Findings(found, subjects_told(data.rows, suite))
-        print(*suite.told, *findings.told, sep="\n", flush=True)
+        findings = Findings(found, describe_subjects(data.rows, suite))
+        print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     for arm in arms:  # before anything is trained
         texts.reports_of(data, arm.config)
     reports = texts.reports_of(data, config)

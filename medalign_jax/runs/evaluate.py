@@ -42,12 +42,17 @@ from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import Findings, equals_told, rows_of_equals, subjects_told
+from medalign_jax.evaluate.findings import (
+    Findings,
+    describe_equals,
+    describe_subjects,
+    rows_of_equals,
+)
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.results import write_atomically, write_results
-from medalign_jax.evaluate.spread import ranks_of, ranks_told
+from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
@@ -146,8 +151,8 @@ def _opened_table(arguments: argparse.Namespace, options: Options) -> _Opened:
     rows = rows_of_equals(checked.rows, embeddings, options.aggregate)
     suite = Suite.of(rows, options, arguments.dataset or Path(path).stem)
     _write_problems(arguments, checked.problems)
-    findings = Findings(equals_told(rows, embeddings, suite), subjects_told(rows, suite))
-    print(*suite.told, *findings.told, sep="\n", flush=True)
+    findings = Findings(describe_equals(rows, embeddings, suite), describe_subjects(rows, suite))
+    print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     return _Opened(suite, rows, None, {name: embeddings}, checked.problems, findings)
 
 
@@ -201,8 +206,8 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     searched = search(data, options.aggregate, not arguments.ignore_copies)
     suite = Suite.of(searched.data.rows, options, name)
     rows, found = searched.data.rows, tuple(searched.findings(suite))
-    findings = Findings(found, subjects_told(rows, suite))
-    print(*suite.told, *findings.told, sep="\n", flush=True)
+    findings = Findings(found, describe_subjects(rows, suite))
+    print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     return _Opened(suite, rows, searched.data, tables, data.problems, findings)
 
 
@@ -239,7 +244,7 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     write_atomically(out / _TABLE, csv_of(found.results))
     tables = tables_of(found.results)
     print("\n" + text_of(tables) + "\n", flush=True)
-    print(ranks_told(ranks), flush=True)
+    print(describe_ranks(ranks), flush=True)
     names = [stage.name for stage in stages if stage.role == "encoder"]
     headline = f"{', '.join(names)} on {opened.suite.dataset}."
     if len(names) > 1:
@@ -259,8 +264,8 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         ],
         limits=[
             *limits_of(opened.suite, opened.rows),
-            ranks_told(ranks),
-            *opened.findings.told,
+            describe_ranks(ranks),
+            *opened.findings.sentences,
         ],
     )
     report.write_report(out / _PAGE, data)
@@ -285,12 +290,12 @@ def _summary(opened: _Opened) -> str:
 
 
 def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
-    told = {key: value for key, value in vars(arguments).items() if key not in rendezvous.HELP}
+    flags = {key: value for key, value in vars(arguments).items() if key not in rendezvous.HELP}
     return provenance() | {
         "recordings": opened.suite.count,
         "subjects": len(set(opened.suite.subjects)),
         **opened.findings.provenance(),
-        "arguments": json.loads(json.dumps(told)),
+        "arguments": json.loads(json.dumps(flags)),
     }
 
 

@@ -17,7 +17,7 @@ from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.measured import Measured
 from medalign_jax.evaluate.results import write_atomically, write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
-from medalign_jax.evaluate.spread import ranks_of, ranks_told
+from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
@@ -129,7 +129,7 @@ def measure_run(
     )
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
-    print("\n" + text_of(tables_of(found.results)), ranks_told(ranks), sep="\n\n", flush=True)
+    print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)
     page.write(run, stages, found, shown, facts)
 
 

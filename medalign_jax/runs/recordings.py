@@ -91,8 +91,8 @@ def sounds_of(questions: Sequence[Question]) -> list[str]:
 def _texts(question: Question) -> str:
     q = question
     reasoning = q.reasoning if isinstance(q.reasoning, str | None) else repr(q.reasoning)
-    told = [q.question, q.choices, q.answer, reasoning, q.description, q.extra.get("response")]
-    return digest(told)
+    content = [q.question, q.choices, q.answer, reasoning, q.description, q.extra.get("response")]
+    return digest(content)
 
 
 @functools.cache

@@ -190,7 +190,7 @@ def test_mp3_that_does_not_tell_its_length_is_counted(tmp_path, made, mode):
     frames = mpeg.parse(whole).frames
     assert len({frame.size for frame in frames}) > 1 or mode == "CONSTANT"
     path = stored(tmp_path, whole[frames[0].start :])
-    assert mpeg.parse(path.read_bytes()).told is None
+    assert mpeg.parse(path.read_bytes()).declared is None
     assert probe(path).frames == len(read(path)) == len(frames) * 576 - 529
     told = read(stored(tmp_path, whole))
     assert told.shape == (SAMPLES,)
@@ -214,7 +214,7 @@ def test_mp3_files_in_one(tmp_path, made):
     whole = made(format="MP3")
     frames = mpeg.parse(whole).frames
     reason = refusal(tmp_path, whole + whole)
-    assert "tells of" in reason and "several files" in reason and "ffmpeg" in reason
+    assert "declares" in reason and "several files" in reason and "ffmpeg" in reason
     bare = whole[frames[0].start :]
     path = stored(tmp_path, bare + b"ID3\4\0\0\0\0\1\0" + bytes(128) + bare + b"TAG" + bytes(125))
     assert probe(path).frames == len(read(path)) == 2 * len(frames) * 576 - 529

@@ -51,7 +51,7 @@ def test_none_is_a_class_in_words_and_no_answer_where_python_wrote_it():
 
 def test_none_is_not_a_number():
     (task,) = tasks_of(rows(n=lambda i: [3, 4, 5, "none"][i % 4]), ["n"], "toy")
-    assert task.kind == "regression" and task.told.endswith("30 without an answer")
+    assert task.kind == "regression" and task.description.endswith("30 without an answer")
 
 
 @pytest.mark.parametrize("name", ["f", "f:labels"])
@@ -97,8 +97,8 @@ def test_labels_may_be_apart_by_commas():
 def test_what_became_of_the_cells_is_told():
     found = rows(f=lambda i: ["x", "y", "none", ""][i % 4], age=lambda i: 20 + i % 3)
     classes, numbers = tasks_of(found, ["f", "age"], "toy")
-    assert classes.told == "task 'f': 30 x 'none', 30 x 'x', 30 x 'y'; 30 without an answer"
-    assert numbers.told == "task 'age': numbers from 20 to 22"
+    assert classes.description == "task 'f': 30 x 'none', 30 x 'x', 30 x 'y'; 30 without an answer"
+    assert numbers.description == "task 'age': numbers from 20 to 22"
 
 
 def test_columns_are_what_a_manifest_has_to_keep():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.provenance import told
+from medalign_jax.core.provenance import provenance_rows
 from medalign_jax.evaluate.results import Result, write_atomically, write_results
 from medalign_jax.page import figures, report
 from medalign_jax.runs.distill import examples as distill_examples
@@ -106,7 +106,7 @@ def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result])
     judged = {task.name: scoring.metric_of(task) for task in setting.tasks}
     by_key = {(r.task, r.stage): r for r in results if r.metric == judged.get(r.task)}
     lines = []
-    for earlier, later in _told(setting, stages, pairs):
+    for earlier, later in _compared(setting, stages, pairs):
         moves = [
             _clause(
                 name,
@@ -124,7 +124,7 @@ def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result])
     return lines
 
 
-def _told(
+def _compared(
     setting: Setting, stages: Sequence[str], pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     main = scoring.main_arm(setting.config, stages)
@@ -200,7 +200,7 @@ def _facts(setting: Setting, provenance: Mapping[str, Any]) -> list[tuple[str, s
         ("data", config.data.questions or "simulated hearts"),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        *told(provenance, config.train.batch_size, config.train.accumulate),
+        *provenance_rows(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 
