@@ -78,11 +78,11 @@ def random_batch(rows: int, lengths: distill_plan.Lengths, token: int, vocab: in
     """A full batch: sound, question and response, without padding."""
     rng = np.random.default_rng(0)
     samples = round(lengths.seconds * 16_000)
-    heard = round(lengths.seconds * 25)
+    audio_tokens = round(lengths.seconds * 25)
     ids = rng.integers(1, vocab, (rows, lengths.sequence), np.int32)
     ids[ids == token] = 0
     teacher_ids = ids.copy()
-    ids[:, 4 : 4 + heard] = token
+    ids[:, 4 : 4 + audio_tokens] = token
     places = np.arange(lengths.sequence - lengths.response, lengths.sequence, dtype=np.int32)
     places = np.broadcast_to(places, (rows, lengths.response)).copy()
     waveform = 0.1 * rng.standard_normal((rows, 1, samples), np.float32)

@@ -89,7 +89,7 @@ def test_planned_models_have_the_published_sizes(model, billions):
     ("changes", "words"),
     [
         ({"student.source": "nobody/nothing"}, "'nobody/nothing'.*config.json"),
-        ({"student.source": "Qwen/Qwen3-8B"}, "does not listen"),
+        ({"student.source": "Qwen/Qwen3-8B"}, "is not an audio language model"),
         ({"teacher.source": "Qwen/Qwen2.5-Omni-7B"}, "not a text model"),
         ({"teacher.mode": "cached"}, "live"),
     ],

@@ -60,9 +60,9 @@ def convert(root: Path, options: Options) -> Converted:
     if across:
         raise LayoutError(f"{root}: person {sorted(across)[0]} is in two splits under two ids")
     fold = folds_of({subject[p]: _kept(row["Murmur"]) for p, row in patients.items()}, options)
-    rows, heard = [], set()
+    rows, with_audio = [], set()
     for path, patient, site in _recordings(root, patients):
-        heard.add(patient)
+        with_audio.add(patient)
         row = _row(patients[patient], site, options)
         rows.append(
             row
@@ -73,7 +73,7 @@ def convert(root: Path, options: Options) -> Converted:
                 "fold": fold[subject[patient]],
             }
         )
-    if silent := sorted(set(patients) - heard):
+    if silent := sorted(set(patients) - with_audio):
         notes.append(f"{len(silent)} of {len(patients)} patients have no recording in the folder, "
                      f"e.g. {silent[0]}")  # fmt: skip
     return Converted(COLUMNS, rows, notes)

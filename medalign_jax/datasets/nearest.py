@@ -1,4 +1,4 @@
-"""The training recording whose waveform is most like a given one: a baseline that hears nothing.
+"""The training recording whose waveform is most like a given one: a baseline that learns nothing.
 
 Likeness is the largest normalised cross-correlation over all shifts that leave at least a second
 (or half of the shorter recording) in common. Where recordings of one person, or cut from one

@@ -19,7 +19,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class AudioStudent:
-    """An audio encoder with what comes before it and what keeps it listening, all inside the step.
+    """An audio encoder, its front end and its self-supervised term, all inside the step.
 
     Its parameters are {"encoder": ...} and, where the self-supervised term brings some along,
     {"term": ...}; a method adds its own beside them.

@@ -286,8 +286,8 @@ class AudioLM(nn.Module):
             features.reshape(-1, *features.shape[2:]), lengths.reshape(-1)
         )
         tokens = tokens.reshape(*lengths.shape, -1, tokens.shape[-1])
-        heard = _in_order(tokens, pooled_tokens(lengths), jnp.cumsum(audio, axis=1) - 1)
-        return jnp.where(audio[..., None], heard.astype(x.dtype), x), audio
+        ordered = _in_order(tokens, pooled_tokens(lengths), jnp.cumsum(audio, axis=1) - 1)
+        return jnp.where(audio[..., None], ordered.astype(x.dtype), x), audio
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token scores (..., vocabulary), float32, of last hidden states (..., W)."""

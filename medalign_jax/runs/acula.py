@@ -159,7 +159,7 @@ class _Embedding:
         self.found: dict[str, list[np.ndarray]] = {}
 
     def add(self, stage: str, params: Any) -> None:
-        """The recordings as the next fold's model of a stage hears them."""
+        """The recordings as the next fold's model of a stage embeds them."""
         run = self._run
         if not run.config.evaluate.enabled:
             return

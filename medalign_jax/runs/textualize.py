@@ -1,4 +1,4 @@
-"""Textualisation: an audio language model describes each recording for a teacher that only reads.
+"""Textualisation: an audio language model describes each recording for a text-only teacher.
 
 questions with reasoning -> prompts, sorted by length -> batches -> descriptions (`describing`)
                                                             |
@@ -119,9 +119,10 @@ def _model(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     print(f"loading {config.model.source}", flush=True)
     dtype = build.dtype_of(config, "model")
     model = load_language_model(config.model.source, mesh, dtype=dtype)
-    if not model.listens:
+    if not model.takes_audio:
         raise UserError(
-            f"config.model.source {config.model.source!r} only reads; give an audio language model"
+            f"config.model.source {config.model.source!r} is text-only; give an audio language "
+            "model"
         )
     return model
 

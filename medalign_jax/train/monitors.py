@@ -22,8 +22,8 @@ _CKA = (
     "optimizer.learning_rate too low?"
 )
 _RECONSTRUCTION = (
-    "reconstruction diverges: {now:.4f}, its best was {best:.4f}. The encoder forgets how to "
-    "listen: raise loss.ssm_weight or lower optimizer.learning_rate"
+    "reconstruction diverges: {now:.4f}, its best was {best:.4f}. The encoder forgets its "
+    "pre-training: raise loss.ssm_weight or lower optimizer.learning_rate"
 )
 
 

@@ -277,7 +277,7 @@ def test_wrong_settings_are_refused(tmp_path, model, file, key, value, words):
 
 def test_a_model_that_only_reads_is_refused(tmp_path, file, questions):
     reader = tiny.save_reader(tmp_path, tiny.vocabulary(questions))
-    with pytest.raises(UserError, match="only reads"):
+    with pytest.raises(UserError, match="is text-only"):
         run(config_of(reader, file), tmp_path / "run")
 
 

@@ -40,7 +40,7 @@ class Question:
     Attributes:
         id: unique in its file.
         audio: files, relative paths already joined to their folder; in the prompt's order. Empty
-            for a question that is only read, from its description.
+            for a question without audio, asked by its description.
         question: text, without the options.
         choices: options, or empty for a free answer.
         answer: one of the options where there are any.

@@ -281,7 +281,7 @@ def open_dataset(
     position = {row.row: i for i, row in enumerate(rows)}
     sounds: dict[int, str] = {}
 
-    def hear(row: Row) -> bytes:
+    def digest_sound(row: Row) -> bytes:
         """Fills the memory that the first epoch reads from."""
         clip = cached.clip(position[row.row])
         digest = clip.digest()
@@ -293,12 +293,12 @@ def open_dataset(
         problems,
         max_bad_fraction=max_bad_fraction,
         max_seconds=max_seconds,
-        hear=hear,
+        digest_sound=digest_sound,
         progress=progress,
     )
     clips = [(cached, position[row.row]) for row in checked.rows]
-    heard = [sounds[row.row] for row in checked.rows]
-    return AudioDataset(_with_organ(checked.rows), clips, checked.problems, heard)
+    digests = [sounds[row.row] for row in checked.rows]
+    return AudioDataset(_with_organ(checked.rows), clips, checked.problems, digests)
 
 
 def _with_organ(rows: Iterable[Row]) -> list[Row]:

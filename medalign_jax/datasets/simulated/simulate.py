@@ -203,10 +203,10 @@ def _heart_findings(
 def _label(kind: str, facts: Mapping[str, str]) -> str:
     if kind == "lung":
         columns = {"wheeze": "wheezes", "crackle": "crackles"}
-        heard = [name for name, column in columns.items() if facts[column] != "0"]
+        present = [name for name, column in columns.items() if facts[column] != "0"]
     else:
-        heard = [f"{phase} murmur" for phase in PHASES if f"{phase}_murmur_timing" in facts]
-    return " and ".join(heard) or "normal"
+        present = [f"{phase} murmur" for phase in PHASES if f"{phase}_murmur_timing" in facts]
+    return " and ".join(present) or "normal"
 
 
 def _add_other_organ(

@@ -280,7 +280,7 @@ def qwen_omni_config(config: Mapping[str, Any]) -> DecoderConfig:
     text = ConfigReader(reader.raw("text_config"), f"{reader.where}: text_config")
     tied = _omni_tied(reader, text)
     reader.ignore("hidden_size")  # repeats text_config, in fine-tunes
-    # What is heard and seen, and the tokens that stand for it.
+    # The audio and vision towers, and the tokens that stand for it.
     reader.ignore("audio_config", "vision_config", "position_id_per_seconds", "seconds_per_chunk")
     reader.ignore("audio_token_index", "image_token_index", "video_token_index", "user_token_id")
     reader.ignore("audio_token_id", "image_token_id", "video_token_id", "init_std")
