@@ -195,7 +195,7 @@ def load_language_model(
 
 
 def _check_front_end(weights: WeightSource, module: nn.Module) -> None:
-    """Refuses a model whose published audio features are made otherwise than `WhisperMel`'s."""
+    """Refuses a model whose published audio features differ from `WhisperMel`'s."""
     audio = getattr(module.config, "audio", None)
     if audio is None or weights.preprocessor is None:
         return

@@ -161,7 +161,7 @@ def _stacked(path: Path, rows: list[tuple[int, np.ndarray]]) -> np.ndarray:
         if len(vector) != len(like) or not len(vector):
             raise UserError(
                 f"{path}: row {row + 1} has {len(vector)} numbers and row {first + 1} {len(like)}; "
-                "embeddings of different encoders belong into different tables"
+                "embeddings of different encoders belong in different tables"
             )
         if not np.isfinite(vector).all():
             raise UserError(f"{path}: the embedding of row {row + 1} holds NaN or infinite numbers")

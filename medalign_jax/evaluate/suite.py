@@ -145,7 +145,7 @@ class Suite:
         return found
 
     def stage(self, name: str, features: np.ndarray | Sequence[np.ndarray], **fields) -> Stage:
-        """A stage from features of recordings; several are those of one model a fold."""
+        """A stage from features of recordings; several are those of one model per fold."""
         if isinstance(features, np.ndarray):
             return Stage(name, self.gather(features), **fields)
         return Stage(name, tuple(self.gather(x) for x in features), **fields)

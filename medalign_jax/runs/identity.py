@@ -45,7 +45,7 @@ OPEN = re.compile(r"(arms|augment|encoder\.(overrides|front_end)|[^.]+\.changes)
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A key whose value is another than in the run that is there.
+    """A key whose value differs from that in the run that is there.
 
     Attributes:
       key: Dotted.

@@ -224,7 +224,7 @@ def bind(folder: Path, stage: str = "", shown: bool = False, **facts: str | None
       **facts: hashes by name; None where there is nothing.
 
     Raises:
-      UserError: a fact is another than when the run began.
+      UserError: a fact differs from when the run began.
     """
     folder = Path(folder)
     path = folder / "config.json"

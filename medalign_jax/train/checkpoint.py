@@ -34,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, select: tuple[str, str], keep_latest: int = KEEP):
-        """`select` is (metric name, "max" or "min") of the best checkpoint, kept besides.
+        """`select` is (metric name, "max" or "min") of the best checkpoint, which is kept too.
 
         Raises:
           UserError: the metrics of every checkpoint are damaged.

@@ -37,7 +37,7 @@ Transforms
     Read from upstream to parameter: `LINEAR` (out, in) -> (in, out), `CONV1D`, `CONV2D`, and, to be
     joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`,
     `PadAxis`. All only move numbers (`PadAxis` adds zeros), check the shape they are given and can
-    be undone. For each head a dimension: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
+    be undone. One dimension per head: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
 `Ignore(pattern, reason)`
     Names tensors that are not wanted. `*` stands for anything, dots too; `{i}` and `{prefix}` as
     above. `equal_to` names the tensor that an ignored one must equal bit for bit: a stored copy of

@@ -93,7 +93,7 @@ def test_unnamed_subjects_are_told_whatever_copies_there_are():
     found, vectors = split_rows(lambda i: f"{i}.wav"), embeddings()
     vectors[1] = vectors[0]
     joined = rows_of_equals(found, vectors)
-    assert "48 of 48 recordings are of nobody named" in limits_of(suite_of(joined), joined)[1]
+    assert "48 of 48 recordings name no subject" in limits_of(suite_of(joined), joined)[1]
     pairs = split_rows(lambda i: f"s{i // 2}")
     assert len(limits_of(suite_of(pairs), pairs)) == 1
 

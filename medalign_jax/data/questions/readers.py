@@ -67,7 +67,7 @@ def _json_array(path: Path, data: bytes) -> list[object]:
         found = json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise QuestionsError(
-            f"'{path}' is not JSON ({error}); one object per line belongs into a .jsonl file"
+            f"'{path}' is not JSON ({error}); one object per line belongs in a .jsonl file"
         ) from None
     if not isinstance(found, list):
         raise QuestionsError(f"'{path}' holds a {type(found).__name__}, not an array of objects")

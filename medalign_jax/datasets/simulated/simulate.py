@@ -1,7 +1,7 @@
 """A simulator of auscultation with known truth.
 
 The findings of a simulated recording are those of its metadata, in the columns that real data sets
-use, and where each event lies in time is known exactly. What real recordings differ in besides
+use, and where each event lies in time is known exactly. What else real recordings differ in
 (site, device, room, level, friction, the other organ in the background) is drawn independently of
 the findings, so that it carries no label.
 
