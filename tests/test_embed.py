@@ -37,7 +37,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def test_table_has_one_row_a_file_in_order(workdir, capsys):
+def test_table_has_one_row_per_file_in_order(workdir, capsys):
     files = [workdir / n for n in ("c.wav", "broken.wav", "a.wav", "b.flac")]
     out = workdir / "out.parquet"
     command = ["--checkpoint", str(workdir), "--out", str(out), *map(str, files)]

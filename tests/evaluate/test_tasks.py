@@ -154,7 +154,7 @@ def test_folds_keep_subjects_apart_and_classes_even():
         assert abs(tasks[0].answers[fold.test].sum() / 2 - 12) <= 1
 
 
-def test_a_model_a_fold_chooses_on_what_the_next_fold_tests():
+def test_one_model_per_fold_chooses_on_what_the_next_fold_tests():
     found = rows(120)
     settings = Settings(per_class=2)
     options = Options(("label",), folds=5, aggregate="subject", settings=settings)
