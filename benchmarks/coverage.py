@@ -147,7 +147,7 @@ def coverage(case: Case, repetitions: int, seed: int = 0) -> Coverage:
 
 
 def main() -> None:
-    """Prints a line a case."""
+    """Prints one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
     repetitions = parser.parse_args().repetitions

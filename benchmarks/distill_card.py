@@ -78,11 +78,11 @@ def random_batch(rows: int, lengths: distill_plan.Lengths, token: int, vocab: in
     """A full batch: sound, question and response, without padding."""
     rng = np.random.default_rng(0)
     samples = round(lengths.seconds * 16_000)
-    heard = round(lengths.seconds * 25)
+    audio_tokens = round(lengths.seconds * 25)
     ids = rng.integers(1, vocab, (rows, lengths.sequence), np.int32)
     ids[ids == token] = 0
     teacher_ids = ids.copy()
-    ids[:, 4 : 4 + heard] = token
+    ids[:, 4 : 4 + audio_tokens] = token
     places = np.arange(lengths.sequence - lengths.response, lengths.sequence, dtype=np.int32)
     places = np.broadcast_to(places, (rows, lengths.response)).copy()
     waveform = 0.1 * rng.standard_normal((rows, 1, samples), np.float32)
@@ -149,7 +149,7 @@ def timed(step: Callable[[], float], rounds: int) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Prints the first losses, seconds a step, tokens/s and memory of one side."""
+    """Prints the first losses, seconds per step, tokens/s and memory of one side."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--side", choices=("ours", "torch"), default="ours")
     parser.add_argument("--batch", type=int, default=8)
@@ -171,7 +171,7 @@ def main() -> None:
     losses, taken = timed(step, options.rounds)
     tokens = options.batch * lengths.sequence
     print(f"{options.side}: first losses {', '.join(f'{loss:.4f}' for loss in losses)}")
-    print(f"{options.side}: {taken:.3f} s a step, {tokens / taken:.0f} tokens/s")
+    print(f"{options.side}: {taken:.3f} s per step, {tokens / taken:.0f} tokens/s")
     if options.side == "torch":
         print(f"memory: {step.peak():.2f} GiB at most in use")
         return

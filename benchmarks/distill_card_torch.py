@@ -73,19 +73,19 @@ class TorchStep:
 
     def _loss(self) -> torch.Tensor:
         c, at = self.config, self.batch["student_at"]
-        out = self._listen()
+        out = self._run_student()
         with torch.no_grad():
             with self.student.disable_adapter():
-                before = self._listen().hidden_states
+                before = self._run_student().hidden_states
                 before = {i: before[i][self.audio] for i in self.acoustic_layers}
-            taught = self.teacher.model(
+            teacher_out = self.teacher.model(
                 input_ids=self.batch["teacher_ids"].long(), output_hidden_states=True
             ).hidden_states
-            taught = [_at(x, self.batch["teacher_at"]) for x in taught]
+            teacher_out = [_at(x, self.batch["teacher_at"]) for x in teacher_out]
         layers = sum(
             checkpoint(
                 lambda x, y, w: _hidden_jsd(x.float(), (y @ w.to(y.dtype)).float()),
-                _at(out.hidden_states[own], at), taught[other], kernel, use_reentrant=False,
+                _at(out.hidden_states[own], at), teacher_out[other], kernel, use_reentrant=False,
             )
             for (own, other), kernel in zip(self.pairs, self.projections, strict=True)
         ) / len(self.pairs)  # fmt: skip
@@ -96,7 +96,7 @@ class TorchStep:
             )
             for i in self.acoustic_layers
         ) / len(self.acoustic_layers)  # fmt: skip
-        said = self._next_tokens(_at(out.hidden_states[-1], at), taught[-1])
+        said = self._next_tokens(_at(out.hidden_states[-1], at), teacher_out[-1])
         text = c.text_weight * c.layers_weight * layers.mean()
         return said + text + c.acoustic_weight * acoustic.mean()
 
@@ -117,7 +117,7 @@ class TorchStep:
         parts = [checkpoint(part, *cut, use_reentrant=False) for cut in zip(*cuts, strict=True)]
         return sum(parts) / len(parts)
 
-    def _listen(self):
+    def _run_student(self):
         frames = self.features.shape[-1]
         mask = torch.ones((len(self.features), frames), dtype=torch.long, device=self.card)
         return self.student(

@@ -68,24 +68,24 @@ class TorchStep:
     def loss(self) -> torch.Tensor:
         """The weighted sum of the four terms."""
         c, mask = self.config, self.batch["response_mask"]
-        features = self._heard()
-        out = self._listen(self.student, features)
+        features = self._features()
+        out = self._run_student(self.student, features)
         with torch.no_grad():
-            before = self._listen(self.snapshot, features).hidden_states
-            taught = self.teacher(
+            before = self._run_student(self.snapshot, features).hidden_states
+            teacher_out = self.teacher(
                 input_ids=self.batch["teacher_ids"].long(),
                 attention_mask=self.batch["teacher_mask"].long(),
                 output_hidden_states=True,
             )
         ours = _at(out.logits, self.batch["student_at"]).log_softmax(-1)
-        theirs = _at(taught.logits, self.batch["teacher_at"]).log_softmax(-1)
+        theirs = _at(teacher_out.logits, self.batch["teacher_at"]).log_softmax(-1)
         shared = min(ours.shape[-1], theirs.shape[-1])
         top = _jsd(ours[..., :shared], theirs[..., :shared])
         layers = torch.stack(
             [
                 _hidden_jsd(
                     _at(out.hidden_states[own], self.batch["student_at"]),
-                    _at(taught.hidden_states[other], self.batch["teacher_at"]) @ kernel,
+                    _at(teacher_out.hidden_states[other], self.batch["teacher_at"]) @ kernel,
                 )
                 for (own, other), kernel in zip(self.pairs, self.projections, strict=True)
             ]
@@ -99,7 +99,7 @@ class TorchStep:
         response = c.text_weight * text + c.sft_weight * crossed
         return response[mask].mean() + c.acoustic_weight * acoustic[self.audio].mean()
 
-    def _heard(self) -> torch.Tensor:
+    def _features(self) -> torch.Tensor:
         if self.features is not None:
             return self.features
         made = self.extractor(
@@ -108,7 +108,7 @@ class TorchStep:
         )  # fmt: skip
         return made["input_features"]
 
-    def _listen(self, model, features: torch.Tensor):
+    def _run_student(self, model, features: torch.Tensor):
         frames = torch.arange(features.shape[-1])
         return model(
             input_features=features,

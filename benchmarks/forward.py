@@ -149,7 +149,7 @@ WORK: dict[str, Callable[[int], Pair]] = {
 
 
 def matrix_rate() -> float:
-    """Billions of operations a second of a float32 matrix product, the best of a few."""
+    """Billions of operations per second of a float32 matrix product, the best of a few."""
     product = jax.jit(lambda a, b: a @ b)
     x = jnp.ones((2048, 2048))
     product(x, x).block_until_ready()

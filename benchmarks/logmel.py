@@ -98,7 +98,7 @@ def main() -> None:
         median, best = statistics.median(values), min(values)
         print(
             f"{name:>13} ({where[name]}): {args.clips / median:7.0f} clips/s median, "
-            f"{args.clips / best:7.0f} best; {1e3 * median:.1f} ms a batch"
+            f"{args.clips / best:7.0f} best; {1e3 * median:.1f} ms per batch"
         )
     for label, pick in (("median", statistics.median), ("best", min)):
         ratio = pick(times["librosa"]) / pick(times["medalign_jax"])

@@ -158,7 +158,7 @@ def timed_copies(name: str, waveform: Callable[[int], np.ndarray], count: int):
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(
         f"{name}: {count} recordings, {len(found.pairs)} pairs, {wall:.1f} s, {cpu:.1f} s of CPU "
-        f"({1000 * cpu / count:.1f} ms a recording)",
+        f"({1000 * cpu / count:.1f} ms per recording)",
         flush=True,
     )
     return found

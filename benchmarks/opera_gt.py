@@ -186,7 +186,7 @@ def show(names: list[str], records: dict[str, list[dict]], batch: int) -> None:
         return statistics.median(record[clock] for record in records[what])
 
     cores = os.cpu_count() or 1
-    print(f"\n{cores} cores, batch {batch}; model GFLOP a run: {gflop(batch)}")
+    print(f"\n{cores} cores, batch {batch}; model GFLOP per run: {gflop(batch)}")
     print("clock  run      torch clips/s  JAX clips/s  JAX/torch  matmul GFLOP/s  JAX share of it")
     for clock in ("wall", "cpu"):
         rate = max(2e-9 * size**3 / median(f"matmul {size}", clock) for size in MATRICES)

@@ -66,7 +66,7 @@ def scores_of(case: tuple[int, int, float, float], seed: int) -> tuple[float, fl
 
 
 def main() -> None:
-    """Prints a line a case."""
+    """Prints one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=16)
     repetitions = parser.parse_args().repetitions

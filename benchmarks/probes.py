@@ -2,12 +2,12 @@
 
     python -m benchmarks.probes [--widths 768] [--rounds 1] [--torch_runs 1]
 
-Random features and labels of the published sizes. Ours: 5 seeds (of the inner folds) a task, 10
+Random features and labels of the published sizes. Ours: 5 seeds (of the inner folds) per task, 10
 penalties, 5 inner folds each, and the last fit. PyTorch: one run for each task, outer fold, seed
 and penalty at the published settings (64 epochs, batch 64 or 32, Adam 1e-4, decay 0.97, clip 1, L2
 in the loss, validation AUROC or MAE after each epoch); it chooses the penalty by its validation
-rows and has no inner folds. Only `torch_runs` of the 50 runs a fold, and 2 of the outer folds of a
-leave-one-out task, are timed, and scaled: the runs are alike but for a number. PyTorch has one
+rows and has no inner folds. Only `torch_runs` of the 50 runs per fold, and 2 of the outer folds of
+a leave-one-out task, are timed, and scaled: the runs are alike but for a number. PyTorch has one
 thread: steps as small as these are slower with more. Needs PyTorch and scikit-learn
 (requirements-dev.txt).
 
@@ -115,12 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", default="768", help="of the features: 384,768,1280")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--torch_runs", type=int, default=1, help="of the 50 a fold, timed")
+    parser.add_argument("--torch_runs", type=int, default=1, help="of the 50 per fold, timed")
     parser.add_argument("--tasks", default="", help="only those whose name has this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # faster than several on steps as small as these
     print(f"numpy {np.__version__}, torch {torch.__version__}; wall and CPU seconds; PyTorch is "
-          f"scaled from {arguments.torch_runs} of {SEEDS * PENALTIES} runs a fold; sizes marked "
+          f"scaled from {arguments.torch_runs} of {SEEDS * PENALTIES} runs per fold; sizes marked "
           "with * are guessed")  # fmt: skip
     print(f"{'task':28s}{'width':>6s}{'first call':>12s}{'ours':>9s}{'CPU':>9s}{'PyTorch':>10s}"
           f"{'CPU':>10s}{'ratio':>8s}{'CPU':>8s}")  # fmt: skip

@@ -26,8 +26,8 @@ VARIANTS = (
 # nothing in a run, such as a layer that its encoder lacks, is left out (runs/arms.py).
 CONTROLS = {
     "shuffled reports": {"reports": {"pairing": "shuffled"}},
-    "one vector a class": {"reports": {"pairing": "classes"}},
-    "a random vector a report": {"reports": {"pairing": "random"}},
+    "one vector per class": {"reports": {"pairing": "classes"}},
+    "a random vector per report": {"reports": {"pairing": "random"}},
     "self-supervision alone": {"loss": {"align_weight": 0.0}},
     "from scratch": {"encoder": {"random": True}},
 }
@@ -141,7 +141,7 @@ def _paper() -> ConfigDict:
     config.evaluate.update(
         {
             "tasks": ("label",),  # columns, see evaluate/tasks.py
-            "folds": 0,  # folds by subject, a model each; 0 takes the manifest's splits
+            "folds": 0,  # folds by subject, one model each; 0 takes the manifest's splits
             # recording; subject: mean of a subject's features; scores: of its recordings' scores
             "aggregate": "recording",
             "probes": ("linear", "opera"),  # the first is the headline; also mlp, knn

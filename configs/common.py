@@ -52,7 +52,7 @@ def base() -> ConfigDict:
             "batch_size": 48,  # of all devices together
             "accumulate": 1,  # parts that a batch is computed in; the result is that of one
             "epochs": 50,  # passes over the training split
-            "steps": 0,  # goes before epochs
+            "steps": 0,  # 0: by epochs; else takes precedence over them
             "log_every": 10,  # steps
             "eval_every": 100,  # also saves
             "patience": 0,  # evaluations without a better one before the run ends; 0: never

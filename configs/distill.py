@@ -1,4 +1,4 @@
-"""Audio reasoning distillation: a text teacher's reasoning into a model that listens.
+"""Audio reasoning distillation: a text teacher's reasoning into an audio language model.
 
 Variants:
   (none)      the paper's recipe: Qwen2.5-Omni-7B from Qwen3-8B, layer-wise, with acoustic teacher
@@ -59,8 +59,8 @@ def _paper() -> ConfigDict:
             "mmau_audio": "",  # folder of its recordings
             "emodb": "",  # manifest of emotional speech (audio_path, subject_id, emotion, split)
             "iemocap": "",  # folder of IEMOCAP_full_release
-            # Leave one group of the training questions out, a model a fold: "session" of IEMOCAP,
-            # "subject_id", or another key of the questions' extra; "" trains one model.
+            # Leave one group of the training questions out, one model per fold: "session" of
+            # IEMOCAP, "subject_id", or another key of the questions' extra; "" trains one model.
             "folds": "",
             "max_length": 2048,  # tokens of a sequence
             "buckets": (512, 1024, 2048),  # lengths that sequences are padded to, tokens
@@ -72,14 +72,14 @@ def _paper() -> ConfigDict:
     )
     config.student = ConfigDict(
         {
-            "source": "Qwen/Qwen2.5-Omni-7B",  # a model that listens: Hub id or folder
+            "source": "Qwen/Qwen2.5-Omni-7B",  # an audio language model: Hub id or folder
             "dtype": "bfloat16",  # of its arithmetic; its parameters are float32
             "remat": True,  # compute a layer's activations again for its gradient, to save memory
         }
     )
     config.teacher = ConfigDict(
         {
-            "source": "Qwen/Qwen3-8B",  # a language model that reads: Hub id or folder
+            "source": "Qwen/Qwen3-8B",  # a text-only language model: Hub id or folder
             "dtype": "bfloat16",  # of its weights and arithmetic
             "chat": {"enable_thinking": False},  # variables of its chat template
             "mode": "live",  # live: the teacher is in the step; cached: it ran once, see `form`
@@ -144,9 +144,9 @@ def _demo(config: ConfigDict) -> None:
     config.data.update({"max_length": 160, "buckets": (88, 160)})
     config.world = ConfigDict(
         {
-            "base": 600,  # recordings that the student learns to listen from
+            "base": 600,  # recordings that the student is pre-trained on
             "reasoning": 60,  # recordings with reasoning to distil from
-            "slips": 0.4,  # share of their traces that conclude wrongly
+            "slips": 0.4,  # label noise: share of their traces that conclude wrongly
             "valid": 60,  # held out: losses and the acoustic divergence are watched on them
             "test": 300,  # recordings that the questions are asked about
             "test_seed": 1000,  # of the test recordings, whatever config.seed is

@@ -1,7 +1,7 @@
 """Masked-reconstruction pre-training of an audio encoder.
 
 Variants:
-  (none)  OPERA-GT's published recipe: Adam 1e-4, x0.99 an epoch is replaced by a constant rate
+  (none)  OPERA-GT's published recipe: Adam 1e-4, x0.99 per epoch is replaced by a constant rate
   :small  the small encoder of configs/acula.py:small
   :demo   :small on simulated auscultation
 """

@@ -1,4 +1,4 @@
-"""Recordings put into words by an audio language model, for a teacher that only reads.
+"""Recordings put into words by an audio language model, for a text-only teacher.
 
     python -m medalign_jax.main --config=configs/textualize.py --workdir=DIR
         --config.data.questions=train.jsonl --config.model.source=Qwen/Qwen2.5-Omni-7B

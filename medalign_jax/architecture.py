@@ -107,9 +107,10 @@ def architecture(
         takes the first blocks of published weights, where they are stacked (Whisper's family).
       front_end_overrides: of fields of its front end.
       published: the parsed ``config.json`` beside published weights, where the architecture is
-        one whose sizes are read from it; goes before the preset, and `overrides` before both.
+        one whose sizes are read from it; takes precedence over the preset, and `overrides` over
+        both.
       preprocessor: the parsed ``preprocessor_config.json`` beside them; the front end's numbers
-        come from it (`audio.published`), and `front_end_overrides` go before.
+        come from it (`audio.published`), and `front_end_overrides` take precedence over it.
 
     Raises:
       UserError: an unknown name, size or front-end number, or published settings that ask for what

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The commands, a line each."""
+    """The commands, one line each."""
     lines = [f"  medalign {name:18} {words}" for name, (_, words) in COMMANDS.items()]
     python = "In Python: medalign_jax.load_encoder, load_teacher, load_language_model, losses"
     return "\n".join(["Commands, each with --help:\n", *lines, "", python])

@@ -101,7 +101,7 @@ def embed_files(
       encoder: what embeds them.
       files: recordings.
       out: table with audio_path, seconds, embedding and problem, and the columns beside: Parquet
-        (a list of float32 an embedding), or CSV if it ends so (a column a number).
+        (a list of float32 per embedding), or CSV if it ends so (one column per number).
       max_seconds: what is read of a longer recording; None reads all of it.
 
     Returns:
@@ -142,7 +142,7 @@ def embed_files(
 
 
 def _aligned(vectors: Iterable[np.ndarray], notes: deque) -> Iterator[np.ndarray | None]:
-    """One item a file, in order: its vector, or None where it could not be read."""
+    """One item per file, in order: its vector, or None where it could not be read."""
     for vector in vectors:
         while notes[0][2] is not None:
             yield None
@@ -240,7 +240,7 @@ def read_items(path: str | Path, say: Callable[[str], None] = _say) -> list[Item
       say: takes a line on cells and columns that are left out.
 
     Raises:
-      ManifestError: the file is no such table.
+      ManifestError: the file is not such a table.
     """
     table = read_table(path, "audio_path", COLUMNS)
     carried = [name for name in table.columns if name and name not in OWN_COLUMNS]

@@ -131,7 +131,7 @@ class Encoder:
         if isinstance(waveforms, str | Path):
             raise UserError(f"embed takes a list of waveforms; {self._how_to_read(waveforms)}")
         if isinstance(waveforms, np.ndarray):
-            _check_one_a_row(waveforms)
+            _check_one_per_row(waveforms)
         rows = list(self.stream((w, sample_rate) for w in waveforms))
         for index, row in enumerate(rows):
             if not np.isfinite(row).all():
@@ -149,7 +149,7 @@ class Encoder:
         name, count = self.architecture.name, parameter_count(self.params)
         read = self.pooling if self.layer is None else f"{self.pooling} of layer {self.layer}"
         return (
-            f"Encoder {name!r} of {count:,} parameters: waveforms at any rate (heard at "
+            f"Encoder {name!r} of {count:,} parameters: waveforms at any rate (read at "
             f"{self.sample_rate} Hz, in windows of {self.samples / self.sample_rate:g} s, shorter "
             f"ones filled up by {self.pad!r}) become vectors of {self.width} numbers (pooling "
             f"{read}). .embed([waveform], sample_rate) gives (N, {self.width})."
@@ -257,7 +257,7 @@ class Encoder:
         return other
 
 
-def _check_one_a_row(waveforms: np.ndarray) -> None:
+def _check_one_per_row(waveforms: np.ndarray) -> None:
     """Refuses arrays that are one recording: (samples,), or (samples, channels)."""
     if waveforms.ndim == 1:
         raise UserError("embed takes a list of waveforms; put this one into a list: [waveform]")
@@ -410,7 +410,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     blocks = ("overrides", "front_end_overrides")
     if not isinstance(settings, dict) or not all(
         isinstance(settings.get(block, {}), dict) for block in blocks

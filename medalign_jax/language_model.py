@@ -1,4 +1,4 @@
-"""A whole language model, listening or text-only: module, parameters, tokeniser, its way to disk.
+"""A whole language model, with audio or text-only: module, parameters, tokeniser, way to disk.
 
 Published checkpoints and the small models that are trained here go through the same door: a
 ``config.json`` says what is built, and a folder with it, the weights under their upstream names and
@@ -78,25 +78,25 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         kind, text = self.config_json.get("model_type"), self.text
-        hears = ""
-        if self.listens:
+        audio_clause = ""
+        if self.takes_audio:
             seconds = self.max_samples / self.front_end.sample_rate
-            hears = f"takes recordings of up to {seconds:g} s, "
+            audio_clause = f"takes recordings of up to {seconds:g} s, "
         return (
             f"LanguageModel {kind!r} of {parameter_count(self.params):,} parameters in "
-            f"{jnp.dtype(self.module.dtype).name}: {hears}has {text.depth} layers of width "
+            f"{jnp.dtype(self.module.dtype).name}: {audio_clause}has {text.depth} layers of width "
             f"{text.width} and a vocabulary of {text.vocab_size} tokens."
         )
 
     @property
-    def listens(self) -> bool:
-        """Whether it takes audio."""
+    def takes_audio(self) -> bool:
+        """Whether it is audio-conditioned, so that prompts may hold recordings."""
         return isinstance(self.module, AudioLM)
 
     @property
     def text(self) -> Any:
         """The `DecoderConfig` of its text model."""
-        return self.module.config.text if self.listens else self.module.config
+        return self.module.config.text if self.takes_audio else self.module.config
 
     @property
     def table(self) -> Table:
@@ -165,7 +165,7 @@ def load_language_model(
     tokenizer: ChatTokenizer | None = None,
     identity: bool = True,
 ) -> LanguageModel:
-    """Loads a published language model, listening or text-only, with its head.
+    """Loads a published language model, audio-conditioned or text-only, with its head.
 
     Args:
       source: what `weights.source.resolve` takes; a config.json and tokeniser files lie beside.
@@ -195,7 +195,7 @@ def load_language_model(
 
 
 def _check_front_end(weights: WeightSource, module: nn.Module) -> None:
-    """Refuses a listening model whose published features are made otherwise than `WhisperMel`'s."""
+    """Refuses a model whose published audio features differ from `WhisperMel`'s."""
     audio = getattr(module.config, "audio", None)
     if audio is None or weights.preprocessor is None:
         return

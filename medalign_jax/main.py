@@ -82,7 +82,7 @@ def main() -> None:
 def _config() -> ConfigDict:
     config = _CONFIG.value
     try:
-        config.method  # noqa: B018 - a file that cannot be read is told on first use
+        config.method  # noqa: B018 - a file that cannot be read raises on first use
     except (OSError, AttributeError) as error:
         path = flags.FLAGS["config"].config_filename
         reason = " ".join(str(error).split())

@@ -44,7 +44,7 @@ _ATTENTION = flags.DEFINE_string(
 _CAPACITY = {"v4": 31.2, "v5e": 15.75, "v5p": 95.0, "v6e": 31.2, "h100": 79.1}
 
 # What the compiler has to know of a card (NVIDIA H100 SXM5 80 GB; CUDA programming guide, data
-# sheet). 228 KiB of shared memory a multiprocessor, 227 of them for one block.
+# sheet). 228 KiB of shared memory per multiprocessor, 227 of them for one block.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -88,7 +88,8 @@ def topology(name: str) -> Topology:
     found = re.fullmatch(r"(v\d\w*|h100|cpu):(\d+(?:x\d+)*)", name or "")
     if not found:
         raise UserError(
-            f"--topology={name} is no machine; write v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8 or cpu:8"
+            f"--topology={name} is not a machine; write v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8 "
+            "or cpu:8"
         )
     kind, shape = found.groups()
     try:
@@ -159,7 +160,7 @@ def _short(reason: str) -> str:
 
 
 def report(plan: Plan, devices: int, limit: float) -> tuple[str, bool]:
-    """The plan as text, and whether it fits `limit` GiB a device."""
+    """The plan as text, and whether it fits `limit` GiB per device."""
     from medalign_jax.train.cost import GIB
 
     if plan.memory is None:
@@ -173,11 +174,11 @@ def report(plan: Plan, devices: int, limit: float) -> tuple[str, bool]:
     fits = plan.memory.peak <= limit * GIB
     sent = ", ".join(f"{count} {kind}" for kind, count in plan.messages.items()) or "none"
     lines = [
-        f"peak memory a device   {plan.memory.peak / GIB:8.2f} GiB  "
+        f"peak memory per device {plan.memory.peak / GIB:8.2f} GiB  "
         f"({'fits' if fits else 'does not fit'} {limit:g} GiB)",
         *(f"  {name:<21}{size / GIB:8.2f} GiB" for name, size in parts.items()),
         f"  compiler's own peak  {plan.memory.reported / GIB:8.2f} GiB",
-        f"matrix products        {plan.flops / devices / 1e12:8.1f} TFLOP a device and step",
+        f"matrix products        {plan.flops / devices / 1e12:8.1f} TFLOP per device and step",
         f"messages in the text   {sent}",
         f"compile time           {plan.seconds:8.1f} s",
     ]

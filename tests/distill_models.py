@@ -1,4 +1,4 @@
-"""A listening student, a reading teacher and questions, small enough to compile in seconds."""
+"""An audio-conditioned student, a text-only teacher and questions; they compile in seconds."""
 
 import zlib
 from collections.abc import Iterator
@@ -80,13 +80,13 @@ def world(folder: Path, count: int = 6) -> World:
         ChatTokenizer(write_word_tokenizer(folder / name, words, (), more))
         for name, more in (("student", ("<|own|>",)), ("teacher", ("<think>", "</think>")))
     )
-    listening = _random(student_json(student), student, 0)
-    reading = _random(teacher_json(teacher), teacher, 1)
+    student_model = _random(student_json(student), student, 0)
+    teacher_model = _random(teacher_json(teacher), teacher, 1)
     builder = SequenceBuilder(
-        student, teacher, listening.audio_tokens, 64, max_samples=listening.max_samples,
+        student, teacher, student_model.audio_tokens, 64, max_samples=student_model.max_samples,
         format=FORMAT,
     )  # fmt: skip
-    return World(listening, reading, builder, open_questions(asked, builder))
+    return World(student_model, teacher_model, builder, open_questions(asked, builder))
 
 
 def _random(config: dict, tokenizer: ChatTokenizer, seed: int) -> LanguageModel:

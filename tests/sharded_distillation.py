@@ -41,7 +41,7 @@ def method_on(world: distill_models.World, mesh) -> Distill:
     student, teacher = (
         dataclasses.replace(
             model,
-            module=over_mesh(model.module.clone(remat=model.listens), mesh, model.sharding),
+            module=over_mesh(model.module.clone(remat=model.takes_audio), mesh, model.sharding),
             params=jax.tree.map(jnp.asarray, model.params),
         )
         for model in (world.student, world.teacher)

@@ -37,7 +37,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def test_table_has_one_row_a_file_in_order(workdir, capsys):
+def test_table_has_one_row_per_file_in_order(workdir, capsys):
     files = [workdir / n for n in ("c.wav", "broken.wav", "a.wav", "b.flac")]
     out = workdir / "out.parquet"
     command = ["--checkpoint", str(workdir), "--out", str(out), *map(str, files)]
@@ -72,7 +72,7 @@ def test_a_table_in_the_place_of_recordings_and_a_time_that_is_none(workdir, tmp
     for time in ("0", "-1", "nan", "inf", "x"):
         with pytest.raises(SystemExit):
             embed.main([*command, str(workdir), "--max_seconds", time])
-        assert f"'{time}' is no time above 0, in seconds" in capsys.readouterr().err
+        assert f"'{time}' is not a time above 0, in seconds" in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -101,7 +101,7 @@ def test_what_is_left_out_of_a_folder_is_said(workdir, tmp_path):
         embed.expand([str(tmp_path / "only")])
 
 
-def test_a_name_that_is_no_utf8_costs_no_table(workdir, tmp_path, capsys):
+def test_a_name_that_is_not_utf8_costs_no_table(workdir, tmp_path, capsys):
     folder = os.fsencode(tmp_path)
     for name, content in ((b"/souffl\xe9.wav", (workdir / "a.wav").read_bytes()),
                           (b"/cass\xe9.wav", b"RIFF")):  # fmt: skip

@@ -35,14 +35,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ((CONFIG, "--config.train.batch_size=many"), ("train.batch_size", "many")),
         (("--config=configs/acula.py:demp",), ("no variant 'demp'", "'demo'")),
         (("--config=configs/nothing.py",), ("configs/nothing.py", "no such file")),
-        (("--config=README.md",), ("README.md is no config", "Python file")),
+        (("--config=README.md",), ("README.md is not a config", "Python file")),
         ((CONFIG, "--wrokdir=x"), ("wrokdir",)),
         ((CONFIG, "--config.data.manifest=nowhere/m.csv"), ("nowhere/m.csv", "no manifest")),
         (
             (CONFIG, "--config.data.manifest=gs://b/m"),
             ("manifest is gs://b/m", "mount"),
         ),
-        ((CONFIG, "--workdir=s3://b/run"), ("workdir is s3://b/run", "no local path")),
+        ((CONFIG, "--workdir=s3://b/run"), ("workdir is s3://b/run", "not a local path")),
         ((CONFIG, "--config.method=guess"), ("'guess'", "acula", "pretrain")),
         (("--config=configs/distill.py",), ("data.questions is empty", ":demo")),
         ((CONFIG, "--config.loss.align=infonce"), ("'infonce'", "info_nce")),
@@ -90,7 +90,7 @@ def test_help_lists_the_keys_of_a_config_and_trains_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_is_no_config_is_named(tmp_path):
+def test_a_file_that_is_not_a_config_is_named(tmp_path):
     path = tmp_path / "notes.py"
     path.write_text("these are notes")
     done = run(f"--config={path}")

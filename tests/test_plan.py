@@ -91,8 +91,8 @@ def test_planned_models_have_the_published_sizes(model, billions):
     ("changes", "words"),
     [
         ({"student.source": "nobody/nothing"}, "'nobody/nothing'.*config.json"),
-        ({"student.source": "Qwen/Qwen3-8B"}, "does not listen"),
-        ({"teacher.source": "Qwen/Qwen2.5-Omni-7B"}, "no text model"),
+        ({"student.source": "Qwen/Qwen3-8B"}, "is not an audio language model"),
+        ({"teacher.source": "Qwen/Qwen2.5-Omni-7B"}, "not a text model"),
         ({"teacher.mode": "cached"}, "live"),
     ],
 )
@@ -104,11 +104,11 @@ def test_what_cannot_be_planned_is_named(changes, words):
         distill_plan.planned_method(config, mesh, "xla")
 
 
-def test_a_config_of_a_model_that_is_no_json_is_named(tmp_path):
+def test_a_config_of_a_model_that_is_not_json_is_named(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"\xff"')
     config = get_config()
     config.student.source = str(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
         distill_plan.planned_method(config, make_mesh(devices=jax.devices()[:1]), "xla")
 
 
@@ -123,7 +123,7 @@ def test_an_uneven_batch_is_refused():
 
 @pytest.mark.parametrize("name", ["v5litepod-16", "h100", "v5e:16by16", "", None])
 def test_a_name_of_no_machine_is_refused(name):
-    with pytest.raises(UserError, match="is no machine; write v5e:16x16"):
+    with pytest.raises(UserError, match="is not a machine; write v5e:16x16"):
         plan.topology(name)
 
 
@@ -179,7 +179,7 @@ def test_repeated_products_count_as_often_as_they_run():
     weights, x = jnp.zeros((5, 8, 8)), jnp.zeros((3, 8))
     once = 2 * 5 * 3 * 8 * 8
     assert cost.matrix_flops(jax.make_jaxpr(model)(weights, x)) == once
-    # Backwards a product each for the weights and for the input.
+    # Backwards one product each for the weights and for the input.
     step = jax.jit(jax.value_and_grad(model, argnums=(0, 1)))
     assert cost.matrix_flops(step.trace(weights, x).jaxpr) == 3 * once
 

@@ -158,7 +158,7 @@ def test_every_form_gives_the_same_parameters(saved, form, tmp_path, monkeypatch
     (folder / "config.json").write_text(json.dumps(change(saved.config)))
     saved_forms.FILES[files](folder, saved.states[names])
     with running() as hub, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is no safetensors file
+        warnings.simplefilter("ignore", UserWarning)  # that it is not a safetensors file
         point_client_at(hub, tmp_path / "cache", monkeypatch)
         hub.put("org/name", folder)
         params = saved.family.read("org/name")

@@ -1,4 +1,4 @@
-"""Augmentations of waveforms and features, on the device, one random key a sample.
+"""Augmentations of waveforms and features, on the device, one random key per sample.
 
 Each pure function here changes one sample, (samples,) or (frames, bands); `Augment` draws whether
 and how strongly each applies and maps over the batch. A sample's result depends on its own key
@@ -37,7 +37,7 @@ def peak_normalise(waveform: jax.Array, peak: float = 1.0) -> jax.Array:
 
 
 def low_pass(waveform: jax.Array, cutoff: jax.Array, sample_rate: int, order: int = 8) -> jax.Array:
-    """Butterworth magnitude, zero phase: -3 dB at `cutoff` Hz, then 6 dB an octave and order."""
+    """Butterworth magnitude, zero phase: -3 dB at `cutoff` Hz, then 6 dB per octave and order."""
     return _filter(
         waveform, sample_rate, lambda hz: 1.0 / jnp.sqrt(1.0 + (hz / cutoff) ** (2 * order))
     )
@@ -46,7 +46,7 @@ def low_pass(waveform: jax.Array, cutoff: jax.Array, sample_rate: int, order: in
 def high_pass(
     waveform: jax.Array, cutoff: jax.Array, sample_rate: int, order: int = 8
 ) -> jax.Array:
-    """Mirror of `low_pass`: -3 dB at `cutoff` Hz, 6 dB an octave and order below; 0 at 0 Hz."""
+    """Mirror of `low_pass`: -3 dB at `cutoff` Hz, 6 dB per octave and order below; 0 at 0 Hz."""
 
     def response(hz):
         ratio = (hz / cutoff) ** order  # grows without bound above the cut-off: 1 - 1 / (1 + r²)
@@ -125,7 +125,7 @@ class Augment:
         peak: largest magnitude after peak normalisation.
         low_pass_hz: range of the cut-off; uniform in its logarithm.
         high_pass_hz: range of the cut-off; uniform in its logarithm.
-        filter_order: of both filters; 6 dB an octave each.
+        filter_order: of both filters; 6 dB per octave each.
         noise_snr_db: range, dB; uniform.
         shift_seconds: longest shift, in both directions; uniform.
         shift_circular: see `time_shift`.
@@ -182,7 +182,7 @@ class Augment:
 
         Args:
             waveforms: (B, samples) float32.
-            keys: (B,) typed keys, one a sample.
+            keys: (B,) typed keys, one per sample.
 
         Returns:
             (B, samples) float32.
@@ -203,7 +203,7 @@ class Augment:
 
         Args:
             features: (B, frames, bands) float32.
-            keys: (B,) typed keys, one a sample; may be those given to `waveform`.
+            keys: (B,) typed keys, one per sample; may be those given to `waveform`.
 
         Returns:
             (B, frames, bands) float32.

@@ -35,7 +35,7 @@ class ClapMel:
         f_min: lower edge of the lowest filter, Hz.
         f_max: upper edge of the highest filter, Hz.
         fusion: filters of the fused model.
-        amin: smallest power told from 0.
+        amin: lower bound of the power before the logarithm.
         clip_frames: frames of each of a long recording's `pictures`.
         dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
@@ -81,7 +81,7 @@ class ClapMel:
 
         Args:
             waveforms: (B, samples) float32.
-            keys: (B,) random keys, one a recording.
+            keys: (B,) random keys, one per recording.
 
         Returns:
             (B, 4, frames, n_mels) float32 with frames <= clip_frames, and (B,) bool, whether the

@@ -189,12 +189,12 @@ def _riff_sound(file: BinaryIO, wanted: bytes, order: str) -> _Sound | None:
 
 def _rf64_sound(file: BinaryIO) -> _Sound | None:
     """The chunk ds64 holds the length, as 64 bits; all set are as good as none."""
-    field, told = None, 0
+    field, declared = None, 0
     for name, length, place in _chunks(file, 12, "<"):
         if name == b"ds64" and len(header := file.read(16)) == 16:
-            field, told = (place + 8, "<Q"), struct.unpack("<QQ", header)[1]
+            field, declared = (place + 8, "<Q"), struct.unpack("<QQ", header)[1]
         if name == b"data" and length == 0xFFFF_FFFF:
-            return _Sound(place, 0 if told >= 1 << 60 else told, field, "<")
+            return _Sound(place, 0 if declared >= 1 << 60 else declared, field, "<")
         if name == b"data":
             return _Sound(place, length, chunks="<")
     return None
@@ -277,7 +277,7 @@ def _mpeg(data: mmap.mmap) -> Extent:
         recording = mpeg.parse(data)
     except mpeg.MpegError as error:
         raise ContainerError(f"{error}; {remedy(str(error))}") from error
-    if recording is None or recording.told == len(recording.frames):
+    if recording is None or recording.declared == len(recording.frames):
         return Extent()
     if recording.frames[0].layer != 3:
         return Extent(samples=recording.samples)

@@ -38,7 +38,7 @@ class LogMel:
         f_min: lower edge of the lowest filter, Hz.
         f_max: upper edge of the highest filter, Hz.
         top_db: dynamic range, dB.
-        amin: smallest power told from 0.
+        amin: lower bound of the power before the logarithm.
         dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 

@@ -35,7 +35,7 @@ class AudioError(UserError):
     """An audio file or waveform that cannot be used.
 
     Attributes:
-        path: the file, with bytes that are no text escaped.
+        path: the file, with bytes that are not text escaped.
         reason: what is wrong with it and what to do, without the path.
     """
 

@@ -62,11 +62,11 @@ class Recording:
 
     Attributes:
         frames: those with sound, in order.
-        told: how many the file says that there are, in a way that libsndfile reads; else None.
+        declared: how many the file says that there are, in a way that libsndfile reads; else None.
     """
 
     frames: tuple[Frame, ...]
-    told: int | None
+    declared: int | None
 
     @property
     def samples(self) -> int:
@@ -84,26 +84,30 @@ def parse(data: bytes) -> Recording | None:
         None where the file does not begin with MPEG audio (tags before it do not count).
 
     Raises:
-        MpegError: it ends inside a frame or before the number that it tells, holds more frames
-            than it tells, or bytes between frames that are none.
+        MpegError: it ends inside a frame or before the number that it declares, holds more frames
+            than it declares, or bytes between frames that are none.
     """
     frames = tuple(_frames(data))
-    told, kind = _told(data, frames[0]) if frames else (None, "")
+    declared, kind = _declared(data, frames[0]) if frames else (None, "")
     if len(frames) < 2 and not kind:
-        return None  # four bytes that look like a header are no recording
+        return None  # four bytes that look like a header do not make a recording
     end = frames[-1].end
     if end > len(data):
         raise MpegError(f"is truncated: its last frame lacks {end - len(data)} bytes")
     frames = frames[1:] if kind else frames
-    if told is not None and told > len(frames) + 1:  # some count the silent frame too
-        raise MpegError(f"is truncated: {len(frames)} of the {told} frames that it tells are there")
-    if told is not None and told < len(frames) - 1:
-        raise MpegError(f"holds {len(frames)} frames and tells of {told}: several files in one?")
-    return Recording(frames, told if kind == "Xing" else None)
+    if declared is not None and declared > len(frames) + 1:  # some count the silent frame too
+        raise MpegError(
+            f"is truncated: {len(frames)} of the {declared} frames that it declares are there"
+        )
+    if declared is not None and declared < len(frames) - 1:
+        raise MpegError(
+            f"holds {len(frames)} frames and declares {declared}: several files in one?"
+        )
+    return Recording(frames, declared if kind == "Xing" else None)
 
 
 def with_length(data: bytes, recording: Recording) -> bytes:
-    """The frames of layer III behind one without sound that tells how many there are.
+    """The frames of layer III behind one without sound that declares how many there are.
 
     The decoder then takes off its own delay, 529 samples at the beginning.
     """
@@ -133,7 +137,7 @@ def _frames(data: bytes) -> Iterator[Frame]:
         if following is None or following.kind != frame.kind:
             if (lost := _until_next(data, place, frame.kind)) > 0:
                 raise MpegError(
-                    f"is damaged: {lost} bytes at byte {place} are no frames of its sound"
+                    f"is damaged: {lost} bytes at byte {place} are not frames of its sound"
                 )
             if following is not None and _frame(data, following.end) is not None:
                 raise MpegError(f"changes its sample rate or kind at byte {place}")
@@ -194,8 +198,8 @@ def _place_of_xing(frame: Frame) -> int:
     return _HEADER + (32 if first_version else 17)
 
 
-def _told(data: bytes, frame: Frame) -> tuple[int | None, str]:
-    """How many frames the first one tells of, and how: "Xing", "VBRI", or "" (it has sound)."""
+def _declared(data: bytes, frame: Frame) -> tuple[int | None, str]:
+    """How many frames the first one declares, and how: "Xing", "VBRI", or "" (it has sound)."""
     content = data[frame.start : frame.end]
     for kind, place, count in (("Xing", _place_of_xing(frame), 8), ("VBRI", _HEADER + 32, 14)):
         name = content[place : place + 4]

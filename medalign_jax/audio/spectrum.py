@@ -186,7 +186,7 @@ def relative_decibels(power: jax.Array, top_db: float, amin: float) -> jax.Array
     Args:
         power: (B, frames, features), at least 0.
         top_db: largest distance from the maximum, dB.
-        amin: smallest power told from 0.
+        amin: lower bound of the power before the logarithm.
 
     Returns:
         Array like `power`.

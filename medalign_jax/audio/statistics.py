@@ -22,7 +22,7 @@ BANDS = 32
 LOWEST, CORNER = 25.0, 200.0  # Hz; bands are of equal width below the corner, then of equal ratio
 FRAME_SECONDS, HOP_SECONDS = 0.064, 0.016
 FLOOR_DB = -90.0  # of a band's level, below the mean power of the recording
-LAGS = (0.25, 2.0)  # seconds; 30 to 240 beats a minute
+LAGS = (0.25, 2.0)  # seconds; 30 to 240 beats per minute
 RHYTHM_BANDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # Hz, edges
 VERSION = 1  # raised when the numbers change
 

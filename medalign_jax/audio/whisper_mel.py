@@ -29,7 +29,7 @@ class WhisperMel:
         f_min: lower edge of the lowest filter, Hz.
         f_max: upper edge of the highest filter, Hz.
         log_range: dynamic range, powers of ten.
-        amin: smallest power told from 0.
+        amin: lower bound of the power before the logarithm.
         dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 

@@ -82,7 +82,7 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0, in seconds")
     return value
 
 
@@ -92,17 +92,17 @@ class Terminated(KeyboardInterrupt):
 
 def ended(
     command: Callable[[], int | None],
-    told: Callable[[UserError], None] | None = None,
+    after_error: Callable[[UserError], None] | None = None,
     given: argparse.Namespace | None = None,
 ) -> int:
     """Runs a command and says what went wrong; returns the exit status.
 
     Args:
       command: Returns a status, or None where all went well.
-      told: Called after a UserError was told, to say more.
+      after_error: Called after a UserError was printed, to say more.
       given: The command's arguments, looked through for paths that are not local.
     """
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text of the terminal's
+    for stream in (sys.stdout, sys.stderr):  # not every file name fits the terminal's encoding
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -120,8 +120,8 @@ def ended(
         if (words := _words(error)) is None:
             raise
         print(f"error: {words}", file=sys.stderr)
-        if told is not None and isinstance(error, UserError):
-            ended(functools.partial(told, error))  # it writes files, which may fail too
+        if after_error is not None and isinstance(error, UserError):
+            ended(functools.partial(after_error, error))  # it writes files, which may fail too
         return ERROR
 
 

@@ -74,12 +74,14 @@ def _check_paths(values: flags.FlagValues, module: str) -> None:
 
 
 def _read_flags(argv: list[str]) -> list[str]:
-    """The arguments that are no flags, the program's name first."""
+    """The arguments that are not flags, the program's name first."""
     for text in argv[1:]:  # reading the flag runs the file
         flag, _, value = text.partition("=")
         name = value.partition(":")[0]
         if flag.lstrip("-") == "config" and Path(name).is_file() and not name.endswith(".py"):
-            raise UserError(f"--config={name} is no config: it has to be a Python file, see --help")
+            raise UserError(
+                f"--config={name} is not a config: it has to be a Python file, see --help"
+            )
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:

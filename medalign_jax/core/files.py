@@ -101,7 +101,7 @@ def check_name(folder: str | os.PathLike) -> None:
     """Refuses a folder for what libraries write (checkpoints, records): they take UTF-8 alone.
 
     Raises:
-        UserError: some bytes of its name are no UTF-8; names it.
+        UserError: some bytes of its name are not UTF-8; names it.
     """
     if printable(folder) != os.fspath(folder):
         raise UserError(
@@ -111,7 +111,7 @@ def check_name(folder: str | os.PathLike) -> None:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """A file's name as text that can be printed and stored: bytes that are no UTF-8 are escaped.
+    """A file's name as text that can be printed and stored: bytes that are not UTF-8 are escaped.
 
     Other names are as they were; "souffl\\xe9.wav" stands for a name in Latin-1.
     """

@@ -1,4 +1,4 @@
-"""Long work on many records, resumable to the record: a file that grows by a line a record."""
+"""Long work on many records, resumable to the record: a file that grows by one line per record."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ def check_local(given: Any, name: str = "") -> None:
     """
     found = [f"{which} is {place}" if which else place for which, place in _remote(given, name)]
     if found:
-        raise UserError(f"{' and '.join(found)}, which is no local path: {ADVICE}")
+        raise UserError(f"{' and '.join(found)}, which is not a local path: {ADVICE}")
 
 
 def local(place: str | PurePath) -> Path:
     """The path that a user has named.
 
     Raises:
-      UserError: it is no local one.
+      UserError: it is not a local one.
     """
     check_local(place)
     return Path(place)

@@ -91,7 +91,7 @@ def _meet(what: str, problem: Exception | None, seconds: int) -> None:
 
 
 def _wait(what: str, seconds: int) -> None:
-    """Returns when all processes are here; a signal is heard meanwhile.
+    """Returns when all processes are here; a signal is handled meanwhile.
 
     Raises:
       JaxRuntimeError: the time is over, here or where another process waits for the same.

@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def told(found: Mapping[str, Any], batch_size: int, parts: int) -> list[tuple[str, str]]:
+def provenance_rows(found: Mapping[str, Any], batch_size: int, parts: int) -> list[tuple[str, str]]:
     """What a run's page says of how it was trained, from `provenance()`; names and values."""
     commit, dirty, _ = str(found["git_commit"] or "unknown").partition("-dirty")
     return [

@@ -57,7 +57,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         if not isinstance(part, self._kind):
             raise UserError(
                 f"{name!r} of {self._whose(point)} ({point.value}) is a {type(part).__name__}, "
-                f"which is no part of {self._group}"
+                f"which is not part of {self._group}"
             )
         return part
 

@@ -65,7 +65,7 @@ def join(
     silent but for errors.
 
     Raises:
-      UserError: flags that do not go together; a machine that tells nothing of other processes; or,
+      UserError: flags that do not go together; a machine that does not name other processes; or,
         when the time is over, who did not come.
     """
     address = _address(coordinator, num_processes, process_id, init_timeout)
@@ -115,7 +115,7 @@ def _address(
     match = _ADDRESS.fullmatch(coordinator)
     if match is None or not 0 < int(match["port"]) < 1 << 16:
         raise UserError(
-            f"--coordinator={coordinator} is no HOST:PORT; name the host of process 0 and a free "
+            f"--coordinator={coordinator} is not HOST:PORT; name the host of process 0 and a free "
             "port of it, such as host0:8476"
         )
     if count < 1 or not 0 <= number < count:

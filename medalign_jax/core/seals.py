@@ -59,7 +59,7 @@ def check_seal(folder: Path, under: str = "", share: tuple[int, int] = (0, 1)) -
         text = "damaged"
     matches = [_LINE.fullmatch(line) for line in text.removesuffix("\n").split("\n")]
     if not text.endswith("\n") or not all(matches):
-        raise DamagedError(f"{folder / NAME} is damaged: it is no list of checksums")
+        raise DamagedError(f"{folder / NAME} is damaged: it is not a list of checksums")
     expected = {match[2]: match[1] for match in matches}
     names = [name for name in expected if name.startswith(under)][share[0] :: share[1]]
     found = dict(zip(names, _digests(folder, names), strict=True))

@@ -12,7 +12,7 @@ MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 
 
 def plain_name(column: str) -> str:
-    """A column's name in small letters, with one underscore for whatever is no letter or digit."""
+    """A column's name in lower case, with one underscore for all that is not a letter or digit."""
     return re.sub(r"[^0-9a-z]+", "_", column.lower()).strip("_")
 
 

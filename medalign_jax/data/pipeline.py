@@ -315,7 +315,7 @@ def _identity(dataset: AudioDataset, spec: BatchSpec) -> dict[str, object]:
     free = ("epochs", "workers", "prefetch")
     pairs = zip(dataset.sounds, dataset.rows, strict=True)
     grouped = spec.one_per_subject  # else it does not matter who was recorded
-    told = "".join(f"{sound} {row.subject_id * grouped}\n" for sound, row in pairs)
+    lines = "".join(f"{sound} {row.subject_id * grouped}\n" for sound, row in pairs)
     shape = {name: value for name, value in asdict(spec).items() if name not in free}
-    digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
     return {"records": len(dataset), **shape, "digest of the recordings": digest}

@@ -21,10 +21,10 @@ from medalign_jax.core.words import did_you_mean, plain_name
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
             ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
 DELIMITERS = (",", ";", "\t")
-_TOLD_DELIMITER = re.compile(r"sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's own first line
+_DECLARED_DELIMITER = re.compile(r"sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's own first line
 LONGEST_CELL = 1 << 20  # characters; a report is a few hundred
 MOST_UNPACKED = 1 << 31  # bytes, of a Parquet file that packs them a hundred times smaller
-_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is not text
 
 
 class ManifestError(UserError):
@@ -41,12 +41,12 @@ class ManifestError(UserError):
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that is no set of text cells.
+    """A record that is not a set of text cells.
 
     Attributes:
         reason: why.
         cells: what could be read of it.
-        column: the first column that is no text; "" where the record as a whole is wrong.
+        column: the first column that is not text; "" where the record as a whole is wrong.
     """
 
     reason: str
@@ -56,7 +56,7 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Table:
-    """Column names in file order, and one entry a record (blank lines are not records)."""
+    """Column names in file order, and one entry per record (blank lines are not records)."""
 
     columns: tuple[str, ...]
     records: tuple[dict[str, str] | BadRecord, ...]
@@ -76,7 +76,7 @@ def read_table(
         known: further names that a column gets if its own differs in case and signs alone
             (`Subject_ID` and `subject ID` are ``subject_id``); `required` is one of them.
         reads: whether a column (by its own name) is read at all. Cells of other columns are never
-            a reason to refuse a record; where they are no text they are "".
+            a reason to refuse a record; where they are not text they are "".
 
     Raises:
         ManifestError: no such file, unknown suffix, not readable as its suffix says, no
@@ -154,11 +154,11 @@ def _read_csv(path: Path, data: bytes, required: str, reads: Callable[[str], boo
     # surrogateescape keeps bytes that are not UTF-8 in place, so that the parse goes on and
     # the very row and column can be named; no such byte is a quote, separator or line end.
     text = data.decode("utf-8", "surrogateescape")
-    told = _TOLD_DELIMITER.match(text)
-    if told is not None:
-        text = "\n" + text[told.end() :]  # lines keep their numbers
+    declared = _DECLARED_DELIMITER.match(text)
+    if declared is not None:
+        text = "\n" + text[declared.end() :]  # lines keep their numbers
     header_line = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = _delimiter(header_line, required) if told is None else told[1]
+    delimiter = _delimiter(header_line, required) if declared is None else declared[1]
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines = _csv_lines(path, reader)
@@ -218,7 +218,7 @@ def _read_jsonl(data: bytes, reads: Callable[[str], bool]) -> Table:
 
 
 def _json_object(line: bytes) -> dict[str, object] | BadRecord:
-    # A byte that is no text is kept, as in CSV: it counts only in a column that is read.
+    # A byte that is not text is kept, as in CSV: it counts only in a column that is read.
     text = line.decode("utf-8", "surrogateescape")
     try:
         # Numbers keep the spelling of the file: 1e3 and 007 are nobody's business here.
@@ -271,7 +271,7 @@ def _not_utf8(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _NoText:
-    """Stands for a cell of a type that is no text, whose value nobody needs."""
+    """Stands for a cell of a type that is not text, whose value nobody needs."""
 
     kind: str
 
@@ -370,7 +370,7 @@ def _parquet_column(column) -> list[object]:
 
 
 def _dictionary_cells(chunk) -> list[str | None]:
-    """Texts of a dictionary array; as in CSV, a byte that is no UTF-8 must not hide other rows."""
+    """Texts of a dictionary array; as in CSV, a byte that is not UTF-8 must not hide other rows."""
     import pyarrow
 
     raw = chunk.dictionary.cast(pyarrow.large_binary()).to_pylist()

@@ -9,7 +9,7 @@ patient eight recordings of 20 s at 4 kHz, supine and sitting, over the four val
     additional_metadata.csv   patient_id,Age,Gender,Smoker,Lives
     train/<CLASS>_<patient>_<sup|sit>_<Mit|Tri|Pul|Aor>.wav
 
-The manifest has one row a recording. Reports come from its columns `diagnosis`, `posture` and
+The manifest has one row per recording. Reports come from its columns `diagnosis`, `posture` and
 `valve_area` (see `medalign_jax.reports.templates`); `fold` deals the patients out for
 cross-validation.
 
@@ -20,7 +20,7 @@ What is wrong in the published files is said on the screen and dealt with:
   made in one of the places that the copies name, and nobody knows in which: where they disagree,
   posture or valve area stays empty.
 * File names begin with the class. Nothing is read from that part, and nothing else may read it:
-  the path is no feature, and no report is made from it.
+  the path is not a feature, and no report is made from it.
 """
 
 from __future__ import annotations
@@ -177,13 +177,13 @@ def _patient(root: Path, row: Mapping[str, str], about: Mapping[str, str]) -> Pa
             f"{root}: additional_metadata.csv says {dict(about)}; Age is in whole years, Gender M "
             "or F, Smoker 0 or 1, Lives U or R"
         )
-    told = {
+    facts = {
         "age": about["Age"],
         "sex": _SEXES[about["Gender"]],
         "smoker": about["Smoker"],
         "lives": _LIVES[about["Lives"]],
     }
-    return Patient(name, labels, told, tuple(row[column] for column in RECORDINGS))
+    return Patient(name, labels, facts, tuple(row[column] for column in RECORDINGS))
 
 
 def _place(name: str) -> tuple[str, str]:

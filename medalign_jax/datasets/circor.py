@@ -4,14 +4,14 @@ Version 1.0.3 on PhysioNet (Oliveira et al. 2022, doi 10.1109/JBHI.2021.3137048;
 patients one recording or more at each of up to five sites, at 4 kHz, with an expert's description
 of the murmur::
 
-    training_data.csv      a row a patient: Patient ID, Recording locations:, Age, Sex, ..., Murmur,
-                           Murmur locations, Systolic murmur timing, ..., Outcome, Campaign,
+    training_data.csv      one row per patient: Patient ID, Recording locations:, Age, Sex, ...,
+                           Murmur, Murmur locations, Systolic murmur timing, ..., Outcome, Campaign,
                            Additional ID
     training_data/<patient>_<site>.wav, where a site was recorded twice <patient>_<site>_<n>.wav
 
 `validation_data` and `test_data` of the same form are read where they lie beside it.
 
-What is wrong in the published files is told and dealt with:
+Known faults of the published files, and what is done about each:
 
 * Children who came twice have two patient ids; `Additional ID` says so, and both are one subject.
 * Missing values are the text "nan".
@@ -60,9 +60,9 @@ def convert(root: Path, options: Options) -> Converted:
     if across:
         raise LayoutError(f"{root}: person {sorted(across)[0]} is in two splits under two ids")
     fold = folds_of({subject[p]: _kept(row["Murmur"]) for p, row in patients.items()}, options)
-    rows, heard = [], set()
+    rows, with_audio = [], set()
     for path, patient, site in _recordings(root, patients):
-        heard.add(patient)
+        with_audio.add(patient)
         row = _row(patients[patient], site, options)
         rows.append(
             row
@@ -73,7 +73,7 @@ def convert(root: Path, options: Options) -> Converted:
                 "fold": fold[subject[patient]],
             }
         )
-    if silent := sorted(set(patients) - heard):
+    if silent := sorted(set(patients) - with_audio):
         notes.append(f"{len(silent)} of {len(patients)} patients have no recording in the folder, "
                      f"e.g. {silent[0]}")  # fmt: skip
     return Converted(COLUMNS, rows, notes)

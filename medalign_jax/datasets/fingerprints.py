@@ -96,7 +96,7 @@ def _cut(
 
 
 class Fingerprints:
-    """Bits of the recordings added so far; about half a kilobyte a second of sound."""
+    """Bits of the recordings added so far; about half a kilobyte per second of sound."""
 
     def __init__(self):
         """An empty store; its hyperplanes are always the same."""

@@ -7,10 +7,10 @@ The Respiratory Sound Database of the ICBHI challenge (Rocha et al. 2019, doi
     ICBHI_Challenge_demographic_information.txt    patient, age, sex, BMI (adults), weight in kg
                                                    and height in cm (children)
     ICBHI_challenge_train_test.txt                 recording, train or test
-    ICBHI_final_database/<patient>_<index>_<location>_<mode>_<device>.wav and .txt: a line a cycle,
-                                                   start, end, crackles, wheezes
+    ICBHI_final_database/<patient>_<index>_<location>_<mode>_<device>.wav and .txt: one line per
+                                                   cycle, start, end, crackles, wheezes
 
-What is wrong in the published files is told and dealt with:
+Known faults of the published files, and what is done about each:
 
 * The official split has recordings of patients 156 and 218 on both sides. `official_split` keeps
   it; in `split` all of a patient's recordings are where most of them are.

@@ -27,7 +27,7 @@ from medalign_jax.data.recordings.manifest import SPLITS, ManifestError
 from medalign_jax.datasets.fingerprints import RATE, Fingerprints, flattened, reduced
 
 SIMILARITY = 0.9  # of the waveforms
-FLAT_SIMILARITY = 0.8  # of the same with flattened spectra: a shared hum or rumble is no copy
+FLAT_SIMILARITY = 0.8  # of the same with flattened spectra: a shared hum or rumble is not a copy
 COMMON_SECONDS = 1.0
 _VARIETY = 2.2
 _PROMISING = 0.4
@@ -113,7 +113,7 @@ def near_copies(
     Gain, also a negative one, other sample rates and formats, cuts and noise 20 dB below do not
     hide a copy; of a sound without power below 450 Hz (see `fingerprints`) such noise does, as
     nothing else is left there. Recordings shorter than a second are found only if they agree sample
-    for sample. Reduced signals (2 bytes a sample at 1 kHz) and codes are held, 3 kB a second.
+    for sample. Reduced signals (2 bytes per sample at 1 kHz) and codes are held, 3 kB per second.
 
     Args:
         waveform: of a recording's number: (samples,) float32. Called once for each.
@@ -156,7 +156,7 @@ def near_copies(
 def compare(
     a: np.ndarray, b: np.ndarray, similarity: float = SIMILARITY
 ) -> tuple[float, float] | None:
-    """Similarity and offset in seconds of two recordings, or None if they are no near-copies.
+    """Similarity and offset in seconds of two recordings, or None if they are not near-copies.
 
     With flattened spectra (both by the course of the shorter one's) they say where one lies on the
     other; there both these and the signals themselves have to agree, and what is shared must be
@@ -205,7 +205,7 @@ def _best(a: np.ndarray, b: np.ndarray, least: int) -> tuple[float, int, float]:
     first, last = np.maximum(lags, 0), np.minimum(len(a), lags + len(b))
     energy_a, energy_b = (np.append(0.0, np.cumsum(np.square(x, dtype=float))) for x in (a, b))
     energy = (energy_a[last] - energy_a[first]) * (energy_b[last - lags] - energy_b[first - lags])
-    # A stretch of silence in common is no likeness.
+    # A stretch of silence in common does not count as alike.
     norm = np.sqrt(np.maximum(energy, 1e-8 * energy_a[-1] * energy_b[-1]) + 1e-30)
     likeness = np.abs(products[lags]) / norm
     padded = np.pad(likeness, 1)

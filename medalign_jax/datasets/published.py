@@ -1,7 +1,7 @@
 """What the converters of published data sets share: tables read strictly, a manifest written whole.
 
-A converter reads a published layout and gives one row a recording; `write` makes the manifest of
-them. What is wrong in the published files is dealt with by the converter and told in notes.
+A converter reads a published layout and gives one row per recording; `write` makes the manifest of
+them. What is wrong in the published files the converter mends and documents in its notes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def read_lines(path: Path, fields: int) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise LayoutError(f"'{path}' is no text in UTF-8 ({error.reason})") from error
+        raise LayoutError(f"'{path}' is not text in UTF-8 ({error.reason})") from error
     found = []
     for number, line in enumerate(lines, start=1):
         if not (parts := line.split()):

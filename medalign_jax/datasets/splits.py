@@ -22,7 +22,7 @@ def deal_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     lot. Here no fold grows beyond its share of the rows, rounded up.
 
     Args:
-      labels: (S, L) 0 or 1, a row a subject; L may be 0.
+      labels: (S, L) 0 or 1, one row per subject; L may be 0.
       folds: how many, at least 2.
       seed: of the lots.
 

@@ -1,6 +1,6 @@
 """Evaluation: tasks, folds, probes, baselines, intervals and `evaluation.json`.
 
-`suite` checks what is asked, `embeddings` hears the recordings, `measure` compares the stages;
+`suite` checks what is asked, `embeddings` embeds the recordings, `measure` compares the stages;
 ``python -m medalign_jax.evaluate`` does all of it with encoders that are there already.
 """
 

@@ -41,7 +41,7 @@ def write_answers(
     """What the model writes to each question, special tokens left out, by question id.
 
     Args:
-      model: listening, or reading descriptions, as `builder` has it.
+      model: audio-conditioned, or text-only on descriptions, as `builder` has it.
       questions: N questions.
       builder: makes the prompts; its window has to hold the answer too.
       max_new_tokens: most tokens of an answer, which is the likeliest token at each.
@@ -123,15 +123,15 @@ def log_likelihood(
     place = batch_sharding(mesh) if mesh is not None else None
     arrays = {k: jax.device_put(v, place) for k, v in batch.items() if not k.startswith("teacher")}
     return _log_likelihood(
-        model.module, model.front_end if model.listens else None, model.params, arrays
+        model.module, model.front_end if model.takes_audio else None, model.params, arrays
     )
 
 
 @jax.jit(static_argnums=(0, 1))
 def _log_likelihood(module, front_end, params, batch):
     variables = {"params": params}
-    heard = () if front_end is None else features_of(front_end, batch)
-    hidden, _ = module.apply(variables, batch["student_ids"], batch["student_mask"], *heard)
+    clip_inputs = () if front_end is None else features_of(front_end, batch)
+    hidden, _ = module.apply(variables, batch["student_ids"], batch["student_mask"], *clip_inputs)
     found = losses.next_token_losses(
         jnp.take_along_axis(hidden, batch["student_at"][..., None], axis=1),
         None,
@@ -153,7 +153,7 @@ def features_of(front_end: Any, batch: Tree) -> tuple[jax.Array | None, jax.Arra
 
 
 def _heard(model: LanguageModel, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    if not model.listens:
+    if not model.takes_audio:
         return {}
     features, lengths = features_of(model.front_end, {k: jnp.asarray(v) for k, v in batch.items()})
     return {"features": features, "lengths": lengths}
@@ -173,7 +173,7 @@ def _batches(
     index -1, repeat its first."""
     ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-min(size, len(data)) // ways) * ways
-    clip = model.clip_samples if model.listens else None
+    clip = model.clip_samples if model.takes_audio else None
     spec = QuestionBatchSpec(size, _edges(data), prompts, clip, shuffle=False, epochs=1)
     for batch in make_question_iterator(data, spec):
         index = batch.pop("index")

@@ -106,7 +106,7 @@ def accuracy_results(
 
     Args:
         questions: n questions.
-        predictions: by question id, or several of these, one a seed, whose scores are averaged.
+        predictions: by question id, or several of these, one per seed, whose scores are averaged.
         dataset, stage, kind, n_train: see `Result`.
         name: `Result.task` over all; groups are named "<name>: <field> <value>".
 
@@ -202,7 +202,7 @@ def pool_folds(
 
 
 def expand_options(questions: Sequence[Question]) -> list[Question]:
-    """One question an option, answered by it without reasoning: what likelihood ranking scores.
+    """One question per option, answered by it without reasoning: what likelihood ranking scores.
 
     Raises:
         AnswersError: a question without options.
@@ -228,10 +228,10 @@ def rank_options(
     Args:
         questions: n questions with options.
         log_probs: (m,) of the options, in the order of `expand_options`.
-        lengths: (m,) tokens of each; with them the mean a token is ranked, without them the sum.
+        lengths: (m,) tokens of each; with them the mean per token is ranked, without them the sum.
 
     Raises:
-        AnswersError: not one finite number an option (-inf is allowed, but not for all).
+        AnswersError: not one finite number per option (-inf is allowed, but not for all).
     """
     count = sum(len(question.choices) for question in questions)
     scores = np.asarray(log_probs, np.float64)

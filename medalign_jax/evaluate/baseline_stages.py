@@ -90,8 +90,8 @@ def _metadata(suite: Suite, rows: Sequence[Row], more: Sequence[str]) -> Stage |
     features, names = metadata_features(context_of(rows, list(dict.fromkeys(named))))
     if not names:
         return None
-    told = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in names))
-    return suite.stage(METADATA, features, role="baseline", notes=f"from {told}")
+    used = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in names))
+    return suite.stage(METADATA, features, role="baseline", notes=f"from {used}")
 
 
 class _Nearest:

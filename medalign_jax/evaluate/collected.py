@@ -45,7 +45,7 @@ def add_result(
     Args:
       into: Gets it.
       score: A statistic, or (earlier, later) for the paired interval of their difference.
-      subjects: One id a recording that the statistic weighs.
+      subjects: One id per recording that the statistic weighs.
       folds: That tested them, see `intervals.interval`.
       **fields: Of the `Result`.
     """
@@ -69,7 +69,7 @@ def add_identical(into: Measured, subjects: Sequence, **fields) -> None:
 
     Args:
       into: Gets it.
-      subjects: One id a recording.
+      subjects: One id per recording.
       **fields: Of the `Result`.
     """
     count = len(set(subjects))

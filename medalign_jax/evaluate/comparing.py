@@ -8,7 +8,7 @@ import numpy as np
 
 from medalign_jax.evaluate import statistics
 from medalign_jax.evaluate.collected import MEAN_OF, Measured, add_identical, add_result
-from medalign_jax.evaluate.folds import Fold, told_of_classes
+from medalign_jax.evaluate.folds import Fold, describe_classes
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.stages import MINUS, PLAIN, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
@@ -32,8 +32,8 @@ def add_stages(
       notes: (task, kind, stage) -> what a probe has to say.
       into: Holds predictions, gets the results.
     """
-    told = {task.name: told_of_classes(task, plans) for task in tasks if task.classes}
-    table = _Table(stages, notes, told, np.asarray(subjects, object), into)
+    class_notes = {task.name: describe_classes(task, plans) for task in tasks if task.classes}
+    table = _Table(stages, notes, class_notes, np.asarray(subjects, object), into)
     for task in tasks:
         for kind in settings.kinds:
             scores = {s: v for (t, k, s), v in into.scores.items() if (t, k) == (task.name, kind)}
@@ -54,11 +54,11 @@ def _trained_on(task: Task, plans, kind: str, settings: Settings) -> int:
 
 
 class _Table:
-    """Adds lines: one a stage, one a pair of stages."""
+    """Adds lines: one per stage, one per pair of stages."""
 
-    def __init__(self, stages, notes: Mapping, told: Mapping, subjects: np.ndarray, into):
-        """`told`: task -> what is to be said of its AUROCs."""
-        self.stages, self.notes, self.told = stages, notes, told
+    def __init__(self, stages, notes: Mapping, class_notes: Mapping, subjects: np.ndarray, into):
+        """`class_notes`: task -> what is to be said of its AUROCs."""
+        self.stages, self.notes, self.class_notes = stages, notes, class_notes
         self.subjects, self.into = subjects, into
 
     def task(self, task: Task, kind: str, scores: Mapping[str, np.ndarray], n_train: int) -> None:
@@ -71,10 +71,11 @@ class _Table:
             by_stage = {s: statistic_of(truth, value, task.classes, self._folds(task, value))
                         for s, value in scores.items()}  # fmt: skip
             runs = max(len(value) for value in scores.values())
-            told = self.told[task.name] if metric == "auroc" else ""
+            class_notes = self.class_notes[task.name] if metric == "auroc" else ""
             self._lines(
-                [task], by_stage, rows, told, task=task.name, dataset=task.dataset, kind=kind,
-                metric=metric, n_train=n_train, n_test=len(rows), seeds=tuple(range(runs)),
+                [task], by_stage, rows, class_notes, task=task.name, dataset=task.dataset,
+                kind=kind, metric=metric, n_train=n_train, n_test=len(rows),
+                seeds=tuple(range(runs)),
             )  # fmt: skip
 
     def mean(self, tasks: Sequence[Task], kind: str, n_train: int) -> None:
@@ -95,9 +96,11 @@ class _Table:
             ]  # fmt: skip
             by_stage[stage] = AverageOverTasks(parts)
         if by_stage:
-            told = "; ".join(f"{t.name}: {self.told[t.name]}" for t in tasks if self.told[t.name])
+            class_notes = "; ".join(
+                f"{t.name}: {self.class_notes[t.name]}" for t in tasks if self.class_notes[t.name]
+            )
             self._lines(
-                tasks, by_stage, rows, told, task=f"{MEAN_OF}{len(tasks)} tasks",
+                tasks, by_stage, rows, class_notes, task=f"{MEAN_OF}{len(tasks)} tasks",
                 dataset=tasks[0].dataset, kind=kind, metric="auroc", n_train=n_train,
                 n_test=len(rows), seeds=tuple(range(runs)),
             )  # fmt: skip
@@ -108,21 +111,21 @@ class _Table:
         return np.repeat(folds, len(scores) // len(folds), axis=0)
 
     def _lines(
-        self, tasks: Sequence[Task], by_stage: Scores, rows: np.ndarray, told: str, **fields
+        self, tasks: Sequence[Task], by_stage: Scores, rows: np.ndarray, class_notes: str, **fields
     ) -> None:
         subjects = self.subjects[rows]
         count = 1 + max(int(self.into.folds[task.name].max()) for task in tasks)
         for stage, score in by_stage.items():
-            notes = _joined(self._notes(fields["task"], fields["kind"], stage), told)
+            notes = _joined(self._notes(fields["task"], fields["kind"], stage), class_notes)
             add_result(self.into, score, subjects, count, stage=stage, notes=notes, **fields)
         for later, earlier in self._pairs(by_stage):
             stage = f"{later}{MINUS}{earlier}"
             if self._identical(tasks, fields["kind"], later, earlier):
-                add_identical(self.into, subjects, stage=stage, notes=told, **fields)
+                add_identical(self.into, subjects, stage=stage, notes=class_notes, **fields)
                 continue
             add_result(
                 self.into, (by_stage[earlier], by_stage[later]), subjects, count, stage=stage,
-                notes=_joined("paired interval", told), **fields,
+                notes=_joined("paired interval", class_notes), **fields,
             )  # fmt: skip
 
     def _identical(self, tasks: Sequence[Task], kind: str, later: str, earlier: str) -> bool:

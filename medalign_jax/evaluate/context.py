@@ -45,12 +45,12 @@ def answers_in(columns: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
       columns: Of a manifest, in any spelling.
       tasks: As `tasks.tasks_of` takes them.
     """
-    told: dict[str, str] = {}
+    revealed: dict[str, str] = {}
     for task in (name.partition(":")[0] for name in tasks):
         plain = normalise_column(task)
         for column in {plain, *_GIVES_AWAY.get(plain, ())}:
-            told.setdefault(column, task)
-    return {c: told[normalise_column(c)] for c in columns if normalise_column(c) in told}
+            revealed.setdefault(column, task)
+    return {c: revealed[normalise_column(c)] for c in columns if normalise_column(c) in revealed}
 
 
 def holds_codes(column: str) -> bool:
@@ -58,7 +58,7 @@ def holds_codes(column: str) -> bool:
     and 3.
 
     Args:
-      column: Of a manifest, in any spelling: a circumstance that is no amount, or an id or code
+      column: Of a manifest, in any spelling: a circumstance that is not an amount, or an id or code
         ("ward_id"). Of another column nothing is known but its values.
     """
     plain = normalise_column(column)

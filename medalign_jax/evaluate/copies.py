@@ -3,7 +3,7 @@
 Two recordings that are one sound (`datasets.near_copies`) turn a measure of hearing into one of
 memory where one is trained on and the other tested. Where the data names no subjects, such
 recordings count as one subject's: folds keep them together and intervals count them once. What is
-left is told beside the results.
+left is reported beside the results.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Searched:
         names = [row.audio_path for row in self.data.rows]
         if not len(copies.pairs):
             return [f"No two of the {copies.count} recordings are near-copies of each other."]
-        told = [f"{len(copies.pairs)} pairs of the {copies.count} recordings are near-copies."]
+        lines = [f"{len(copies.pairs)} pairs of the {copies.count} recordings are near-copies."]
         if not suite.options.folds:
             splits = suite.training_folds()[0].split_of(suite.count)
-            return [*told, *(f"{text}." for text in copies.leaks_between(splits, names))]
+            return [*lines, *(f"{text}." for text in copies.leaks_between(splits, names))]
         leaking = _across_folds(copies, suite)
         if not leaking:
-            return [*told, "None lies across training and test recordings of a fold."]
+            return [*lines, "None lies across training and test recordings of a fold."]
         return [
-            *told,
+            *lines,
             f"{len(leaking)} of {suite.count} test recordings have a near-copy among the training "
             f"recordings of their fold, e.g. '{names[leaking[0]]}'.",
         ]

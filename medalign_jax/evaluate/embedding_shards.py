@@ -111,7 +111,7 @@ class Shards:
 
 
 class _Damaged(Exception):
-    """Why a file is no shard."""
+    """Why a file is not a shard."""
 
 
 def _parse(path: Path, content: bytes, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +121,7 @@ def _parse(path: Path, content: bytes, width: int) -> tuple[np.ndarray, np.ndarr
         tensors = parse_safetensors(content)
         keys, vectors = tensors["recordings"], tensors["embeddings"]
     except (SafetensorError, KeyError) as error:
-        raise _Damaged(f"it is no file of embeddings: {error}") from error
+        raise _Damaged(f"it is not a file of embeddings: {error}") from error
     if keys.shape != (len(vectors), KEY_BYTES) or vectors.shape != (len(keys), width):
         raise _Damaged(
             f"it holds keys {keys.shape} and embeddings {vectors.shape}, not (n, {KEY_BYTES}) and "

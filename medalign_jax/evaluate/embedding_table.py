@@ -1,5 +1,6 @@
-"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with a column
-a number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes them.
+"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with one
+column per number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes
+them.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
       column: that of the vectors, lists of numbers; in CSV the beginning of their columns' names.
 
     Raises:
-      UserError: no such file or column, vectors of different lengths or with NaN, cells that are no
-        numbers, no row left.
+      UserError: no such file or column, vectors of different lengths or with NaN, cells that are
+        not numbers, no row left.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,7 +84,7 @@ _Columns = tuple[list[np.ndarray | None], dict[str, list[str]]]
 
 
 def _read_csv(path: Path, column: str) -> _Columns:
-    """Vectors and texts of a table with a column a number; a row without numbers has no vector."""
+    """Vectors and texts of a table, one column per number; a row without numbers has no vector."""
     table = tables.read_table(path, f"{column}_0")
     places = [(re.fullmatch(rf"{re.escape(column)}_(\d+)", name), name) for name in table.columns]
     numbered = {int(found[1]): name for found, name in places if found}
@@ -107,7 +108,9 @@ def _vector(path: Path, row: int, cells: dict[str, str]) -> np.ndarray | None:
     numbers = {name: finite_number(cell) for name, cell in cells.items()}
     for name, number in numbers.items():
         if number is None:
-            raise UserError(f"{path}: row {row}: {cells[name]!r} in column {name!r} is no number")
+            raise UserError(
+                f"{path}: row {row}: {cells[name]!r} in column {name!r} is not a number"
+            )
     return np.array(list(numbers.values()), np.float32)
 
 
@@ -129,7 +132,7 @@ def _parquet(path: Path) -> pa.Table:
             check_unpacked(path, pq.ParquetFile(file).metadata)
             table = pq.read_table(file)
             table.validate(full=True)
-            _ = table.column_names  # names that are no text are found when they are asked for
+            _ = table.column_names  # names that are not text are found when they are asked for
             return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Parquet ({error})") from error
@@ -158,7 +161,7 @@ def _stacked(path: Path, rows: list[tuple[int, np.ndarray]]) -> np.ndarray:
         if len(vector) != len(like) or not len(vector):
             raise UserError(
                 f"{path}: row {row + 1} has {len(vector)} numbers and row {first + 1} {len(like)}; "
-                "embeddings of different encoders belong into different tables"
+                "embeddings of different encoders belong in different tables"
             )
         if not np.isfinite(vector).all():
             raise UserError(f"{path}: the embedding of row {row + 1} holds NaN or infinite numbers")

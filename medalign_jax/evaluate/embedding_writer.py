@@ -24,8 +24,8 @@ class TableWriter:
     """A table that appears under its name when it is whole; an error on the way leaves nothing.
 
     Args:
-      path: its file. ``.csv`` gives a column a number ("embedding_0", ...), which are empty where
-        there is no embedding; ``.parquet`` a list of float32, or null.
+      path: its file. ``.csv`` gives one column per number ("embedding_0", ...), which are empty
+        where there is no embedding; ``.parquet`` a list of float32, or null.
       width: numbers of an embedding.
       beside: further columns, of texts.
     """

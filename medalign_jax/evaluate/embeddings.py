@@ -275,7 +275,7 @@ class _Recordings:
         return {rate: _resampled(waveform, own, rate, path) for rate in rates}
 
     def _file(self, index: int) -> tuple[str, float | None] | None:
-        """Path of a recording, and how much of it is read; None where it is no file."""
+        """Path of a recording, and how much of it is read; None where it is not a file."""
         cached, position = self._dataset._clips[index]
         source = cached.source
         if not isinstance(source, FileSource):

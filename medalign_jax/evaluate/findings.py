@@ -1,7 +1,7 @@
-"""What may have leaked from training into testing, told beside the results of an evaluation.
+"""What may have leaked from training into testing, reported beside an evaluation's results.
 
 Of recordings, near-copies are looked for (`copies`). Of embeddings made elsewhere only those that
-are equal can be told. Of either, subjects whose names may be two spellings of one.
+are equal can be reported. Of either, subjects whose names may be two spellings of one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Findings:
     trained: tuple[str, ...] = ()
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def sentences(self) -> tuple[str, ...]:
         """All of them, for the screen and the page."""
         return (*self.copies, *self.subjects, *self.trained)
 
@@ -49,7 +49,7 @@ class Findings:
         }
 
 
-def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
+def describe_subjects(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
     """On subjects that may be one, where one spelling is tested and another is not.
 
     Without folds any two splits count: validation recordings choose the model.
@@ -65,11 +65,11 @@ def subjects_told(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
     ]
     if not across:
         return ()
-    told = [" and ".join(f"'{name}'" for name in group) for group in across[:_EXAMPLES]]
+    examples = [" and ".join(f"'{name}'" for name in group) for group in across[:_EXAMPLES]]
     more = f" and {len(across) - _EXAMPLES} more" if len(across) > _EXAMPLES else ""
     what = "folds" if suite.options.folds else "splits"
     return (
-        f"Subjects that may be one stand in different {what}: {'; '.join(told)}{more}. If they "
+        f"Subjects that may be one stand in different {what}: {'; '.join(examples)}{more}. If they "
         "are, give them one name: the results are too good.",
     )
 
@@ -106,7 +106,7 @@ def rows_of_equals(
     return [dataclasses.replace(row, subject_id=name) for row, name in pairs]
 
 
-def equals_told(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tuple[str, ...]:
+def describe_equals(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tuple[str, ...]:
     """On equal embeddings, and which of them are tested after one like them was trained on.
 
     Args:
@@ -122,13 +122,13 @@ def equals_told(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -> tu
         tested = np.array(fold.split_of(suite.count), object) == "test"
         beside = np.bincount(groups[~tested], minlength=len(size)) > 0
         leaking |= set(np.flatnonzero(tested & beside[groups]).tolist())
-    told = f"{repeated} of the {len(rows)} embeddings equal another one."
+    repeats = f"{repeated} of the {len(rows)} embeddings equal another one."
     if not leaking:
-        return (_NO_SOUND, told, "None equals one on the other side of a test.")
+        return (_NO_SOUND, repeats, "None equals one on the other side of a test.")
     first = min(leaking)
     return (
         _NO_SOUND,
-        told,
+        repeats,
         f"{len(leaking)} test recordings have the very embedding of one that is not tested with "
         f"them, e.g. row {rows[first].row}: the results are too good.",
     )

@@ -65,7 +65,7 @@ def folds_by_subject(
     of several tasks at once.
 
     Args:
-      subjects: (N,) one id a recording.
+      subjects: (N,) one id per recording.
       tasks: What to stratify by; regressions do not count.
       count: Number of folds, at least 2.
       seed: Same seed, same folds.
@@ -166,7 +166,7 @@ def compared(task: Task, folds: Sequence[Fold]) -> np.ndarray:
     return np.sum((counts > 0) & (counts < counts.sum(axis=1, keepdims=True)), axis=0)
 
 
-def told_of_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
+def describe_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
     """Which classes an AUROC leaves out, and which of them not all folds compare; "" if none.
 
     Args:

@@ -72,7 +72,7 @@ def interval(
 
     Raises:
       StatisticsError: a class has fewer than `least` subjects (all subjects together, where there
-        are no classes), or all subjects of a score that is no share agree.
+        are no classes), or all subjects of a score that is not a share agree.
     """
     part = _measure(statistic, _group_numbers(subjects), least, folds)
     low, high = part.ends(_tail(level))
@@ -123,7 +123,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     less, however the tests depend on each other.
 
     Raises:
-      StatisticsError: a value that is no probability.
+      StatisticsError: a value that is not a probability.
     """
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):

@@ -42,7 +42,7 @@ def measure(
     Args:
       tasks: What is asked; their data set must be the same.
       plans: Repeats of folds; each tests every test recording once, the same ones in each.
-      subjects: (N,) one id a recording.
+      subjects: (N,) one id per recording.
       stages: The first is what encoders, controls and references are compared with.
       settings: How.
       guesses: Baselines that need no features.
@@ -67,16 +67,16 @@ def measure(
         _guess(guess, tasks, plans, settings.probes[0], found)
     if by_subject:
         _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
-    told = {key: _told(counts) for key, counts in notes.items()} | {
+    stage_notes = {key: _joined(counts) for key, counts in notes.items()} | {
         (task.name, settings.probes[0], guess.name): guess.notes.get(task.kind, "")
         for guess in guesses for task in tasks
     }  # fmt: skip
-    add_stages(tasks, plans, subjects, stages, settings, told, found)
+    add_stages(tasks, plans, subjects, stages, settings, stage_notes, found)
     correct_for_tasks(found)
     return found
 
 
-def _told(counts: Mapping[str, int]) -> str:
+def _joined(counts: Mapping[str, int]) -> str:
     """Notes of the fits of one stage, each once."""
     return "; ".join(note if n == 1 else f"{note} ({n} fits)" for note, n in counts.items())
 
@@ -176,7 +176,7 @@ def _place(filled, task, rows, run, runs, prediction, found: Measured) -> None:
 
 
 def _note(notes: dict, key: tuple[str, str, str], note: str) -> None:
-    """Several runs often say the same: it is told once, with how many said it."""
+    """Several runs often say the same: it is noted once, with how many said it."""
     counts = notes.setdefault(key, {})
     counts[note] = counts.get(note, 0) + 1
 

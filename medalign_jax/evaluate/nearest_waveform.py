@@ -1,4 +1,4 @@
-"""The training recording whose waveform is most like a given one: a baseline that hears nothing.
+"""The training recording whose waveform is most like a given one: a baseline that learns nothing.
 
 Likeness is the largest normalised cross-correlation over all shifts that leave at least a second
 (or half of the shorter recording) in common. Where recordings of one person, or cut from one
@@ -28,7 +28,7 @@ def nearest_waveform(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each test recording the nearest training recording.
 
-    Every pair is compared: the time grows with their number (about 0.2 ms a pair on two cores).
+    Every pair is compared: the time grows with their number (about 0.2 ms per pair on two cores).
 
     Args:
       waveform: Of a recording's number: (samples,) float32.
@@ -105,7 +105,7 @@ def _likeness(spectrum, energy, length, spectra, energies, lengths, *, size):
     other = jnp.take_along_axis(energies, others[0], 1) - jnp.take_along_axis(
         energies, others[1], 1
     )
-    # Parts that hold next to nothing of a recording's energy are no likeness.
+    # Parts that hold next to nothing of a recording's energy do not count as alike.
     least = 0.05 * jnp.sqrt(energy[-1] * energies[:, -1:])
     norm = jnp.sqrt(jnp.maximum(own * other, 0.0))
     return jnp.where(inside & (norm > least), products / jnp.maximum(norm, 1e-20), -1.0).max(axis=1)

@@ -140,7 +140,7 @@ def read_results(path: str | os.PathLike) -> tuple[list[Result], dict[str, Any]]
     if not isinstance(content, dict) or set(content) != {"provenance", "results"}:
         raise ResultsError(f'{path} is not an object of "provenance" and "results"')
     if not isinstance(content["results"], list) or not isinstance(content["provenance"], dict):
-        raise ResultsError(f'{path}: "results" is no list, or "provenance" no object')
+        raise ResultsError(f'{path}: "results" is not a list, or "provenance" not an object')
     names = {field.name for field in dataclasses.fields(Result)}
     results = []
     for i, row in enumerate(content["results"]):

@@ -118,12 +118,12 @@ def nearest_sentence(
 ) -> NearestSentence:
     """Classifies recordings by the nearest class sentence.
 
-    With a map fitted on training pairs this is no zero-shot classification, since the pairs say
+    With a map fitted on training pairs this is not zero-shot classification, since the pairs say
     which recordings go with which words.
 
     Args:
       audio: (n, D_a) embeddings of the audio head.
-      class_text: (C, D_t), or (C, K, D_t) for K wordings a class: their unit vectors are
+      class_text: (C, D_t), or (C, K, D_t) for K wordings per class: their unit vectors are
         averaged.
       mapping: From `fit_map`; None compares the embeddings as they are.
 
@@ -168,8 +168,8 @@ class Retrieval:
     """Both directions, and the cosine matrix that they come from.
 
     Attributes:
-      audio_to_report: One query a recording, among the distinct reports.
-      report_to_audio: One query a recording's report, among all recordings; every recording
+      audio_to_report: One query per recording, among the distinct reports.
+      report_to_audio: One query per recording's report, among all recordings; every recording
         with the same report is right.
       similarity: (n, U) cosine of recordings and distinct reports.
       reports: (U,) the text ids of the columns, in order of first appearance.

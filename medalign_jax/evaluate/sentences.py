@@ -14,7 +14,7 @@ import numpy as np
 
 from medalign_jax.evaluate import retrieval
 from medalign_jax.evaluate.collected import Measured, add_result
-from medalign_jax.evaluate.folds import Fold, told_of_classes
+from medalign_jax.evaluate.folds import Fold, describe_classes
 from medalign_jax.evaluate.statistics import auroc_statistic, mean_statistic
 from medalign_jax.evaluate.tasks import Task
 
@@ -97,7 +97,7 @@ def measure_sentences(
       subjects: (N,) ids.
       words: Reports and class sentences, of the same folds.
       stage: Its name in the results.
-      spaces: One a fold.
+      spaces: One per fold.
       into: Gets the results.
     """
     shown = Shown(task, {}, np.zeros((len(task.classes),) * 2, int), {})
@@ -121,12 +121,12 @@ def measure_sentences(
         notes="; ".join([how, f"the most frequent class alone {chance:.3f}", *never]),
     )  # fmt: skip
     truth, scores = task.answers[rows], np.concatenate([part.scores for part in parts])
-    told = told_of_classes(task, [folds])
+    class_notes = describe_classes(task, [folds])
     of_fold = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     add_result(
         into, auroc_statistic(truth, scores, task.classes, of_fold), subject_of, len(parts),
         task=task.name,
-        kind=kind, metric="auroc", notes="; ".join(filter(None, [how, told])), **shared,
+        kind=kind, metric="auroc", notes="; ".join(filter(None, [how, class_notes])), **shared,
     )  # fmt: skip
     _add_retrieval(parts, subject_of, how, shared, into)
     return shown

@@ -101,9 +101,9 @@ def _source(text: str) -> Source:
         raise UserError(f"--encoder {text}: there is nothing at '{path}'; check the path")
     parsed = _options(text, options)
     name = stage_name(Path(path))
-    told = ", ".join(str(value) if key == "pooling" else f"layer {value}"
+    shown = ", ".join(str(value) if key == "pooling" else f"layer {value}"
                      for key, value in parsed.items())  # fmt: skip
-    return Source(f"{name} ({told})" if told else name, path, encoder, parsed)
+    return Source(f"{name} ({shown})" if shown else name, path, encoder, parsed)
 
 
 def stage_name(path: Path) -> str:

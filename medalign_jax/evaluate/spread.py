@@ -37,7 +37,7 @@ def ranks_of(stages: Sequence[Stage]) -> dict[str, float]:
     return ranks
 
 
-def ranks_told(ranks: Mapping[str, float]) -> str:
+def describe_ranks(ranks: Mapping[str, float]) -> str:
     """A sentence for the screen and the page; "" where there is no stage."""
     if not ranks:
         return ""

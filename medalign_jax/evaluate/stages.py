@@ -27,7 +27,7 @@ class Stage:
 
     Attributes:
       name: "before", "after", an encoder, a control, a baseline.
-      features: (N, D), or one (N, D) a fold where a model was trained on each.
+      features: (N, D), or one (N, D) per fold where a model was trained on each.
       role: "encoder", "control", "baseline" or "reference"; decides what it is compared with.
       notes: Anything a reader must know of it.
     """

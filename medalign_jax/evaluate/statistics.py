@@ -126,7 +126,7 @@ class AurocStatistic:
         """(K, D) values without each of the K subjects, from (n,) subject numbers.
 
         By placements (DeLong, DeLong & Clarke-Pearson 1988), a subject's taken together
-        (Obuchowski 1997): one sort a column and class.
+        (Obuchowski 1997): one sort per column and class.
         """
         count = groups.max() + 1
         values = np.zeros((count, len(self._scores)))

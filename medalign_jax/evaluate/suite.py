@@ -113,7 +113,9 @@ class Suite:
         tasks = gathered
         of_row = tuple(subjects[group[0]] for group in members)
         if validation and options.folds == 2:
-            raise TaskError("a model a fold takes 3 folds or more: one tests, one is for choices")
+            raise TaskError(
+                "one model per fold takes 3 folds or more: one tests, one is for choices"
+            )
         if options.folds:
             plans = tuple(
                 folds_by_subject(of_row, tasks, options.folds, options.seed + r)
@@ -143,7 +145,7 @@ class Suite:
         return found
 
     def stage(self, name: str, features: np.ndarray | Sequence[np.ndarray], **fields) -> Stage:
-        """A stage from features of recordings; several are those of one model a fold."""
+        """A stage from features of recordings; several are those of one model per fold."""
         if isinstance(features, np.ndarray):
             return Stage(name, self.gather(features), **fields)
         return Stage(name, tuple(self.gather(x) for x in features), **fields)
@@ -180,9 +182,9 @@ class Suite:
         return (*self.training_folds(), *others)
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """A sentence a task: what is asked, of how many."""
-        return tuple(task.told for task in self.tasks)
+    def descriptions(self) -> tuple[str, ...]:
+        """One sentence per task: what is asked, of how many."""
+        return tuple(task.description for task in self.tasks)
 
     def _spread(self, name: str, *parts: np.ndarray) -> Fold:
         """Rows -> recordings."""
@@ -216,7 +218,7 @@ def _gathered(task: Task, members: Sequence[np.ndarray], rows: Sequence[Row]) ->
         if len(values) > 1:
             names = [task.classes[int(v)] if task.classes else f"{v:g}" for v in values[:2]]
             raise TaskError(
-                f"task {task.name!r} is no matter of the subject: recordings of "
+                f"task {task.name!r} is not a matter of the subject: recordings of "
                 f"{rows[group[0]].subject_id!r} have {' and '.join(map(repr, names))}; evaluate "
                 "recordings (aggregate=recording)"
             )

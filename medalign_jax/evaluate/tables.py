@@ -1,4 +1,4 @@
-"""Results laid out for people: a stage a row, a task a column; on screen, page and as CSV."""
+"""Results laid out for people: one row per stage, one column per task; on screen, page, as CSV."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _text(table: Table) -> str:
 
 
 def csv_of(results: Sequence[Result]) -> str:
-    """One line a result, with the fields of `evaluation.json`; seeds as their number."""
+    """One line per result, with the fields of `evaluation.json`; seeds as their number."""
     names = [field.name for field in dataclasses.fields(Result)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

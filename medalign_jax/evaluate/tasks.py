@@ -8,7 +8,7 @@ A task is named by its column, with its kind after a colon where the values do n
     findings:labels       several labels in a cell ("wheeze; crackles"): one yes-or-no task for each
 
 "none" is a class like any other, and among several labels it says that there are none. What became
-of the cells is told by `Task.told`. Only the text of a manifest is read here, so what is wrong is
+of the cells is in `Task.description`. Only the text of a manifest is read here, so what is wrong is
 known before a recording is opened.
 """
 
@@ -38,7 +38,7 @@ _OF_WORDS = ("classification", "labels")
 _NONE = frozenset({"none", "no finding", "-"})  # of several labels, explicitly none
 _SEPARATORS = re.compile(r"[;|+,]")
 _MOSTLY = 0.9  # share of the answers that makes a column one of numbers
-_SHOWN = 8  # classes that are told with their numbers
+_SHOWN = 8  # classes that are printed with their numbers
 
 
 class TaskError(UserError):
@@ -69,7 +69,7 @@ class Task:
         return ~np.isnan(self.answers) if self.kind == "regression" else self.answers >= 0
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What is asked and of how many, for the screen."""
         missing = len(self.answers) - int(self.known.sum())
         without = f"; {missing} without an answer" if missing else ""
@@ -133,7 +133,7 @@ def _tasks_of(rows: Sequence[Row], name: str, dataset: str) -> list[Task]:
     if not any(texts):
         raise TaskError(f"task {name!r}: every value of column {column!r} is missing")
     if (kind or _kind(rows, column, texts)) == "regression":
-        texts = ["" if is_missing(text) else text for text in texts]  # "none" is no number
+        texts = ["" if is_missing(text) else text for text in texts]  # "none" is not a number
         return [_regression(rows, column, texts, dataset)]
     _check_spellings(column, texts)
     return [_classification(rows, column, texts, dataset)]
@@ -233,7 +233,7 @@ def _natural(text: str) -> tuple:
 
 
 def _labels(rows: Sequence[Row], column: str, texts: Sequence[str], dataset: str) -> list[Task]:
-    """One task a label: yes where a cell names it, no where a cell names others or none."""
+    """One task per label: yes where a cell names it, no where a cell names others or none."""
     cells = [{part.strip() for part in _SEPARATORS.split(text)} for text in texts]
     cells = [{label for label in cell if not _says_nothing(label)} for cell in cells]
     named = [label for cell in cells for label in cell if label.lower() not in _NONE]

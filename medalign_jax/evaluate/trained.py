@@ -23,7 +23,7 @@ _DEEPEST = 4  # folders from the weights up to the workdir: fold_0/arms/x/export
 _USED = frozenset({"train", "valid"})
 
 
-def trained_told(name: str, source: str, data: AudioDataset, suite: Suite) -> tuple[str, ...]:
+def describe_trained(name: str, source: str, data: AudioDataset, suite: Suite) -> tuple[str, ...]:
     """A sentence where recordings are tested that an encoder was trained on; () where none is.
 
     Recordings are the same where they sound the same, sample for sample, or are the same file.

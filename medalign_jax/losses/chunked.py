@@ -1,7 +1,7 @@
 """Functions of a few positions at a time, so that only one chunk's intermediates exist at once.
 
 `map_chunks` computes a chunk again in the backward pass, so that any function of the values can be
-differentiated. `sum_chunks` is told how much each value weighs, and makes a chunk's gradient while
+differentiated. `sum_chunks` is given the weight of each value, and makes a chunk's gradient while
 the chunk is there.
 
 Shapes: B rows, R positions, c positions of a chunk.

@@ -18,7 +18,7 @@ def info_nce_loss(
 ) -> jax.Array:
     """Symmetric InfoNCE over cosine similarities (Radford et al. 2021, figure 3).
 
-    Samples that are the `same` are no negatives of each other: the probability of any of them is
+    Samples that are the `same` are not negatives of each other: the probability of any of them is
     what counts, as in the "in" form of Khosla et al. 2020 ("Supervised Contrastive Learning",
     equation 3, summed inside the logarithm), so that a perfect alignment of few distinct reports
     reaches 0.

@@ -1,7 +1,7 @@
 """Layer-wise distillation: which layers pair, what projects them, how far they are apart.
 
 arXiv 2509.18579 pairs the student's layers with the teacher's proportionally, has one learnable
-projection W_i a pair, and calls the distance of hidden states a divergence (JSD). It leaves open
+projection W_i per pair, and calls the distance of hidden states a divergence (JSD). It leaves open
 how hidden states become distributions, how W_i starts, and how halves round; what is written here
 is our reading, and the configuration chooses between the forms.
 

@@ -28,7 +28,7 @@ from medalign_jax.core.batches import QuestionBatch
 from medalign_jax.core.errors import UserError
 from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.distill_config import DistillConfig
-from medalign_jax.methods.text_teacher import Taught, TextTeacher, at_positions
+from medalign_jax.methods.text_teacher import TeacherOutputs, TextTeacher, at_positions
 from medalign_jax.models.audio_lm import AudioLM
 from medalign_jax.models.language.decoder_head import DecoderHead, head_params
 from medalign_jax.models.layers.lora import (
@@ -244,29 +244,29 @@ class Distill(Method):
     def _sums(self, params: Tree, frozen: Tree, batch, acoustic: bool, train: bool) -> _Sums:
         model = self.student.model
         variables = self.student_variables(params, frozen)
-        inputs = (batch["student_ids"], batch["student_mask"], *self._heard(batch))
+        inputs = (batch["student_ids"], batch["student_mask"], *self._audio_inputs(batch))
         wanted = {layer for layer, _ in self.pairs}
         wanted |= set(self.acoustic_layers) if acoustic else set()
         last, out = model.apply(variables, *inputs, layers=(*sorted(wanted), -1))
         states, mask = out["hidden_states"], batch["response_mask"]
-        taught = self._taught(frozen, batch)
-        total, terms = self._next_tokens(variables, frozen, batch, last, taught.last, train)
+        teacher = self._teacher_outputs(frozen, batch)
+        total, terms = self._next_tokens(variables, frozen, batch, last, teacher.last, train)
         if self.pairs:
-            terms["layers"] = self._layers(params, frozen, batch, states, taught.layers)
+            terms["layers"] = self._layers(params, frozen, batch, states, teacher.layers)
         response = {n: losses.masked_sum(x.astype(jnp.float32), mask) for n, x in terms.items()}
-        heard = {}
+        audio_terms = {}
         if acoustic:
-            heard["acoustic"] = self._acoustic(frozen, inputs, states, out["audio"])
-        return _Sums(response, heard, total)
+            audio_terms["acoustic"] = self._acoustic(frozen, inputs, states, out["audio"])
+        return _Sums(response, audio_terms, total)
 
-    def _taught(self, frozen: Tree, batch) -> Taught:
+    def _teacher_outputs(self, frozen: Tree, batch) -> TeacherOutputs:
         if self.teacher is None:
-            return Taught({}, None)
+            return TeacherOutputs({}, None)
         top = bool(self.config.top_weight)
-        return self.teacher.says(frozen.get("teacher"), batch, self.teacher_layers, top)
+        return self.teacher.outputs(frozen.get("teacher"), batch, self.teacher_layers, top)
 
     def _next_tokens(
-        self, variables, frozen, batch, last, taught, train: bool
+        self, variables, frozen, batch, last, teacher_last, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Their share of the batch's loss, and (B, R) by term: what it is made of, and accuracy.
 
@@ -277,11 +277,13 @@ class Distill(Method):
         weights = {}
         if train:
             share = batch["response_mask"] * batch["response_share"][:, None]
-            weighed = ("cross_entropy",) if taught is None else ("cross_entropy", "divergence")
+            weighed = (
+                ("cross_entropy",) if teacher_last is None else ("cross_entropy", "divergence")
+            )
             weights = {name: self._weights[names[name]] * share for name in weighed}
         total, found = losses.next_token_sum(
             at_positions(last, batch["student_at"]),
-            taught,
+            teacher_last,
             batch["response_ids"],
             weights,
             student_head=lambda hidden: model.apply(variables, hidden, method="logits"),
@@ -292,7 +294,7 @@ class Distill(Method):
         )
         return total, {names[name]: value for name, value in found.items()}
 
-    def _heard(self, batch) -> tuple[jax.Array | None, jax.Array | None]:
+    def _audio_inputs(self, batch) -> tuple[jax.Array | None, jax.Array | None]:
         """Features (B, K, F, M) and valid frames (B, K); None where no row has a clip."""
         if "waveform" not in batch:
             return None, None
@@ -315,18 +317,18 @@ class Distill(Method):
         """The student's parameters as they were at the start."""
         return frozen["student"] if self.student.lora is not None else frozen["snapshot"]
 
-    def _layers(self, params, frozen, batch, states, taught) -> jax.Array:
+    def _layers(self, params, frozen, batch, states, teacher_states) -> jax.Array:
         """(B, R): mean over the pairs of the divergence of their hidden states."""
         student = {own: at_positions(states[own], batch["student_at"]) for own, _ in self.pairs}
         if self.config.lens:
-            each = [self._lens(frozen, student, taught, pair) for pair in self.pairs]
+            each = [self._lens(frozen, student, teacher_states, pair) for pair in self.pairs]
         else:
-            teacher = losses.project(params["projections"], self.pairs, taught)
+            teacher = losses.project(params["projections"], self.pairs, teacher_states)
             kind = self.config.hidden
             each = [losses.hidden_divergence(student[i], teacher[i], kind) for i, _ in self.pairs]
         return sum(each) / len(each)
 
-    def _lens(self, frozen: Tree, student, taught, pair: tuple[int, int]) -> jax.Array:
+    def _lens(self, frozen: Tree, student, teacher_states, pair: tuple[int, int]) -> jax.Array:
         """Divergence of what the frozen heads read in the layers of a pair."""
         (own, theirs), teacher, model = pair, self.teacher, self.student.model
         config, start = model.config.text, self._start(frozen)["text"]
@@ -334,7 +336,7 @@ class Distill(Method):
         last, theirs_last = own == config.depth, theirs == teacher.depth
         return losses.logit_lens_divergence(
             student[own],
-            taught[theirs],
+            teacher_states[theirs],
             student_head=lambda x: head.apply({"params": start}, x, last, method="lens"),
             teacher_head=lambda x: teacher.scores(frozen["teacher"], x, theirs_last),
             divergence=self.divergence,

@@ -1,4 +1,4 @@
-"""The term that keeps an encoder listening while it is aligned, one of three.
+"""The self-supervised term that keeps what an encoder learnt before alignment, one of three.
 
 `published`           the encoder's own masked reconstruction (ViT-MAE family, AudioMAE)
 `masked_spectrogram`  a decoder of ours on any encoder's tokens (CLAP, AST, Whisper, Qwen, OPERA)

@@ -19,7 +19,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class AudioStudent:
-    """An audio encoder with what comes before it and what keeps it listening, all inside the step.
+    """An audio encoder, its front end and its self-supervised term, all inside the step.
 
     Its parameters are {"encoder": ...} and, where the self-supervised term brings some along,
     {"term": ...}; a method adds its own beside them.
@@ -73,7 +73,7 @@ class AudioStudent:
         return jax.eval_shape(self.front_end, clip).shape[1:]
 
     def features(self, waveforms: jax.Array, keys: jax.Array, train: bool) -> jax.Array:
-        """(B, S) -> (B, T, M); with `train` augmented, one key an example."""
+        """(B, S) -> (B, T, M); with `train` augmented, one key per example."""
         if not train:
             return self.front_end(waveforms)
         waveform_keys, feature_keys = split(keys, 2)

@@ -14,7 +14,7 @@ from medalign_jax.models.language.decoder import Decoder
 class TextFinetune(Method):
     """Cross-entropy of the response tokens. Parameters: those of the decoder, under "text".
 
-    `batch`: as `data.questions.batches` makes it for a model that reads descriptions.
+    `batch`: as `data.questions.batches` makes it for a text-only model.
     """
 
     select = ("valid/cross_entropy", "min")

@@ -1,4 +1,4 @@
-"""The textual teacher of a distillation: it runs in the step, or batches bring what it said.
+"""The textual teacher of a distillation: it runs in the step, or batches bring its outputs.
 
 Shapes: B rows, R response tokens, W channels of the teacher, P of its layers, k kept tokens.
 """
@@ -22,8 +22,8 @@ LIVE, LAST, TOP_K = "live", "last", "top_k"
 FORMS = (LIVE, LAST, TOP_K)
 
 
-class Taught(NamedTuple):
-    """What a teacher has to say about the response tokens; no gradient passes.
+class TeacherOutputs(NamedTuple):
+    """What a teacher gives at the response tokens; no gradient passes.
 
     layers: hidden states (B, R, W) by layer.
     last: what its next-token distributions come from: (B, R, W), `TopK`, or None if not asked for.
@@ -42,7 +42,7 @@ class TextTeacher:
       params: its parameters; a cached teacher needs those of its head at most.
       sharding: table of its parameters.
       shared_vocab: tokens, from 0 on, that mean the same to teacher and student.
-      form: "live" runs it. Else batches bring what it said (see `teachers.state_cache`):
+      form: "live" runs it. Else batches bring its outputs (see `teachers.state_cache`):
         "teacher_layers" (B, P, R, W) of `stored_layers`, and its last hidden states "teacher_last"
         (B, R, W) ("last") or "teacher_top_ids", "teacher_top_log_probs" (B, R, k) and
         "teacher_top_rest" (B, R) ("top_k").
@@ -79,7 +79,9 @@ class TextTeacher:
         """Of the layers that are compared, those that a cache keeps besides the last state."""
         return tuple(sorted(set(layers) - ({self.depth} if self.form == LAST else set())))
 
-    def says(self, params: Tree, batch: Tree, layers: Iterable[int], top: bool) -> Taught:
+    def outputs(
+        self, params: Tree, batch: Tree, layers: Iterable[int], top: bool
+    ) -> TeacherOutputs:
         """Hidden states of `layers` (1 to depth) and, if `top`, next tokens.
 
         Raises:
@@ -92,7 +94,9 @@ class TextTeacher:
             last = states[self.depth] if top else None
         else:
             states, last = self._stored(batch, self.stored_layers(layers), top)
-        return jax.lax.stop_gradient(Taught({layer: states[layer] for layer in layers}, last))
+        return jax.lax.stop_gradient(
+            TeacherOutputs({layer: states[layer] for layer in layers}, last)
+        )
 
     def _stored(self, batch: Tree, layers: tuple[int, ...], top: bool) -> tuple[dict, Any]:
         # In the teacher's own precision, so that what follows is computed as with a live one.

@@ -11,13 +11,14 @@ placeholders in order.
 
 Positions: Qwen2.5-Omni turns queries and keys by positions of three axes. Without pictures its
 ``get_rope_index`` counts a row's real tokens on all three alike, whatever the side of the padding,
-and audio tokens count like others (one a token of 40 ms), so that here the axes are always equal.
+and audio tokens count like others (one per token of 40 ms), so that here the axes are always equal.
 
 Features: Qwen2-Audio's convolutions read the silence beyond a clip. Its published numbers need
 waveforms padded with zeros to 30 s before the front end, as its processor does, and `lengths` of
 what was there before. Qwen2.5-Omni reads nothing beyond `lengths`; any padding will do.
 
-Shapes: B rows, T tokens, K clips a row, F frames, M mel bins, L audio tokens of F frames, W width.
+Shapes: B rows, T tokens, K clips per row, F frames, M mel bins, L audio tokens of F frames,
+W width.
 """
 
 import dataclasses
@@ -134,8 +135,8 @@ def audio_token_count(config: AudioLMConfig, frames: Any) -> Any:
 
     Args:
       config: of the model.
-      frames: valid frames of a clip (the front end's ``valid_frames``), an int or an array; 0 is
-        no clip.
+      frames: valid frames of a clip (the front end's ``valid_frames``), an int or an array; 0
+        means no clip.
 
     Returns:
       Likewise; one token stands for 40 ms.
@@ -285,8 +286,8 @@ class AudioLM(nn.Module):
             features.reshape(-1, *features.shape[2:]), lengths.reshape(-1)
         )
         tokens = tokens.reshape(*lengths.shape, -1, tokens.shape[-1])
-        heard = _in_order(tokens, pooled_tokens(lengths), jnp.cumsum(audio, axis=1) - 1)
-        return jnp.where(audio[..., None], heard.astype(x.dtype), x), audio
+        ordered = _in_order(tokens, pooled_tokens(lengths), jnp.cumsum(audio, axis=1) - 1)
+        return jnp.where(audio[..., None], ordered.astype(x.dtype), x), audio
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token scores (..., vocabulary), float32, of last hidden states (..., W)."""

@@ -2,7 +2,7 @@
 
 Greedy, or sampled at a temperature from the smallest set of tokens that holds the probability
 ``top_p`` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751). `continuation_log_probs` tells
-how likely given answers are. Prompts may hold audio where the model hears (`AudioLM`).
+how likely given answers are. Prompts may hold audio where the model takes it (`AudioLM`).
 """
 
 from collections.abc import Sequence
@@ -89,8 +89,8 @@ def generate(
       top_p: In (0, 1]: see above; 1 draws from all tokens.
       stop_tokens: A text ends with the first of these.
       pad_token: Stands after the end of a text.
-      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one a text,
-        which then does not depend on the others of its batch.
+      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one per
+        text, which then does not depend on the others of its batch.
       mesh: Lays the cache out over it: texts over (data, fsdp), key heads over tensor.
       features, lengths: Of an ``AudioLM``: (B, K, F, M) and (B, K), the clips of each prompt in the
         order of its placeholders; None where no prompt has any.
@@ -101,8 +101,8 @@ def generate(
 
     Raises:
       GenerationError: for no prompt, an empty one, padding elsewhere than at the left, ids that
-        the model does not have, more tokens than it has positions, audio for a model that hears
-        none, or settings out of range.
+        the model does not have, more tokens than it has positions, audio for a text-only
+        model, or settings out of range.
       AudioPromptError: for clips that are not those of a prompt's placeholders.
     """
     ids, mask = np.asarray(ids), np.asarray(mask)

@@ -173,7 +173,7 @@ def _path(box: Box, x: np.ndarray, y: np.ndarray) -> str:
 
 
 def interval_bars(chart: Bars) -> str:
-    """Draws one bar a row with its interval as a whisker and its numbers in words."""
+    """Draws one bar per row with its interval as a whisker and its numbers in words."""
     values = [v for b in chart.bars for v in (b.value, b.low, b.high) if v is not None]
     low, high = data_range(np.array([*values, chart.origin]), pad=0.04)
     row, top = 44, 4

@@ -79,8 +79,8 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
     unnamed = sum(not row.names_subject for row in rows)
     if unnamed:
         limits.append(
-            f"{unnamed} of {len(rows)} recordings are of nobody named: each counts as a subject of "
-            "its own, near-copies as one. Recordings of one person may stand in two splits, and "
+            f"{unnamed} of {len(rows)} recordings name no subject: each counts as a subject of its "
+            "own, near-copies as one. Recordings of one person may stand in two splits, and "
             "the intervals are too narrow."
         )
     elif len({row.subject_id for row in rows}) == len(rows):

@@ -92,7 +92,7 @@ class Example:
       question: Its text.
       options: To choose from, or none.
       answer: The right one.
-      responses: One a stage.
+      responses: One per stage.
     """
 
     task: str

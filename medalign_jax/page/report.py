@@ -134,8 +134,8 @@ def comparison_sentence(
       before: Score before.
       after: Score after.
       difference: Paired interval of after minus before.
-      reference: Score of the same encoder fine-tuned with the labels, if there is one. It is no
-        bound: reports may say more than labels do.
+      reference: Score of the same encoder fine-tuned with the labels, if there is one. It is not
+        a bound: reports may say more than labels do.
       higher_is_better: False for errors.
     """
     sign = 1 if higher_is_better else -1

@@ -160,7 +160,7 @@ DIAGNOSIS = (
     "(the patient|the subject) (is|was) diagnosed with {name}",
 )
 DIAGNOSIS_NOTE = ("diagnosis(:|) {name}", "diagnosed with {name}")
-DIAGNOSIS_STATE = (  # "normal" and "healthy" are no diseases that one is diagnosed with
+DIAGNOSIS_STATE = (  # "normal" and "healthy" are not diseases that one is diagnosed with
     "the (clinical |)diagnosis (is|was) {name}",
     "the (subject|person) (is|was) (classified|labelled|diagnosed) as {name}",
 )

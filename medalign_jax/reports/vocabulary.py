@@ -87,7 +87,7 @@ def _number(low: float, high: float) -> Callable[[str, str], str]:
         if not low <= number <= high:
             raise ReportError(
                 f"column {column!r}: unknown value {value!r}; "
-                f"allowed: a number a minute from {low:g} to {high:g}"
+                f"allowed: a number per minute from {low:g} to {high:g}"
             )
         return f"{number:.1f}".removesuffix(".0")
 

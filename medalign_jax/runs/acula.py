@@ -2,7 +2,7 @@
 
 manifest -> data set -> suite (tasks, folds) -> texts -> teacher -> cached vectors
                                                                         |
-a fold:  weights | pre-training ---> alignment (method `Acula`), one an arm ---> export
+a fold:  weights | pre-training ---> alignment (method `Acula`), one per arm ---> export
               |          |                       |
               |          +--- supervised reference (method `Supervised`)
               |                       |          |
@@ -25,10 +25,10 @@ from medalign_jax.evaluate.baseline_stages import check_baselines
 from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import Findings, subjects_told
+from medalign_jax.evaluate.findings import Findings, describe_subjects
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.evaluate.trained import trained_told
+from medalign_jax.evaluate.trained import describe_trained
 from medalign_jax.runs import build, checks, choosing, measuring, texts
 from medalign_jax.runs.alignment import (
     Aligned,
@@ -136,9 +136,9 @@ def _prepare(
     if config.evaluate.enabled:
         found = tuple(searched.findings(suite))
         source = config.encoder.source
-        trained = trained_told(f"the encoder {source}", source, data, suite) if source else ()
-        findings = Findings(found, subjects_told(data.rows, suite), trained)
-        print(*suite.told, *findings.told, sep="\n", flush=True)
+        trained = describe_trained(f"the encoder {source}", source, data, suite) if source else ()
+        findings = Findings(found, describe_subjects(data.rows, suite), trained)
+        print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     for arm in arms:
         texts.check_reports(arm, texts.reports_of(data, arm.config))
     reports = texts.reports_of(data, config)
@@ -176,7 +176,7 @@ class _Embedding:
         self.found: dict[str, list[np.ndarray]] = {}
 
     def add(self, stage: str, params: Any) -> None:
-        """The recordings as the next fold's model of a stage hears them."""
+        """The recordings as the next fold's model of a stage embeds them."""
         run = self._run
         if not run.config.evaluate.enabled:
             return

@@ -83,7 +83,7 @@ class Run:
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
-        """One a fold."""
+        """One per fold."""
         return tuple(Part.of(self, fold) for fold in self.suite.training_folds())
 
 
@@ -223,10 +223,10 @@ def _classes(suite: Suite) -> int:
     It is one more than the directions that the answers span: C classes of one task span C - 1, and
     five yes-or-no tasks up to five. 0 where no task has classes.
     """
-    told = [_centred(task) for task in suite.tasks if task.classes]
-    if not told:
+    centred = [_centred(task) for task in suite.tasks if task.classes]
+    if not centred:
         return 0
-    table = np.concatenate(told, axis=1)
+    table = np.concatenate(centred, axis=1)
     return int(np.linalg.matrix_rank(table - table.mean(axis=0))) + 1
 
 

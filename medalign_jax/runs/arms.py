@@ -116,6 +116,6 @@ def _arm(name: str, config: ConfigDict, changes: Mapping, role: str) -> Arm:
         if unknown:
             raise UserError(f"config.arms.{name}.{key} changes {unknown}, which is not there")
         block[key].update(values)
-    told = {key: json.loads(block[key].to_json_best_effort()) for key in BLOCKS}
+    settings = {key: json.loads(block[key].to_json_best_effort()) for key in BLOCKS}
     own = json.dumps({key: dict(values) for key, values in changes.items()}, sort_keys=True)
-    return Arm(name, block, role, json.dumps(told, sort_keys=True), own)
+    return Arm(name, block, role, json.dumps(settings, sort_keys=True), own)

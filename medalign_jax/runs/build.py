@@ -215,7 +215,7 @@ def check_loss(config: ConfigDict) -> None:
 
 
 def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, OptimizerConfig]:
-    """Length and rhythm of a run; `steps` goes before `epochs` where it is given."""
+    """Length and rhythm of a run; `steps`, if given, takes precedence over `epochs`."""
     block = config.train
     steps = block.steps or (len(train) // block.batch_size) * block.epochs
     if steps < 1:

@@ -1,4 +1,4 @@
-"""What a config alone says about its run, told before data are made or read and weights loaded.
+"""What a config alone says about its run, checked before data are made or read and weights loaded.
 
 A part that is built late is built here once, of shapes alone: whatever it refuses (an unknown name,
 sides of unequal widths, a teacher that is not there) is refused in the first second.
@@ -111,7 +111,7 @@ def check_fills(
 
 
 def check_evaluation(config: ConfigDict, made: Architecture) -> None:
-    """Refuses slips in settings that come last.
+    """Refuses mistakes in settings that come last.
 
     Raises:
       UserError: names the key, and what it may be.

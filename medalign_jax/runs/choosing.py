@@ -25,9 +25,9 @@ class Chosen:
     """The alignment of each fold.
 
     Attributes:
-      names: Of the arms, one a fold.
+      names: Of the arms, one per fold.
       folds: Their names.
-      scores: name -> validation score of each arm there was to choose from, one a fold; empty
+      scores: name -> validation score of each arm there was to choose from, one per fold; empty
         where there was only one.
     """
 
@@ -39,11 +39,13 @@ class Chosen:
         """One line for the tables; "" where nothing was chosen."""
         if not any(self.scores):
             return ""
-        told = []
+        choices = []
         for fold, name, scores in zip(self.folds, self.names, self.scores, strict=True):
             others = ", ".join(f"{scores[other]:.3f}" for other in scores if other != name)
-            told.append(f"{fold}: {name} {scores[name]:.3f} (others {others})".removeprefix(": "))
-        return "chosen on validation subjects of " + "; ".join(told)
+            choices.append(
+                f"{fold}: {name} {scores[name]:.3f} (others {others})".removeprefix(": ")
+            )
+        return "chosen on validation subjects of " + "; ".join(choices)
 
 
 def settle(

@@ -1,4 +1,4 @@
-"""An audio language model describes recordings: prompt, batches, and what is no description.
+"""An audio language model describes recordings: prompt, batches, and what is not a description.
 
 A description follows from the weights, the prompt and a key of the record's own (seed and id). The
 batches are planned over all records, and one that was broken off is written again as a whole: after
@@ -249,7 +249,7 @@ def _folded(key: jax.Array, words: jax.Array) -> jax.Array:
 
 
 def why_unusable(text: str, min_words: int, special: Sequence[str] = ()) -> str:
-    """Why a text is no description; "" for one that is.
+    """Why a text is not a description; "" for one that is.
 
     Args:
       text: what the model wrote.

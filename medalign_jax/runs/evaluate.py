@@ -43,16 +43,21 @@ from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import Findings, equals_told, rows_of_equals, subjects_told
+from medalign_jax.evaluate.findings import (
+    Findings,
+    describe_equals,
+    describe_subjects,
+    rows_of_equals,
+)
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.probes import PROBES
 from medalign_jax.evaluate.results import write_atomically, write_results
-from medalign_jax.evaluate.spread import ranks_of, ranks_told
+from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
-from medalign_jax.evaluate.trained import trained_told
+from medalign_jax.evaluate.trained import describe_trained
 from medalign_jax.page import report
 from medalign_jax.page.outline import bars_of, headline_of, limits_of, map_of
 
@@ -147,8 +152,8 @@ def _opened_table(arguments: argparse.Namespace, options: Options) -> _Opened:
     rows = rows_of_equals(checked.rows, embeddings, options.aggregate)
     suite = Suite.of(rows, options, arguments.dataset or Path(path).stem)
     _write_problems(arguments, checked.problems)
-    findings = Findings(equals_told(rows, embeddings, suite), subjects_told(rows, suite))
-    print(*suite.told, *findings.told, sep="\n", flush=True)
+    findings = Findings(describe_equals(rows, embeddings, suite), describe_subjects(rows, suite))
+    print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     return _Opened(suite, rows, None, {name: embeddings}, checked.problems, findings)
 
 
@@ -204,10 +209,10 @@ def _opened_manifest(arguments: argparse.Namespace, options: Options, given) -> 
     rows, found = searched.data.rows, tuple(searched.findings(suite))
     trained = [
         text for source in given if not source.is_table
-        for text in trained_told(source.name, source.path, searched.data, suite)
+        for text in describe_trained(source.name, source.path, searched.data, suite)
     ]  # fmt: skip
-    findings = Findings(found, subjects_told(rows, suite), tuple(trained))
-    print(*suite.told, *findings.told, sep="\n", flush=True)
+    findings = Findings(found, describe_subjects(rows, suite), tuple(trained))
+    print(*suite.descriptions, *findings.sentences, sep="\n", flush=True)
     return _Opened(suite, rows, searched.data, tables, data.problems, findings)
 
 
@@ -244,7 +249,7 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     write_atomically(out / _TABLE, csv_of(found.results))
     tables = tables_of(found.results)
     print("\n" + text_of(tables) + "\n", flush=True)
-    print(ranks_told(ranks), flush=True)
+    print(describe_ranks(ranks), flush=True)
     names = [stage.name for stage in stages if stage.role == "encoder"]
     headline = f"{', '.join(names)} on {opened.suite.dataset}."
     if len(names) > 1:
@@ -264,8 +269,8 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         ],
         limits=[
             *limits_of(opened.suite, opened.rows),
-            ranks_told(ranks),
-            *opened.findings.told,
+            describe_ranks(ranks),
+            *opened.findings.sentences,
         ],
     )
     report.write_report(out / _PAGE, data)
@@ -290,12 +295,12 @@ def _summary(opened: _Opened) -> str:
 
 
 def _provenance(arguments: argparse.Namespace, opened: _Opened) -> dict:
-    told = {key: value for key, value in vars(arguments).items() if key not in rendezvous.HELP}
+    flags = {key: value for key, value in vars(arguments).items() if key not in rendezvous.HELP}
     return provenance() | {
         "recordings": opened.suite.count,
         "subjects": len(set(opened.suite.subjects)),
         **opened.findings.provenance(),
-        "arguments": json.loads(json.dumps(told)),
+        "arguments": json.loads(json.dumps(flags)),
     }
 
 
@@ -320,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         nargs="+",
         default=["label"],
-        help="label columns; NAME:regression, NAME:classification, NAME:labels (several a cell)",
+        help="label columns; NAME:regression, NAME:classification, NAME:labels (several per cell)",
     )
     add("--out", required=True, help="folder for evaluation.json, evaluation.csv, report.html")
     add("--folds", type=int, default=0, help="folds by subject; 0: the manifest's splits")

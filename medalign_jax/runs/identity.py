@@ -45,7 +45,7 @@ OPEN = re.compile(r"(arms|augment|encoder\.(overrides|front_end)|[^.]+\.changes)
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A key whose value is another than in the run that is there.
+    """A key whose value differs from that in the run that is there.
 
     Attributes:
       key: Dotted.
@@ -129,8 +129,8 @@ def recording(name: str, sound: str, **more: str | Sequence[str]) -> Recording:
       sound: Equal for what sounds equal.
       **more: Whatever else decides what is trained; several texts become a digest.
     """
-    told = {key: v if isinstance(v, str) else digest(list(v)) for key, v in more.items()}
-    return {"name": name, "sound": sound, **told}
+    more = {key: v if isinstance(v, str) else digest(list(v)) for key, v in more.items()}
+    return {"name": name, "sound": sound, **more}
 
 
 def digest(value: Any) -> str:
@@ -152,8 +152,8 @@ def compare_recordings(before: Sequence[Recording], now: Sequence[Recording]) ->
             new.append(f"'{record['name']}'")
             continue
         order.append(found)
-        if told := _changes(left.pop(found), record):
-            changed.append(f"row {row + 1} ('{record['name']}'): {told}")
+        if difference := _changes(left.pop(found), record):
+            changed.append(f"row {row + 1} ('{record['name']}'): {difference}")
     gone = [f"'{record['name']}'" for record in left.values()]
     sentences = [
         f"{len(found)} of {of} {what}, the first: {found[0]}"

@@ -17,7 +17,7 @@ from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.results import write_atomically, write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
-from medalign_jax.evaluate.spread import ranks_of, ranks_told
+from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
@@ -97,7 +97,7 @@ def measure_run(
       run: What was run.
       arms: Its alignments.
       embedded: stage -> (N, D) of each fold, or one for all folds.
-      aligned: The run's own alignment, one a fold.
+      aligned: The run's own alignment, one per fold.
       notes: stage -> what a reader must know of it.
     """
     config, suite = run.config, run.suite
@@ -129,7 +129,7 @@ def measure_run(
     )
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
-    print("\n" + text_of(tables_of(found.results)), ranks_told(ranks), sep="\n\n", flush=True)
+    print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)
     page.write(run, stages, found, shown, facts)
 
 
@@ -201,7 +201,7 @@ def _class_vectors(run: Run, words: Words) -> list[np.ndarray]:
 
 
 def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str, list[Space]]:
-    """Where audio and text meet before and after, one a fold."""
+    """Where audio and text meet before and after, one per fold."""
     config, kind = run.config, run.config.evaluate.map
     means = run.texts(config).means(run.reports)
     spaces: dict[str, list[Space]] = {"before": []}

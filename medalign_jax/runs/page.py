@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from medalign_jax.audio import clip
-from medalign_jax.core.provenance import told
+from medalign_jax.core.provenance import provenance_rows
 from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.sentences import Shown
-from medalign_jax.evaluate.spread import ranks_told
+from medalign_jax.evaluate.spread import describe_ranks
 from medalign_jax.evaluate.stages import Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import tables_of
@@ -59,7 +59,7 @@ def write(
         unusable=[
             report.UnusableRow(p.row, p.audio_path, p.reason) for p in run.data.problems if p.fatal
         ],
-        limits=_limits(run, ranks_told(provenance["effective_rank"])),
+        limits=_limits(run, describe_ranks(provenance["effective_rank"])),
     )
     report.write_report(run.workdir / "report.html", data)
     print(headline)
@@ -69,7 +69,7 @@ def write(
 def _summary(run: Run) -> str:
     config, count = run.config, len(run.suite.plans[0])
     if count > 1:
-        splits = f"{count} folds by subject, a model trained for each, predictions pooled"
+        splits = f"{count} folds by subject, one model trained for each, predictions pooled"
     else:
         splits = ", ".join(f"{n} {name}" for name, n in sorted(run.data.splits().items()))
     start = config.encoder.source or "pre-trained by masked reconstruction on the training part"
@@ -90,7 +90,7 @@ def _facts(run: Run, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("teacher", f"{config.teacher.source}, layer {config.teacher.layer}"),
         ("data", run.suite.dataset),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        *told(provenance, config.train.batch_size, config.train.accumulate),
+        *provenance_rows(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 
@@ -171,7 +171,7 @@ def _limits(run: Run, ranks: str) -> list[str]:
         *limits_of(run.suite, run.data.rows),
     ]
     limits.append(ranks)
-    limits += run.findings.told
+    limits += run.findings.sentences
     if not run.config.data.manifest:
         limits.append("The recordings are simulated; nothing here says how real ones would do.")
     return limits

@@ -37,7 +37,7 @@ def bind_dataset(
     Args:
       workdir: of the run.
       data: N recordings.
-      folds: over them, a model each; one without a name has the manifest's splits.
+      folds: over them, one model each; one without a name has the manifest's splits.
       reports: N tuples of wordings, where they are trained on.
       subjects: whether it matters for training who was recorded.
     """
@@ -91,8 +91,8 @@ def sounds_of(questions: Sequence[Question]) -> list[str]:
 def _texts(question: Question) -> str:
     q = question
     reasoning = q.reasoning if isinstance(q.reasoning, str | None) else repr(q.reasoning)
-    told = [q.question, q.choices, q.answer, reasoning, q.description, q.extra.get("response")]
-    return digest(told)
+    content = [q.question, q.choices, q.answer, reasoning, q.description, q.extra.get("response")]
+    return digest(content)
 
 
 @functools.cache

@@ -54,7 +54,7 @@ def check_texts(config: ConfigDict) -> None:
         )
     if mode == "online" and reports.use == "mean":
         raise UserError(
-            "teacher.mode=online reads one wording a step and cannot average vectors: set "
+            "teacher.mode=online reads one wording per step and cannot average vectors: set "
             "reports.use=fresh, or teacher.mode=cached"
         )
 
@@ -200,11 +200,11 @@ def targets_of(
     rng = np.random.default_rng((config.seed, 13))
     if how == "classes":
         names = [() if part is None else answers_of(part.rows, tasks) for part in parts]
-        return _one_a_name(names, lambda n: np.eye(n, dtype=np.float32))
+        return _one_per_name(names, lambda n: np.eye(n, dtype=np.float32))
     if how == "random":
         width = texts.vectors.shape[1]
         made = [part.texts for part in reports]
-        return _one_a_name(made, lambda n: rng.standard_normal((n, width)).astype(np.float32))
+        return _one_per_name(made, lambda n: rng.standard_normal((n, width)).astype(np.float32))
     rows = [texts.rows(part) for part in reports]
     if how == "shuffled":
         rows = [
@@ -248,7 +248,7 @@ def answers_of(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[tuple[str, ..
     )
 
 
-def _one_a_name(names: Sequence[Sequence], vectors) -> Targets:
+def _one_per_name(names: Sequence[Sequence], vectors) -> Targets:
     """One row for each distinct name, the training part's first."""
     number = {name: i for i, name in enumerate(dict.fromkeys(n for part in names for n in part))}
     rows = [tuple(np.array([number[name]]) for name in part) for part in names]

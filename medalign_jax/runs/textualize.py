@@ -1,8 +1,8 @@
-"""Textualisation: an audio language model describes each recording for a teacher that only reads.
+"""Textualisation: an audio language model describes each recording for a text-only teacher.
 
 questions with reasoning -> prompts, sorted by length -> batches -> descriptions (`describing`)
                                                             |
-              textualised.partial.jsonl, a line a record, on disk after every batch (`journal`)
+              textualised.partial.jsonl, one line per record, on disk after every batch (`journal`)
                                                             |
                                     textualised.jsonl, failed.jsonl (whole, at the end)
 
@@ -91,7 +91,7 @@ def run(
 
 
 def _digest(path: Path) -> str | None:
-    """Of a file's bytes; None of what is no file, which reading tells more about."""
+    """SHA-256 of a file's bytes; None where it is not a file, which the reader then reports."""
     return sha256(path) if path.is_file() else None
 
 
@@ -105,7 +105,7 @@ def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:
         raise UserError("config.data.questions is empty; give the file of questions to textualise")
     if jax.process_count() > 1:
         raise UserError(
-            "textualisation runs in one process; split the questions into files, one a process, "
+            "textualisation runs in one process; split the questions into files, one per process, "
             "each with a --workdir of its own"
         )
     build.dtype_of(config, "model")
@@ -119,9 +119,10 @@ def _model(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     print(f"loading {config.model.source}", flush=True)
     dtype = build.dtype_of(config, "model")
     model = load_language_model(config.model.source, mesh, dtype=dtype)
-    if not model.listens:
+    if not model.takes_audio:
         raise UserError(
-            f"config.model.source {config.model.source!r} only reads; give an audio language model"
+            f"config.model.source {config.model.source!r} is text-only; give an audio language "
+            "model"
         )
     return model
 

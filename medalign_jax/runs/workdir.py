@@ -34,7 +34,7 @@ _FILES = ("config.json", RECORDINGS, "metrics.jsonl", "evaluation.json", "evalua
 EARLIER = "earlier_runs"  # in the workdir: what --restart moved away
 _DESCRIPTIONS = re.compile(r"textualised(\.partial)?\.jsonl")  # what a textualisation leaves
 _LISTS = re.compile(r"(unusable|unaskable)_\w+\.jsonl|overlap\.jsonl")
-# Known by what they were made from, whatever run asks for them; and what is no part of a run.
+# Known by what they were made from, whatever run asks for them; and what is not part of a run.
 _KEPT = ("teacher_cache", "embeddings", "simulated", "simulated_mix", "world", EARLIER, ".lock")
 
 
@@ -223,7 +223,7 @@ def bind(folder: Path, stage: str = "", shown: bool = False, **facts: str | None
       **facts: hashes by name; None where there is nothing.
 
     Raises:
-      UserError: a fact is another than when the run began.
+      UserError: a fact differs from when the run began.
     """
     folder = Path(folder)
     path = folder / "config.json"

@@ -63,7 +63,7 @@ class EmbeddingCache:
         Args:
           teacher: The frozen model.
           texts: N texts, of which many may be equal.
-          batch_size: Texts a batch of the teacher.
+          batch_size: Texts per batch of the teacher.
           progress: Called with (texts computed, texts to compute) after each shard.
 
         Returns:
@@ -120,7 +120,9 @@ def _read_shard(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
         tensors = parse_safetensors(content)
         texts, vectors = tensors["texts"], tensors["embeddings"]
     except (SafetensorError, KeyError) as error:
-        raise CacheError(f"{path} is no shard of an embedding cache ({error}); {advice}") from error
+        raise CacheError(
+            f"{path} is not a shard of an embedding cache ({error}); {advice}"
+        ) from error
     if texts.shape != (len(vectors), 32) or vectors.shape != (len(texts), width):
         raise CacheError(
             f"{path} has texts {texts.shape} and embeddings {vectors.shape}, expected (n, 32) and "

@@ -45,7 +45,7 @@ class Reading:
 
 
 def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:
-    """One vector a text: (N, L, H) and mask (N, L) -> (N, H); every row needs a real token."""
+    """One vector per text: (N, L, H) and mask (N, L) -> (N, H); every row needs a real token."""
     if pooling == "mean":
         weights = mask.astype(hidden.dtype)[..., None]
         return jnp.sum(hidden * weights, axis=1) / jnp.sum(weights, axis=1)

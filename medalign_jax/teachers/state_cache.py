@@ -3,7 +3,7 @@
 Layout::
 
     FOLDER/
-      teacher.json                       what made the states (`Fingerprint`): one teacher a folder
+      teacher.json                       what made them (`Fingerprint`): one teacher per folder
       states-<digits>.array_record       some examples each
 
 An example is known by the SHA-256 of its token ids and positions (`example_key`). Of each there are
@@ -20,8 +20,8 @@ Rounding to bfloat16 moves a number by at most 2^-8 of it; what is bfloat16 alre
 probabilities, come back bit for bit.
 
 A file is written under a temporary name and renamed when it is whole, so a kill costs at most the
-examples of one file. Its records are plain bytes, one an example (a header, then the arrays, little
-endian), and last the table of the keys; array_record keeps a hash of each, so that damage is
+examples of one file. Its records are plain bytes, one per example (a header, then the arrays,
+little endian), and last the table of the keys; array_record keeps a hash of each, so that damage is
 noticed on reading.
 """
 
@@ -106,8 +106,8 @@ class StateCache:
         self.fingerprint = fingerprint
         if not _check_fingerprint(self.folder, fingerprint):
             raise StateCacheError(
-                f"{self.folder} is no cache of teacher states (no {_DESCRIPTION} in it): let the "
-                "teacher run over the data once with the same folder"
+                f"{self.folder} is not a cache of teacher states (no {_DESCRIPTION} in it): let "
+                "the teacher run over the data once with the same folder"
             )
         self._places = find_examples(self.folder)
         self._reader = functools.lru_cache(OPEN_FILES)(open_reader)
@@ -201,9 +201,9 @@ class StateCacheWriter:
         """Opens or makes the folder.
 
         Args:
-          folder: One a teacher.
+          folder: One per teacher.
           fingerprint: What the states depend on.
-          shard_examples: Examples a file: what a kill can cost.
+          shard_examples: Examples per file: what a kill can cost.
           writer: Number of this process among those that write.
 
         Raises:

@@ -97,7 +97,7 @@ class NewShard:
     def __init__(self, temporary: Path):
         self._temporary = temporary
         self.keys: list[bytes] = []
-        # Hidden states hardly shrink; a group a record is what random access needs.
+        # Hidden states hardly shrink; one group per record is what random access needs.
         self._file = self._tried(
             lambda: ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         )

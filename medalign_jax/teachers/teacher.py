@@ -165,7 +165,7 @@ class Teacher:
 
         Args:
           texts: N texts, none of them empty.
-          batch_size: Texts a batch.
+          batch_size: Texts per batch.
 
         Returns:
           (N, H) float32.
@@ -191,7 +191,7 @@ class Teacher:
         return result
 
     def check_texts(self, texts: Sequence[str]) -> None:
-        """Raises TeacherError naming the first entry that is no text or empty."""
+        """Raises TeacherError naming the first entry that is not text or empty."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TeacherError(f"text {index} is {type(text).__name__}, not a string")

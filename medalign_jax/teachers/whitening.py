@@ -48,7 +48,7 @@ def fit_whitening(vectors: np.ndarray, share: float, classes: int | None = None)
     """Whitening fitted on training reports.
 
     Args:
-      vectors: (N, H), one a recording of the training split.
+      vectors: (N, H), one per recording of the training split.
       share: of the variance that the kept principal directions hold, above 0 and at most 1; the
         rest is wording and rounding, which whitening would amplify.
       classes: that the kept directions have to be able to tell apart, which takes one direction

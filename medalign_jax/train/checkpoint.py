@@ -34,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, select: tuple[str, str], keep_latest: int = KEEP):
-        """`select` is (metric name, "max" or "min") of the best checkpoint, kept besides.
+        """`select` is (metric name, "max" or "min") of the best checkpoint, which is kept too.
 
         Raises:
           UserError: the metrics of every checkpoint are damaged.
@@ -134,8 +134,8 @@ class Checkpoints:
     def restore_newest(self, abstract_state: Tree) -> tuple[int, Tree, Any] | None:
         """(step, state, iterator state) of the newest whole checkpoint; None where there is none.
 
-        Damaged ones are told, and moved to ``damaged_checkpoints`` beside the folder of the others,
-        so that training can pass their steps again.
+        Damaged ones are reported, and moved to ``damaged_checkpoints`` beside the folder of the
+        others, so that training can pass their steps again.
 
         Raises:
           UserError: no checkpoint can be restored, be it damaged or of another model.
@@ -154,7 +154,7 @@ class Checkpoints:
         return found
 
     def restore_best(self, step: int, state: Tree) -> tuple[int, Tree]:
-        """(step, state) of the best whole checkpoint; damaged ones are told and moved away.
+        """(step, state) of the best whole checkpoint; damaged ones are reported and moved away.
 
         Args:
           step: of the newest checkpoint.

@@ -11,7 +11,7 @@ from medalign_jax.core.files import write_whole
 
 
 class MetricWriter:
-    """Appends one JSON object a logged step to ``metrics.jsonl``, and TensorBoard events beside it.
+    """Appends one JSON object per logged step to ``metrics.jsonl``, and writes TensorBoard events.
 
     After a restart the lines past the restored step are removed: a step has one line of training
     metrics and, where it was evaluated, one of held-out metrics.
@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> list[dict]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-        except (ValueError, RecursionError):  # bytes that are no text among them
+        except (ValueError, RecursionError):  # bytes that are not text among them
             line = None
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

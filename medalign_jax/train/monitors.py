@@ -22,8 +22,8 @@ _CKA = (
     "optimizer.learning_rate too low?"
 )
 _RECONSTRUCTION = (
-    "reconstruction diverges: {now:.4f}, its best was {best:.4f}. The encoder forgets how to "
-    "listen: raise loss.ssm_weight or lower optimizer.learning_rate"
+    "reconstruction diverges: {now:.4f}, its best was {best:.4f}. The encoder forgets its "
+    "pre-training: raise loss.ssm_weight or lower optimizer.learning_rate"
 )
 
 
@@ -32,7 +32,7 @@ class TrainingStoppedError(UserError):
 
 
 class Monitors:
-    """Feeds on logged metrics; each sign is told once until it has gone away.
+    """Feeds on logged metrics; each sign is reported once until it has gone away.
 
     Args:
       total_steps: planned length of the run; trends are judged after a fifth of it, at least 20
@@ -44,7 +44,7 @@ class Monitors:
         self._first: dict[str, float] = {}
         self._smooth: dict[str, float] = {}
         self._best_reconstruction = math.inf
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def check(self, step: int, metrics: dict[str, float], last_good: str) -> list[str]:
         """New warnings at this step.
@@ -65,8 +65,8 @@ class Monitors:
         error = self._smooth.get("reconstruction", math.inf)
         self._best_reconstruction = min(self._best_reconstruction, error)
         signs = dict(self._signs(step))
-        warnings = [text for sign, text in signs.items() if sign not in self._told]
-        self._told = set(signs)
+        warnings = [text for sign, text in signs.items() if sign not in self._reported]
+        self._reported = set(signs)
         return warnings
 
     def replay(self, lines: Iterable[dict[str, Any]]) -> None:

@@ -121,7 +121,7 @@ def make_eval_step(
 ) -> Callable[[Tree, Tree, Tree], tuple[Encoded, jax.Array]]:
     """Jitted `encode` without training noise, on fixed keys; outputs replicated for gathering.
 
-    The batch holds "index" (B,) besides; the second output (B,) marks the rows where it is no
+    The batch also holds "index" (B,); the second output (B,) marks the rows where it is not
     padding (-1).
     """
 

@@ -1,7 +1,7 @@
 """Published weights: where they come from, what they hold, where they go, and back.
 
 `source` opens them, `table` says which tensor fills which parameter, `load` does it (and `export`
-and `save` undo it), `tables` holds one table an architecture.
+and `save` undo it), `tables` holds one table per architecture.
 """
 
 from medalign_jax.weights.lazy import LazyTensor, WeightError

@@ -208,7 +208,7 @@ def _upstream_name(name: str, norms: Mapping[str, str]) -> str:
 def _head_width(settings: _Settings, name: str, tensor: LazyTensor) -> int:
     width = _sizes(settings.fresh())["head_dim"]
     if width % 2 or tensor.shape[0] % width:
-        text = f"tensor {name!r} has {tensor.shape[0]} rows, which are no heads of {width}"
+        text = f"tensor {name!r} has {tensor.shape[0]} rows, which are not heads of {width}"
         raise settings.refuse(text)
     return width
 

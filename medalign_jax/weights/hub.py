@@ -82,7 +82,7 @@ def open_snapshot(label: str, repository: str, revision: str | None, folder: str
     try:
         about = huggingface_hub.HfApi().model_info(repository, revision=commit.name)
         names = [file.rfilename for file in about.siblings or ()]
-    except Exception as error:  # then the cache is all there is; told where that is not enough
+    except Exception as error:  # then the cache is all there is; raised where that is not enough
         unreachable = _reason(repository, revision, error)
         files = (path for path in commit.rglob("*") if path.is_file())
         names = [PurePosixPath(path.relative_to(commit)).as_posix() for path in files]

@@ -1,11 +1,11 @@
 """What a folder needs beside trained weights so that transformers loads a language model from it.
 
-Of Qwen2.5-Omni the thinker is written, which hears and writes: its talker and its vocoder are not
-trained here, and would be as large again. transformers' class of the thinker has parts that are not
-even read here: it sees, and its audio tower holds an embedding that no forward pass looks at. They
-are taken over from the source as they are. Where that has none (a model that was made here), the
-smallest that the class can be made with stand in, filled with zeros; then nothing is to be shown to
-the model, as before.
+Of Qwen2.5-Omni the thinker is written, which takes audio and writes text: its talker and its
+vocoder are not trained here, and would be as large again. transformers' class of the thinker has
+parts that are not even read here: it sees, and its audio tower holds an embedding that no forward
+pass looks at. They are taken over from the source as they are. Where that has none (a model that
+was made here), the smallest that the class can be made with stand in, filled with zeros; then
+nothing is to be shown to the model, as before.
 """
 
 import re

@@ -50,7 +50,7 @@ class LazyTensor(Protocol):
     def read(self, index: Index | None = None) -> np.ndarray:
         """A fresh copy of the tensor, or of the part that `index` names.
 
-        One slice an axis, with plain start and stop. Several threads may read at once.
+        One slice per axis, with plain start and stop. Several threads may read at once.
         """
 
 

@@ -157,7 +157,7 @@ def _check_tensors(
         try:
             made = slot.rule.transform.target_shape(tensor.shape)
             if made != expected:
-                layer = " a layer" if slot.rule.stacked else ""
+                layer = " per layer" if slot.rule.stacked else ""
                 text = f"{where}: becomes {list(made)}, expected {list(expected)}{layer}"
                 problems.add("shape", f"{text} ({tensor.origin})")
         except ShapeMismatch as error:

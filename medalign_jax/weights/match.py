@@ -27,7 +27,7 @@ _KINDS = ("table", "ambiguous", "missing", "unused", "shape", "dtype", "content"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A parameter and the tensors that fill it: one, or one a layer of axis 0 if stacked.
+    """A parameter and the tensors that fill it: one, or one per layer of axis 0 if stacked.
 
     `rivals` are alternatives that are there too; what they are is said as ambiguous, not unused.
     """

@@ -122,7 +122,7 @@ def export_peft(
       lora: The adapter's tree.
       table: The base model's mapping table.
       config: The adapter's.
-      base_name: The base model, as a Hub id or a path, that PEFT is told of.
+      base_name: The base model, as a Hub id or a path, that the adapter's config names.
       names: Tensor names of the model that the adapter will be put on (the keys of its
         ``state_dict``), which decide between the table's prefixes and alternatives. None: the
         first of each.
@@ -133,7 +133,7 @@ def export_peft(
       is adapted too.
 
     Raises:
-      WeightError: an adapted kernel that is no linear layer of the table.
+      WeightError: an adapted kernel that is not a linear layer of the table.
     """
     sided = None
     if names is not None:

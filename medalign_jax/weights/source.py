@@ -155,7 +155,7 @@ def _chunks(tensor: LazyTensor) -> Iterator[np.ndarray]:
 def resolve(source: "str | os.PathLike[str] | Mapping[str, Any] | WeightSource") -> WeightSource:
     """Opens weights; see the forms at the top of this module. Nothing is read yet but headers.
 
-    A path that exists goes before a Hub id of the same spelling.
+    A path that exists takes precedence over a Hub id of the same spelling.
 
     Raises:
       WeightError: nothing there, no permission, damaged, ambiguous; says what to do.
@@ -288,7 +288,7 @@ def _from_hub(text: str, repository: str, revision: str | None, file: str | None
 
 
 def _main_file(snapshot: Snapshot) -> str:
-    """The weight file or index at the top of a repository; says so if it is no safetensors."""
+    """The weight file or index at the top of a repository; says so if it is not safetensors."""
     label, top = snapshot.label, [name for name in snapshot.names if "/" not in name]
     name = _weights_among(label, top)
     if name is None:

@@ -1,6 +1,6 @@
 """The grammar of a mapping table: which upstream tensor fills which parameter.
 
-A table is read like a specification, one line a kind of tensor:
+A table is read like a specification, one line per kind of tensor:
 
     Table(
         name="toy",
@@ -22,7 +22,7 @@ is added, split off or averaged, so that every table can be read backwards (`loa
     `upstream` is the published name; `path` joins the keys of the parameter tree with `/`, below
     the collection name (`blocks_0/attn/qkv/kernel`, without `params/`).
 `{i}` is a layer number, written in plain decimals.
-    In `upstream` and `path`: one module a layer (`blocks_{i}`).
+    In `upstream` and `path`: one module per layer (`blocks_{i}`).
     In `upstream` only: the layers are stacked on axis 0 of the parameter (scanned modules); the
     length of that axis says how many layers there are. `layers=(...)` names the upstream layers
     of a rule, in stacking order, where they are not 0, 1, ..., n-1.
@@ -32,12 +32,12 @@ is added, split off or averaged, so that every table can be read backwards (`loa
     do, loading fails as ambiguous. Names without `{prefix}` are taken as they stand.
 Alternatives
     A tuple of upstream names: exactly one of them may be there. Export writes the first one, or
-    the one among the names it is told to write.
+    the one among the names it is given to write.
 Transforms
     Read from upstream to parameter: `LINEAR` (out, in) -> (in, out), `CONV1D`, `CONV2D`, and, to be
     joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`,
     `PadAxis`. All only move numbers (`PadAxis` adds zeros), check the shape they are given and can
-    be undone. For each head a dimension: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
+    be undone. One dimension per head: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
 `Ignore(pattern, reason)`
     Names tensors that are not wanted. `*` stands for anything, dots too; `{i}` and `{prefix}` as
     above. `equal_to` names the tensor that an ignored one must equal bit for bit: a stored copy of
@@ -81,7 +81,7 @@ class Transform(Protocol):
         """What to read of a tensor of `shape` in order to get `index` of the parameter.
 
         Returns `(source, rest)` so that `apply(tensor[source])[rest]` is the parameter's `index`.
-        Indices hold one slice an axis, with plain start and stop and step 1.
+        Indices hold one slice per axis, with plain start and stop and step 1.
         """
 
 
@@ -299,7 +299,7 @@ def read_part(
 
     Args:
       read: gives a part of the tensor; asked once, for `source_index`.
-      index: one slice an axis of the parameter, with plain start and stop.
+      index: one slice per axis of the parameter, with plain start and stop.
     """
     steps = _steps(transform)
     wanted, rests = _pull_back(steps, index, shape)

@@ -21,7 +21,7 @@ from medalign_jax.weights.torch_pickle import (
     located,
 )
 
-# What `zipfile` raises of damaged files: names that are no text and headers that are cut, too.
+# What `zipfile` raises of damaged files: names that are not text and headers that are cut, too.
 _DAMAGED = (
     zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError,
     struct.error, zlib.error,

@@ -57,7 +57,7 @@ def test_high_pass():
 
 
 def test_slope_follows_the_order():
-    """An octave above the cut-off: 6 dB an order, as of a Butterworth filter."""
+    """An octave above the cut-off: 6 dB per order, as of a Butterworth filter."""
     for order in (2, 4, 8):
         wanted = -10 * np.log10(1 + 2.0 ** (2 * order))
         assert level(augment.low_pass(tones(2_000), 1_000.0, RATE, order), 2_000) == pytest.approx(
@@ -100,7 +100,7 @@ def test_noise_has_the_ratio_asked_for(snr_db):
     """Over the sound only; padding before and after stays zero."""
     clip = np.zeros(64_000, np.float32)
     clip[3_000:40_000] = 0.3 * tones(440, seconds=4)[3_000:40_000]
-    clip[20_000:20_100] = 0  # a pause in the sound is no padding
+    clip[20_000:20_100] = 0  # a pause in the sound is not padding
     noise = np.asarray(augment.add_noise(clip, jax.random.key(1), snr_db)) - clip
     first, last = np.flatnonzero(clip)[[0, -1]]
     ratio = np.mean(clip[first : last + 1] ** 2) / np.mean(noise[first : last + 1] ** 2)

@@ -149,7 +149,7 @@ def test_files_in_one_behind_a_list_of_tags(tmp_path, made, kind, order):
 
 @pytest.mark.parametrize(("kind", "frames"), [("WAV", SAMPLES), ("AU", SAMPLES), ("W64", None),
                                               ("NIST", None)])  # fmt: skip
-def test_what_follows_the_samples_is_no_sound(tmp_path, made, kind, frames):
+def test_what_follows_the_samples_is_not_sound(tmp_path, made, kind, frames):
     """libsndfile takes what lies behind the samples of the last two for more of them."""
     content = made(format=kind) + bytes(5000)
     if frames is None:
@@ -190,7 +190,7 @@ def test_mp3_that_does_not_tell_its_length_is_counted(tmp_path, made, mode):
     frames = mpeg.parse(whole).frames
     assert len({frame.size for frame in frames}) > 1 or mode == "CONSTANT"
     path = stored(tmp_path, whole[frames[0].start :])
-    assert mpeg.parse(path.read_bytes()).told is None
+    assert mpeg.parse(path.read_bytes()).declared is None
     assert probe(path).frames == len(read(path)) == len(frames) * 576 - 529
     told = read(stored(tmp_path, whole))
     assert told.shape == (SAMPLES,)
@@ -214,7 +214,7 @@ def test_mp3_files_in_one(tmp_path, made):
     whole = made(format="MP3")
     frames = mpeg.parse(whole).frames
     reason = refusal(tmp_path, whole + whole)
-    assert "tells of" in reason and "several files" in reason and "ffmpeg" in reason
+    assert "declares" in reason and "several files" in reason and "ffmpeg" in reason
     bare = whole[frames[0].start :]
     path = stored(tmp_path, bare + b"ID3\4\0\0\0\0\1\0" + bytes(128) + bare + b"TAG" + bytes(125))
     assert probe(path).frames == len(read(path)) == 2 * len(frames) * 576 - 529
@@ -227,10 +227,10 @@ def test_mp3_that_is_cut_or_damaged(tmp_path, made):
     assert "truncated" in refusal(tmp_path, whole[:cut])
     assert "truncated" in refusal(tmp_path, whole[frames[0].start : cut + 9])
     damaged = whole[:cut] + b"\0" + whole[cut + 1 :]
-    assert f"{frames[50].size} bytes at byte {cut} are no frames" in refusal(tmp_path, damaged)
+    assert f"{frames[50].size} bytes at byte {cut} are not frames" in refusal(tmp_path, damaged)
     bare = whole[frames[0].start :]
     assert probe(stored(tmp_path, bare + b"tail" * 99)).frames == len(frames) * 576 - 529
-    assert "are no frames" in refusal(tmp_path, bare + b"\xff" * (1 << 18))
+    assert "are not frames" in refusal(tmp_path, bare + b"\xff" * (1 << 18))
 
 
 def ogg_pages(content):
@@ -278,7 +278,7 @@ def test_ogg_with_a_second_recording_is_refused(tmp_path, made, sound, codec):
     assert "ffmpeg" in reason and "copy it again" not in reason
 
 
-def test_a_name_that_is_no_utf8(tmp_path, made):
+def test_a_name_that_is_not_utf8(tmp_path, made):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/souffl\xe9.wav")
     with open(path, "wb") as file:
         file.write(made(format="WAV"))

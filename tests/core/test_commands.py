@@ -112,7 +112,7 @@ def test_sigterm_ends_with_a_word_and_its_own_status(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_nobody_reading_on_is_no_error():
+def test_nobody_reading_on_is_not_an_error():
     code = (
         "import sys; from medalign_jax.core import commands\n"
         "def talk():\n    for _ in range(100000): print('x' * 80)\n"

@@ -30,7 +30,7 @@ REMOTE = "gs://bucket/folder"
 )
 def test_what_has_a_scheme_is_remote(place):
     assert is_remote(place)
-    with pytest.raises(UserError, match="no local path: mount it"):
+    with pytest.raises(UserError, match="not a local path: mount it"):
         local(place)
 
 
@@ -79,7 +79,7 @@ def test_every_command_refuses_them_in_one_line(
     assert main(arguments) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.startswith(f"error: {named} is {REMOTE}, which is no local path: mount it"), said
+    assert said.startswith(f"error: {named} is {REMOTE}, which is not a local path: mount it"), said
     assert not list(tmp_path.iterdir())
 
 
@@ -96,7 +96,7 @@ def test_every_command_refuses_them_in_one_line(
 )
 def test_so_do_the_functions(tmp_path, monkeypatch, way_in):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"bucket/.*no local path: mount it"):
+    with pytest.raises(UserError, match=r"bucket/.*not a local path: mount it"):
         way_in()
     assert not list(tmp_path.iterdir())
 
@@ -106,11 +106,11 @@ def test_a_row_that_names_one_is_told_by_its_number(tmp_path):
     with manifest.open("w", newline="") as file:
         csv.writer(file).writerows([("audio_path", "report"), ("s3://b/x.wav", "A murmur.")])
     rows, problems = read_manifest(manifest)
-    fatal = [(problem.row, problem.reason[:40]) for problem in problems if problem.fatal]
-    assert (rows, fatal) == ([], [(1, "audio_path is no local path: mount it (g")])
+    fatal = [(problem.row, problem.reason[:43]) for problem in problems if problem.fatal]
+    assert (rows, fatal) == ([], [(1, "audio_path is not a local path: mount it (g")])
 
     questions = tmp_path / "questions.jsonl"
     asked = {"audio": ["s3://b/x.wav"], "question": "What is it?", "answer": "A murmur."}
     questions.write_text(json.dumps(asked) + "\n")
-    with pytest.raises(UserError, match=r"'s3://b/x\.wav' is no local path: mount it"):
+    with pytest.raises(UserError, match=r"'s3://b/x\.wav' is not a local path: mount it"):
         read_questions(questions, checks=Checks())

@@ -16,6 +16,6 @@ from medalign_jax.core import provenance
 )  # fmt: skip
 def test_a_page_says_what_a_reader_needs(commit, parts, batch, words):
     found = provenance.provenance() | {"git_commit": commit}
-    told = dict(provenance.told(found, 48, parts))
+    told = dict(provenance.provenance_rows(found, 48, parts))
     assert told["batch"] == batch and told["git commit"] == words
     assert told["devices"] == found["devices"] and "numpy 2" in told["versions"]

@@ -102,7 +102,7 @@ def test_who_was_killed_while_it_waited_is_waited_for_again(address):
     assert found == {0: "", 1: "", 2: ""}
 
 
-def test_strangers_and_processes_that_start_again_are_no_obstacle(address):
+def test_strangers_and_processes_that_start_again_are_not_an_obstacle(address):
     def strangers():
         time.sleep(0.3)
         with socket.create_connection(address) as stranger:
@@ -127,8 +127,8 @@ def test_strangers_and_processes_that_start_again_are_no_obstacle(address):
     [
         ({"coordinator": "host:1"}, "add --num_processes, --process_id"),
         ({"process_id": 0, "num_processes": 2}, "add --coordinator"),
-        ({"coordinator": "host", "process_id": 0, "num_processes": 2}, "is no HOST:PORT"),
-        ({"coordinator": "host:70000", "process_id": 0, "num_processes": 2}, "is no HOST:PORT"),
+        ({"coordinator": "host", "process_id": 0, "num_processes": 2}, "is not HOST:PORT"),
+        ({"coordinator": "host:70000", "process_id": 0, "num_processes": 2}, "is not HOST:PORT"),
         ({"coordinator": "host:1", "process_id": 2, "num_processes": 2}, "--process_id=2 of"),
         ({"coordinator": "host:1", "process_id": -1, "num_processes": 2}, "--process_id=-1 of"),
         ({"coordinator": "host:1", "process_id": 0, "num_processes": 0}, "--num_processes=0"),

@@ -194,8 +194,8 @@ def test_left_out_rows_are_handed_on(tmp_path):
     assert [(p.row, p.fatal) for p in data.problems] == [(5, True)]
 
 
-def test_a_folder_that_is_no_data_set(tmp_path):
-    with pytest.raises(ManifestError, match="no prepared data set"):
+def test_a_folder_that_is_not_a_data_set(tmp_path):
+    with pytest.raises(ManifestError, match="not a prepared data set"):
         open_dataset(tmp_path)
 
 

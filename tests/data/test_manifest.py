@@ -119,7 +119,7 @@ def test_missing_values(tmp_path, missing):
     assert "no subject_id" in notes(problems)[0]
 
 
-def test_none_in_words_is_no_report_and_no_person(tmp_path):
+def test_none_in_words_is_neither_a_report_nor_a_person(tmp_path):
     """But an answer where there are findings: crackles, and labels of which there are none."""
     text = (
         "audio_path,report,subject_id,label,found,crackles,murmur\n"
@@ -150,7 +150,7 @@ def test_headers_are_read_whatever_their_case(tmp_path):
 
 
 def test_cells_that_nobody_reads_condemn_no_row(tmp_path):
-    """A date, a list and a byte that is no text; of a column that is read they do."""
+    """A date, a list and a byte that is not text; of a column that is read they do."""
     import datetime
 
     day = datetime.date(2026, 1, 2)
@@ -275,7 +275,7 @@ def test_a_flipped_bit_in_a_parquet_footer_is_refused_or_nothing(tmp_path):
     assert done.stdout.count("refused") > 300
 
 
-def test_records_that_are_no_records(tmp_path):
+def test_records_that_are_not_records(tmp_path):
     rows, problems = read_text(tmp_path, "audio_path,report\na.wav,x,y\nb.wav\nc.wav,x\n")
     assert [row.row for row in rows] == [3]
     assert fatal(problems) == {
@@ -307,7 +307,7 @@ def test_records_that_are_no_records(tmp_path):
         ("m.xlsx", b"PK", "a manifest ends in one of"),
     ],
 )
-def test_files_that_are_no_manifest(tmp_path, name, content, words):
+def test_files_that_are_not_a_manifest(tmp_path, name, content, words):
     with pytest.raises(ManifestError, match=words):
         read_text(tmp_path, content, name)
 

@@ -1,4 +1,4 @@
-"""Batches: every record once an epoch, the same for any number of processes and workers."""
+"""Batches: every record once per epoch, the same for any number of processes and workers."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_padding_rules(data, pad):
         assert batch["length"][i] == len(data.waveform(i))
 
 
-def test_every_record_once_an_epoch(data):
+def test_every_record_once_per_epoch(data):
     some = data.select(range(20))
     batches = list(make_iterator(some, spec(epochs=3)))
     assert len(batches) == 15

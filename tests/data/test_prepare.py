@@ -53,7 +53,7 @@ def test_gives_what_the_manifest_gives(manifest, tmp_path, capsys):
     assert [p.name for p in out.parent.iterdir()] == ["prepared"]
 
 
-def test_a_folder_whose_name_is_no_utf8(tmp_path):
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
     (tmp_path / "plain").mkdir()
     rows = manifests.rows_of(tmp_path / "plain", 10)
     folder = (tmp_path / "plain").rename(tmp_path / os.fsdecode(b"souffl\xe9"))
@@ -117,7 +117,7 @@ def test_again_is_nothing_and_other_content_is_refused(manifest, tmp_path, capsy
     other.mkdir()
     (other / "photo.jpg").write_bytes(b"x")
     assert run(manifest, other) == 1
-    assert "exists and is no prepared data set" in capsys.readouterr().err
+    assert "exists and is not a prepared data set" in capsys.readouterr().err
     assert (other / "photo.jpg").exists()
 
 
@@ -246,7 +246,7 @@ def test_damage_is_named(manifest, tmp_path, name):
         description.write_text(json.dumps(found | {"format": 99}))
     words = {"rows": "damaged.*rows.jsonl", "shard": f"damaged.*{shard.name}",
              "cut": f"damaged.*{shard.name}", "changed": "damaged: a file cannot be read",
-             "description": "no prepared data set",
+             "description": "not a prepared data set",
              "format": "not of format"}  # fmt: skip
     with pytest.raises(ManifestError, match=words[name]):
         open_dataset(out)

@@ -29,7 +29,7 @@ QUESTION = Question(
     reasoning=Stages("Listen.", "A man speaks.", "His voice is low.", "He is sad."),
     description="A man speaks in a low voice.",
 )
-TOKENS_OF = 1000  # samples a token
+TOKENS_OF = 1000  # samples per token
 
 
 def audio_tokens(samples):

@@ -1,4 +1,4 @@
-"""Batches of questions: fixed shapes a bucket, every example once, exact resumption."""
+"""Batches of questions: fixed shapes per bucket, every example once, exact resumption."""
 
 import itertools
 import json
@@ -134,7 +134,7 @@ def test_one_edge_is_one_shape(data):
     assert fixed["waveform"].shape == (4, 2, 48_000)
 
 
-def test_every_example_once_an_epoch_but_for_the_last_few(data):
+def test_every_example_once_per_epoch_but_for_the_last_few(data):
     batches = list(make_question_iterator(data, spec(epochs=6)))
     assert len(batches) == 6 * 5  # 23 examples in batches of 4: three are left over, not more
     orders = []

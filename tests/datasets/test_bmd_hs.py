@@ -70,7 +70,7 @@ def manifest(path):
         return {row["audio_path"].rpartition("/")[2]: row for row in csv.DictReader(file)}
 
 
-def test_one_row_a_recording_with_its_patients_labels(root, tmp_path):
+def test_one_row_per_recording_with_its_patients_labels(root, tmp_path):
     write_manifest(root, tmp_path / "metadata.csv", folds=3)
     rows = manifest(tmp_path / "metadata.csv")
     assert len(rows) == 24 - 3

@@ -45,7 +45,7 @@ def read(path):
         return {row["audio_path"].rpartition("/")[2]: row for row in csv.DictReader(file)}
 
 
-def test_one_row_a_recording(root, tmp_path):
+def test_one_row_per_recording(root, tmp_path):
     notes = convert("circor", root, tmp_path / "m.csv", Options(folds=2)).notes
     rows = read(tmp_path / "m.csv")
     assert set(rows) == {f"{name}.wav" for name in FILES}

@@ -54,7 +54,7 @@ def read(path):
         return {row["audio_path"].rpartition("/")[2]: row for row in csv.DictReader(file)}
 
 
-def test_one_row_a_recording(root, tmp_path):
+def test_one_row_per_recording(root, tmp_path):
     convert("icbhi", root, tmp_path / "m.csv", Options(folds=2))
     rows = read(tmp_path / "m.csv")
     assert len(rows) == 9

@@ -63,7 +63,7 @@ def found(waveforms, rate=HZ):
     return near_copies(waveforms.__getitem__, len(waveforms), rate)
 
 
-def test_different_recordings_are_no_copies(sounds):
+def test_different_recordings_are_not_copies(sounds):
     copies = found(sounds)
     assert copies.pairs.shape == (0, 2)
     np.testing.assert_array_equal(copies.groups, np.arange(25))
@@ -105,7 +105,7 @@ def test_short_recordings_are_found_if_equal():
     assert copies.similarity.tolist() == [1.0] and copies.offset.tolist() == [0.0]
 
 
-def test_silence_a_click_and_a_hum_in_common_are_no_copies():
+def test_silence_a_click_and_a_hum_in_common_are_not_copies():
     time = np.arange(4 * HZ) / HZ
     rng = np.random.default_rng(0)
     noise = 0.02 * rng.standard_normal((6, len(time)))

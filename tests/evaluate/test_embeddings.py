@@ -255,7 +255,7 @@ def test_a_damaged_file_is_named_and_made_again(manifest, tmp_path, capsys, dama
     assert "damaged" not in capsys.readouterr().out
 
 
-def test_a_whole_file_of_other_things_is_no_shard(manifest, tmp_path, capsys):
+def test_a_whole_file_of_other_things_is_not_a_shard(manifest, tmp_path, capsys):
     dataset, store = opened(manifest), EmbeddingStore(tmp_path)
     first = store.embed({"x": Plain()}, dataset)["x"]
     folder = shards(tmp_path)[0].parent
@@ -426,7 +426,7 @@ def test_csv_that_cannot_be_used_is_named(tmp_path, text, words):
         read_table(tmp_path / "x.csv")
 
 
-def test_files_that_are_no_tables_are_named(tmp_path):
+def test_files_that_are_not_tables_are_named(tmp_path):
     (tmp_path / "x.parquet").write_text("audio_path\n")
     with pytest.raises(UserError, match=r"x\.parquet cannot be read"):
         read_table(tmp_path / "x.parquet")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medalign_jax.evaluate.findings import equals_told, rows_of_equals, subjects_told
+from medalign_jax.evaluate.findings import describe_equals, describe_subjects, rows_of_equals
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.page.outline import limits_of
@@ -45,11 +45,11 @@ def embeddings():
 @pytest.mark.parametrize("folds", [0, 4])
 def test_subjects_in_two_spellings_across_a_test_are_told(folds):
     found = split_rows(lambda i: f"P 0{i}" if i < COUNT // 2 else f"p{i - COUNT // 2}.0")
-    (told,) = subjects_told(found, suite_of(found, folds))
+    (told,) = describe_subjects(found, suite_of(found, folds))
     assert "in different " + ("folds" if folds else "splits") in told
     assert "'P 00' and 'p0.0'" in told or folds
     same = split_rows(lambda i: f"s{i}")
-    assert subjects_told(same, suite_of(same, folds)) == ()
+    assert describe_subjects(same, suite_of(same, folds)) == ()
 
 
 def test_every_deal_of_the_folds_is_looked_at():
@@ -59,7 +59,7 @@ def test_every_deal_of_the_folds_is_looked_at():
     def told(repeats, seed):
         settings = Settings(per_class=0)
         options = Options(("label",), 3, repeats, seed, settings=settings)
-        return subjects_told(found, Suite.of(found, options, "toy"))
+        return describe_subjects(found, Suite.of(found, options, "toy"))
 
     together = next(seed for seed in range(20) if not told(1, seed))
     assert told(5, together)
@@ -68,16 +68,17 @@ def test_every_deal_of_the_folds_is_looked_at():
 def test_equal_embeddings_across_a_test_are_told():
     found, vectors = split_rows(lambda i: f"s{i}"), embeddings()
     assert (
-        equals_told(found, vectors, suite_of(found))[1] == "No two of the 48 embeddings are equal."
+        describe_equals(found, vectors, suite_of(found))[1]
+        == "No two of the 48 embeddings are equal."
     )
     vectors[-6:] = vectors[:6]
-    nobody, repeated, told = equals_told(found, vectors, suite_of(found))
+    nobody, repeated, told = describe_equals(found, vectors, suite_of(found))
     assert nobody.startswith("Nobody looked for near-copies")
     assert repeated == "12 of the 48 embeddings equal another one."
     assert told.startswith("6 test recordings have the very embedding of one") and "row 43" in told
     within = embeddings()
     within[-6:-3] = within[-3:]
-    assert "None equals one on the other side" in equals_told(found, within, suite_of(found))[2]
+    assert "None equals one on the other side" in describe_equals(found, within, suite_of(found))[2]
 
 
 def test_equal_embeddings_of_nobody_named_are_one_subjects():
@@ -92,7 +93,7 @@ def test_unnamed_subjects_are_told_whatever_copies_there_are():
     found, vectors = split_rows(lambda i: f"{i}.wav"), embeddings()
     vectors[1] = vectors[0]
     joined = rows_of_equals(found, vectors)
-    assert "48 of 48 recordings are of nobody named" in limits_of(suite_of(joined), joined)[1]
+    assert "48 of 48 recordings name no subject" in limits_of(suite_of(joined), joined)[1]
     pairs = split_rows(lambda i: f"s{i // 2}")
     assert len(limits_of(suite_of(pairs), pairs)) == 1
 

@@ -15,7 +15,7 @@ PLAIN = Settings(per_class=0)
 
 
 def classes_of(letters: str) -> Task:
-    """One recording a letter; a dash has no answer."""
+    """One recording per letter; a dash has no answer."""
     names = tuple(sorted(set(letters) - {"-"}))
     answers = [names.index(letter) if letter in names else -1 for letter in letters]
     return Task("grade", "toy", "classification", np.array(answers, np.int32), names)

@@ -24,7 +24,7 @@ def scored(subjects, recordings, classes=2, draws=1, signal=1.0, seed=0):
 
 
 def test_an_error_by_hand():
-    """Three values a subject of its own each: Student's t on the logarithm of the mean."""
+    """Three values, each of a subject of its own: Student's t on the logarithm of the mean."""
     values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])
     found = interval(st.mean_statistic(values), [None] * 6)
     mean, error = values.mean(), values.std(ddof=1) / 6**0.5
@@ -111,7 +111,7 @@ def test_too_few_subjects_of_a_class_are_told_with_its_name():
         paired_interval(statistic, statistic, subjects)
 
 
-def test_the_same_twice_is_no_difference():
+def test_the_same_twice_is_not_a_difference():
     labels, scores, subjects = scored(40, 2, draws=3)
     statistic = st.auroc_statistic(labels, scores)
     same = paired_interval(statistic, statistic, subjects)

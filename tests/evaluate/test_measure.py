@@ -154,7 +154,7 @@ def test_scores_of_a_subjects_recordings_are_averaged(found):
 
 def test_answers_that_differ_within_a_subject_have_no_mean_score(found):
     mixed = [dataclasses.replace(row, label=f"{i % 2}") for i, row in enumerate(found)]
-    with pytest.raises(UserError, match="no matter of the subject"):
+    with pytest.raises(UserError, match="not a matter of the subject"):
         Suite.of(mixed, Options(("label",), folds=4, aggregate="scores"), "toy")
 
 
@@ -216,7 +216,7 @@ def test_repeats_of_folds_are_columns_of_one_score(found):
     assert scores.shape == (2, COUNT, 2) and not np.allclose(scores[0], scores[1])
 
 
-def test_a_model_a_fold_is_probed_on_its_own_features(found):
+def test_one_model_per_fold_is_probed_on_its_own_features(found):
     """The second fold's model turns all signs: the predictions agree all the same."""
     suite = Suite.of(found, Options(("label",), folds=2, settings=Settings(per_class=0)), "toy")
     x = features(1, 3.0 * suite.tasks[0].answers)

@@ -59,7 +59,7 @@ def test_bad_values_are_refused_with_the_reason(changes, message):
 
 
 def test_no_interval_is_allowed_with_a_reason():
-    assert result(ci_low=None, ci_high=None, notes="one subject a class").ci_low is None
+    assert result(ci_low=None, ci_high=None, notes="one subject per class").ci_low is None
 
 
 def test_same_key_twice_is_refused(tmp_path):

@@ -46,7 +46,7 @@ def one(into, **wanted):
     return result
 
 
-def test_a_fitted_map_is_counted_as_training_and_is_no_zero_shot(world):
+def test_a_fitted_map_is_counted_as_training_and_is_not_zero_shot(world):
     *_, audio, text, classes = world
     into, shown = measured(world, Space(audio, text, classes, "procrustes"))
     result = one(into, kind="nearest_sentence", metric="accuracy")
@@ -68,7 +68,7 @@ def test_zero_shot_is_where_nothing_was_fitted_and_no_sentence_was_a_report(worl
     assert one(into, kind="nearest_sentence", metric="accuracy").n_train == 0
 
 
-def test_a_class_sentence_among_any_wording_that_was_trained_on_is_no_zero_shot(world):
+def test_a_class_sentence_among_any_wording_that_was_trained_on_is_not_zero_shot(world):
     _, _, words, _, text, classes = world
     told = dataclasses.replace(words, trained=words.trained | {"Class B"})
     into, _ = measured(world, Space(text + 0.01, text, classes, "none"), told)

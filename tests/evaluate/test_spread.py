@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medalign_jax.evaluate.spread import effective_rank, ranks_of, ranks_told
+from medalign_jax.evaluate.spread import describe_ranks, effective_rank, ranks_of
 from medalign_jax.evaluate.stages import Stage
 from medalign_jax.methods.student import embedding_health
 
@@ -41,6 +41,6 @@ def test_stages_in_words():
     ranks = ranks_of([Stage("before", line), Stage("after", (line, square))])
     assert ranks["before"] == 1.0
     assert ranks["after"] == pytest.approx((1.0 + effective_rank(square)) / 2, abs=0.01)
-    told = ranks_told(ranks)
+    told = describe_ranks(ranks)
     assert told.startswith("Directions in which") and "before: 1.0; after: 2." in told
-    assert ranks_told({}) == ""
+    assert describe_ranks({}) == ""

@@ -49,9 +49,9 @@ def test_none_is_a_class_in_words_and_no_answer_where_python_wrote_it():
     assert written.classes == ("x", "y") and written.answers[:3].tolist() == [0, 1, -1]
 
 
-def test_none_is_no_number():
+def test_none_is_not_a_number():
     (task,) = tasks_of(rows(n=lambda i: [3, 4, 5, "none"][i % 4]), ["n"], "toy")
-    assert task.kind == "regression" and task.told.endswith("30 without an answer")
+    assert task.kind == "regression" and task.description.endswith("30 without an answer")
 
 
 @pytest.mark.parametrize("name", ["f", "f:labels"])
@@ -70,7 +70,7 @@ def test_spellings_that_look_alike_are_refused(other):
 
 
 @pytest.mark.parametrize("ages", [("36,6", "37,2", "38,5"), ("36", "37,2", ""), ("900", "1,100")])
-def test_numbers_with_commas_are_no_classes(ages):
+def test_numbers_with_commas_are_not_classes(ages):
     """As words they would be classes, and a column that baselines read would say nothing."""
     found = rows(f=lambda i: "xy"[i % 2], age=lambda i: ages[i % len(ages)])
     for names in (["age"], ["age:regression"], ["f"]):
@@ -97,8 +97,8 @@ def test_labels_may_be_apart_by_commas():
 def test_what_became_of_the_cells_is_told():
     found = rows(f=lambda i: ["x", "y", "none", ""][i % 4], age=lambda i: 20 + i % 3)
     classes, numbers = tasks_of(found, ["f", "age"], "toy")
-    assert classes.told == "task 'f': 30 x 'none', 30 x 'x', 30 x 'y'; 30 without an answer"
-    assert numbers.told == "task 'age': numbers from 20 to 22"
+    assert classes.description == "task 'f': 30 x 'none', 30 x 'x', 30 x 'y'; 30 without an answer"
+    assert numbers.description == "task 'age': numbers from 20 to 22"
 
 
 def test_columns_are_what_a_manifest_has_to_keep():
@@ -154,7 +154,7 @@ def test_folds_keep_subjects_apart_and_classes_even():
         assert abs(tasks[0].answers[fold.test].sum() / 2 - 12) <= 1
 
 
-def test_a_model_a_fold_chooses_on_what_the_next_fold_tests():
+def test_one_model_per_fold_chooses_on_what_the_next_fold_tests():
     found = rows(120)
     settings = Settings(per_class=2)
     options = Options(("label",), folds=5, aggregate="subject", settings=settings)

@@ -52,7 +52,7 @@ def test_masked_patch_error():
     assert not np.any(np.asarray(masked_patch_error(predicted, target, removed * 0)))
 
 
-def test_equal_reports_are_no_negatives():
+def test_equal_reports_are_not_negatives():
     """64 recordings, 4 reports, perfectly aligned: ln 16 where equal reports repel each other."""
     text = np.eye(4, dtype=np.float32)[np.arange(64) % 4]
     apart = float(info_nce_loss(text, text, temperature=0.01))

@@ -91,7 +91,7 @@ def test_values_carry_no_gradient():
 
 
 def test_a_token_of_weight_zero_counts_for_nothing():
-    """Even where its label is no token and its cross-entropy NaN."""
+    """Even where its label is not a token and its cross-entropy NaN."""
     labels, weights = LABELS.copy(), WEIGHTS.copy()
     labels[0, 5:], weights[:, 0, 5:] = -100, 0.0
     run = jax.value_and_grad(lambda p, labels: summed(p, labels=labels, weights=weights)[0])

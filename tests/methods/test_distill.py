@@ -85,7 +85,7 @@ def mean(values, mask):
     return jnp.where(mask, values, 0).sum() / mask.sum()
 
 
-def heard(world, batch):
+def audio_inputs(world, batch):
     rows, clips, samples = batch["waveform"].shape
     features = world.student.front_end(batch["waveform"].reshape(-1, samples))
     valid = batch["samples"] // 160
@@ -103,7 +103,7 @@ def plain_terms(world, method, params, batch):
     """Mean of each term over its tokens."""
     student, teacher, config = world.student, world.teacher, method.config
     now, shared = full(params, student), world.builder.shared_vocab
-    inputs = (batch["student_ids"], batch["student_mask"], *heard(world, batch))
+    inputs = (batch["student_ids"], batch["student_mask"], *audio_inputs(world, batch))
     layers = tuple(range(tiny.STUDENT_DEPTH + 1))
     _, out = student.module.apply({"params": now}, *inputs, layers)
     _, start = student.module.apply({"params": student.params}, *inputs, layers)
@@ -376,7 +376,7 @@ def test_lora_starts_at_the_student_and_moves_nothing_else(world, batch):
         assert (np.abs(grad).max() == 0) == still, name
 
 
-def test_a_tower_that_does_not_learn_is_no_parameter(world):
+def test_a_tower_that_does_not_learn_is_not_a_parameter(world):
     """So neither gradient nor weight decay can move it."""
     params = params_of(world, "tower")
     assert set(params["student"]) == {"text"}

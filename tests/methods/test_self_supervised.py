@@ -1,4 +1,4 @@
-"""The three terms that keep an encoder listening, on an encoder of one layer."""
+"""The three self-supervised terms, on an encoder of one layer."""
 
 import dataclasses
 

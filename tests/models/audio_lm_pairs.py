@@ -91,7 +91,7 @@ _CACHE: dict[str, Pair] = {}
 
 
 def pair(name: str) -> Pair:
-    """Made once a process."""
+    """Made once per process."""
     if name not in _CACHE:
         torch.manual_seed(11)
         upstream = _sharpened(shake(MODELS[name](), seed=3))

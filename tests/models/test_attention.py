@@ -91,7 +91,7 @@ def test_values(name, backend):
 @pytest.mark.parametrize("pairs", [1, 2, "all"])
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_agree(name, pairs, monkeypatch):
-    if pairs != "all":  # as many (example, key head) pairs a turn as fit
+    if pairs != "all":  # as many (example, key head) pairs per turn as fit
         monkeypatch.setattr("medalign_jax.models.layers.attention._pairs", lambda q, k: pairs)
     options = dict(CASES[name])
     q, k, v = inputs(key_heads=options.pop("key_heads", 4), keys=options.pop("keys", S))
@@ -185,7 +185,7 @@ def test_auto_picks_by_platform(platform, shape, dtype, expected):
 def test_splash_equals_xla(causal, window):
     """The kernel's text, interpreted: values and gradients at real tokens, within 1e-5.
 
-    Two query heads a key head, head width 24 made up to 128, padding at either side.
+    Two query heads per key head, head width 24 made up to 128, padding at either side.
     """
     rng = np.random.default_rng(0)
     shapes = ((2, 128, 4, 24), (2, 128, 2, 24), (2, 128, 2, 24))
@@ -324,7 +324,7 @@ def test_splash_compiles_for_a_tpu_slice():
 )
 def test_bad_arguments_are_named(options, words):
     if options.get("backend") == "cudnn" and jax.default_backend() == "gpu":
-        pytest.skip("a GPU is here, so cuDNN is no error")
+        pytest.skip("a GPU is here, so cuDNN is not an error")
     with pytest.raises(ValueError, match=words):
         attention(*inputs(), **options)
 

@@ -126,7 +126,7 @@ def test_a_feature_is_refused_in_every_form_and_part(family, form):
         read(config)
 
 
-@pytest.mark.parametrize("family", sorted({*READERS} - {"clap audio"}))  # a depth a stage
+@pytest.mark.parametrize("family", sorted({*READERS} - {"clap audio"}))  # one depth per stage
 def test_no_depth_is_believed_that_no_model_has(family):
     """What is made for each layer would be made before any weights are looked at."""
     make, read = READERS[family]

@@ -82,7 +82,7 @@ def test_position_tables_have_the_published_sums(published):
             assert table.shape == tuple(entry["shape"])
             assert table.ravel()[:4].tolist() == check["first"]
             # NumPy's float32 sine is one unit in the last place off or not, as the processor has
-            # it: half such a unit an entry. The table on the true grid differs by thousands.
+            # it: half such a unit per entry. The table on the true grid differs by thousands.
             units = table.size * 2.0**-25
             np.testing.assert_allclose(table.sum(), check["sum"], atol=units, rtol=0)
             np.testing.assert_allclose(np.abs(table).sum(), check["abs_sum"], atol=units, rtol=0)

@@ -142,7 +142,7 @@ def test_sentences_are_refused_where_they_would_be_compared_wrongly(loss, role, 
 
 
 @pytest.mark.slow
-def test_a_run_with_a_model_a_fold_chosen_among_candidates(tmp_path):
+def test_a_run_with_one_model_per_fold_chosen_among_candidates(tmp_path):
     folder = tmp_path / "data"
     manifest = write_dataset(folder, 48, 0, seconds=2.0, kinds=("heart",))
     with open(manifest, newline="") as file:

@@ -236,10 +236,10 @@ def test_what_cannot_be_is_refused(config, tmp_path, key, value, words):
 
 def test_models_in_the_wrong_place_are_refused(config, tmp_path, student, teacher):
     config.student.source = str(teacher)
-    with pytest.raises(UserError, match="only reads"):
+    with pytest.raises(UserError, match="is text-only"):
         setting_of(config, tmp_path)
     config.student.source = config.teacher.source = str(student)
-    with pytest.raises(UserError, match="listens; the text teacher"):
+    with pytest.raises(UserError, match="takes audio; the text teacher"):
         setting_of(config, tmp_path)
 
 

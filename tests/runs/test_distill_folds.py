@@ -1,4 +1,4 @@
-"""Leave one group out: a model a fold, and the answers of each to what it had not seen."""
+"""Leave one group out: one model per fold, and the answers of each to what it had not seen."""
 
 import json
 from dataclasses import replace

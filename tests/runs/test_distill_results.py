@@ -177,7 +177,7 @@ def test_sub_categories_have_a_table_of_their_own(setting, found):
     results = distill_results.results(dataclasses.replace(setting, tasks=tasks), found)
     names = {r.task for r in results}
     assert "quiz: sub-category fine" in names
-    assert "quiz: difficulty hard" not in names, "all questions are no group"
+    assert "quiz: difficulty hard" not in names, "all questions are not a group"
     table = distill_tables.ablation_table(results)
     assert r"| sub-category fi\|ner | 12 | 0.0" in table
 

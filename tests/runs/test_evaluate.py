@@ -23,7 +23,7 @@ from medalign_jax.runs.recordings import bind_dataset
 from tests.tiny_models import quick_jit
 from tests.toy_encoders import toy
 
-COUNT = 48  # recordings, two a subject
+COUNT = 48  # recordings, two per subject
 
 
 @pytest.fixture(scope="module")

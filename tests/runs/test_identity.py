@@ -91,7 +91,7 @@ def test_what_changes_nothing_that_was_trained_is_taken_and_recorded(begun, chan
     (entry,) = saved(begun)["changes"]
     assert all(name.startswith(key) for name in entry["changed"])
     assert saved(begun)["config"] == json.loads(config(**changes).to_json_best_effort())
-    start(begun, config(**changes))  # the same again is no change
+    start(begun, config(**changes))  # the same again is not a change
     assert len(saved(begun)["changes"]) == 1
 
 
@@ -200,7 +200,7 @@ def test_other_recordings_are_refused_with_how_many_and_which_first(begun, now, 
     bind_recordings(begun, ROWS)  # the refused ones were not remembered
 
 
-def test_names_that_are_no_utf8_are_remembered(begun):
+def test_names_that_are_not_utf8_are_remembered(begun):
     name = os.fsdecode(b"souffl\xe9/1.wav")
     rows = [recording(name, "a:1.0", split="train"), recording("é.wav", "b:1.0", split=name)]
     bind_recordings(begun, rows)

@@ -132,7 +132,7 @@ def test_class_sentences_of_a_fold_are_reports_of_its_own_training_part(folds):
         ({"reports.leave_out": ("diagnose",)}, "'diagnose', of which .*'diagnosis'"),
         ({"reports.pairing": "suffled"}, "reports.pairing is 'suffled' .*'shuffled'"),
         ({"teacher.mode": "onlin"}, "teacher.mode is 'onlin' .*'online'"),
-        ({"teacher.mode": "online"}, "online reads one wording a step"),
+        ({"teacher.mode": "online"}, "online reads one wording per step"),
         ({"teacher.source": "/nowhere/teacher"}, "/nowhere/teacher: no such file"),
         ({"teacher.dtype": "float7"}, "teacher.dtype is 'float7'.*bfloat16 or float32"),
         ({"teacher.layer": 99}, "hidden state 99 does not exist"),

@@ -253,7 +253,7 @@ def test_where_all_fail_nothing_is_written_but_the_list(tmp_path, model, file, q
         ("A steady heart with a faint murmur .", ""),
     ],
 )
-def test_what_is_no_description(text, reason):
+def test_what_is_not_a_description(text, reason):
     found = why_unusable(text, 5, ("<|im_end|>",))
     assert reason in found and bool(reason) == bool(found)
 
@@ -279,7 +279,7 @@ def test_wrong_settings_are_refused(tmp_path, model, file, key, value, words):
 
 def test_a_model_that_only_reads_is_refused(tmp_path, file, questions):
     reader = tiny.save_reader(tmp_path, tiny.vocabulary(questions))
-    with pytest.raises(UserError, match="only reads"):
+    with pytest.raises(UserError, match="is text-only"):
         run(config_of(reader, file), tmp_path / "run")
 
 

@@ -203,7 +203,7 @@ def test_another_teachers_cache_is_refused_with_what_differs(tmp_path):
     with pytest.raises(StateCacheError, match=r"teacher\.json cannot be read"):
         open_state_cache(tmp_path, LAST)
     description.unlink()
-    with pytest.raises(StateCacheError, match="no cache of teacher states"):
+    with pytest.raises(StateCacheError, match="not a cache of teacher states"):
         open_state_cache(tmp_path, LAST)
     with pytest.raises(StateCacheError, match="says whose"):
         StateCacheWriter(tmp_path, LAST)

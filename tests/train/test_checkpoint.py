@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, kind, part):
     checkpoints.close()
 
 
-def test_remains_of_a_killed_save_are_no_checkpoint_and_go(tmp_path):
+def test_remains_of_a_killed_save_are_not_a_checkpoint_and_go(tmp_path):
     filled(tmp_path, cka(0.1)).close()
     remains = tmp_path / "2.orbax-checkpoint-tmp"
     (remains / "state").mkdir(parents=True)

@@ -173,7 +173,7 @@ def test_data_that_end_early_are_an_error(tmp_path):
         run(tmp_path, Batches(count=5))
 
 
-def test_a_held_out_score_that_is_no_number_ends_nothing(tmp_path):
+def test_a_held_out_score_that_is_not_a_number_ends_nothing(tmp_path):
     fitted = run(tmp_path, valid=lambda: held_out(y=np.nan), total_steps=6, patience=5)
     assert fitted.last_step == 6
     text = (tmp_path / "metrics.jsonl").read_text().splitlines()

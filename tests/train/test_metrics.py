@@ -20,7 +20,7 @@ def steps(folder) -> list[int]:
     return [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_one_object_a_line(tmp_path):
+def test_one_object_per_line(tmp_path):
     write(tmp_path, (1, 2), cka=0.25)
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "cka": 0.25, "loss": 1.0}, {"step": 2, "cka": 0.25, "loss": 2.0}]
@@ -77,7 +77,7 @@ def test_values_that_are_not_finite_are_words(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(text, parse_constant=refuse) == {
         "step": 1,

@@ -45,7 +45,7 @@ def test_embeddings_on_a_line_are_called_collapse_once():
     assert line.startswith("collapse") and "one line" in line and "8.00" in line
 
 
-def test_a_rank_that_was_low_from_the_start_is_no_collapse():
+def test_a_rank_that_was_low_from_the_start_is_not_a_collapse():
     assert said([{"effective_rank": 1.01}] * 30, 1000, first={"effective_rank": 1.5}) == []
 
 
@@ -71,7 +71,7 @@ def test_diverging_reconstruction_is_told_once():
     assert line.startswith("reconstruction diverges") and "its best was 0.01" in line
 
 
-def test_one_bad_batch_is_no_divergence():
+def test_one_bad_batch_is_not_a_divergence():
     values = [{"reconstruction": 0.02}] * 10 + [{"reconstruction": 0.05}] + [{}] * 10
     assert said(values, total_steps=1000) == []
 

@@ -166,7 +166,7 @@ def test_all_differences_at_once(tmp_path):
         "  unused: blocks.2.fc.weight; the model has no place for it at block{i}/fc/kernel",
         "  unused: layers.1.fcc.weight (nearest: layers.1.fc.weight)",
         "  shape: odd.1.weight [2, 1] for parameter odd/scale [2, 2]: becomes [2, 1], "
-        f"expected [2] a layer ({file})",
+        f"expected [2] per layer ({file})",
         "  shape: stem.weight [8, 1, 2, 4] for parameter stem/kernel [4, 2, 1, 8]: "
         f"becomes [2, 4, 1, 8], expected [4, 2, 1, 8] ({file})",
         f"  dtype: blocks.0.fc.weight is float64, parameter block0/fc/kernel is float32 ({file})"
@@ -278,7 +278,7 @@ def test_numbers_beyond_float16_are_not_made_infinite(stored):
     ],
 )
 @pytest.mark.parametrize("wanted", [None, np.float32])
-def test_dtypes_that_are_no_weights_are_refused_in_words(kind, words, wanted):
+def test_dtypes_that_are_not_weights_are_refused_in_words(kind, words, wanted):
     tensors = {**upstream(), "norm.weight": np.ones(8, kind)}
     with pytest.raises(WeightError, match=words):
         load(tensors, TABLE, abstract(), dtype=wanted)

@@ -189,7 +189,7 @@ def test_a_padded_head_loses_its_padding_only(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, lora)
 
 
-def test_a_kernel_that_is_no_linear_layer_is_named(tmp_path):
+def test_a_kernel_that_is_not_a_linear_layer_is_named(tmp_path):
     rules = (Rule("conv.weight", "conv/kernel", CONV1D), Rule("fc.weight", "fc/kernel", LINEAR))
     zeros = {"kernel": {"a": np.zeros((4, 2), np.float32), "b": np.zeros((2, 4), np.float32)}}
     with pytest.raises(WeightError, match="no rule fills parameter conv/kernel/a"):

@@ -81,7 +81,7 @@ def test_config(tmp_path, tensors):
         _ = resolve(tmp_path).config
 
 
-def test_a_pipe_is_no_weights(tmp_path):
+def test_a_pipe_is_not_weights(tmp_path):
     os.mkfifo(tmp_path / "weights")
     with pytest.raises(WeightError, match="neither a file nor a folder but a pipe or a device"):
         resolve(tmp_path / "weights")

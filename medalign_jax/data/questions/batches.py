@@ -2,7 +2,7 @@
 
 An example is a row of its own, padded to the shape of its bucket, and never shares a row with
 another: with the masks there is nothing through which attention could leak between examples. All
-batches of a bucket have one shape, so a step compiles at most once a bucket; with one edge there
+batches of a bucket have one shape, so a step compiles at most once per bucket; with one edge there
 is one shape.
 
 As in `data.pipeline`, whose iterator this uses, a batch follows from the data, the
@@ -270,7 +270,7 @@ def make_question_iterator(
         next token is that of the response; with a teacher also "teacher_ids", "teacher_mask"
         (b, U) and "teacher_at" (b, R); "index" (b,) int32 into `data`, -1 in rows that fill up.
         With `spec.prompts`: "prompt_ids" (b, P) and "prompt_mask", left-padded, in place of the
-        sequences. Without any recording there is no waveform. The extras come besides.
+        sequences. Without any recording there is no waveform. The extras are added.
 
     Raises:
         PipelineError: too few examples for a batch when shuffled, extras with the name of an array

@@ -44,7 +44,7 @@ class PromptFormat:
 
     Attributes:
         system: first turn; None leaves it to the template.
-        description: before the question, for a model that cannot hear; with ``{description}``.
+        description: before the question, for a text-only model; with ``{description}``.
         options: after a question with options; with ``{options}``.
         option: each of them; with ``{text}`` and, if wanted, ``{letter}``. MMAU's rule counts a
             letter in an answer as a word, so there are none by default.
@@ -114,11 +114,11 @@ class SequenceBuilder:
     """Makes a question's token ids, or says by name why it makes none.
 
     Args:
-        student: the listening model's tokeniser; it has an audio token.
-        teacher: the reading model's, or None.
+        student: the audio language model's tokeniser; it has an audio token.
+        teacher: the text-only model's, or None.
         audio_tokens: embeddings of audio for so many samples at 16 kHz (the model's front end and
-            tower decide, see `models.encoders.qwen_omni_audio.pooled_tokens`); None for a model
-            that only reads: its prompt holds the description in place of the recordings.
+            tower decide, see `models.encoders.qwen_omni_audio.pooled_tokens`); None for a text-only
+            model: its prompt holds the description in place of the recordings.
         max_length: longest sequence of the student, prompt and response.
         teacher_max_length: of the teacher; `max_length` by default.
         max_samples: longest clip that the model takes; None for no limit.
@@ -201,15 +201,15 @@ class SequenceBuilder:
         self._no_special(question, self.student, "response", text)
         response = [*self.student.ids(text), self.student.end_id]
         self._fits(question, "", prompt, response, self.max_length)
-        reading = None
+        teacher_ids = None
         if self.teacher is not None:
-            reading = self._read_prompt(question, self.teacher)
+            teacher_ids = self._read_prompt(question, self.teacher)
             self._aligned(question, response, [*self.teacher.ids(text), self.teacher.end_id])
-            self._fits(question, "teacher's ", reading, response, self.teacher_max_length)
-            reading = np.array(reading, np.int32)
-        heard = samples if self.audio_tokens else ()
-        return Sequences(np.array(prompt, np.int32), reading, np.array(response, np.int32),
-                         np.array(heard, np.int32))  # fmt: skip
+            self._fits(question, "teacher's ", teacher_ids, response, self.teacher_max_length)
+            teacher_ids = np.array(teacher_ids, np.int32)
+        clip_samples = samples if self.audio_tokens else ()
+        return Sequences(np.array(prompt, np.int32), teacher_ids, np.array(response, np.int32),
+                         np.array(clip_samples, np.int32))  # fmt: skip
 
     def _heard_prompt(self, question: Question, samples: Sequence[int]) -> list[int]:
         text = self.format.user_text(question)

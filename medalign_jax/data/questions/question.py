@@ -27,7 +27,7 @@ from medalign_jax.text.options import find_option
 from medalign_jax.text.reasoning import STAGES, ReasoningError, Stages
 
 SAMPLE_RATE = 16_000  # of every audio language model served here
-_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is no text
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of a byte that is not text
 
 
 class QuestionsError(ManifestError):
@@ -41,7 +41,7 @@ class Question:
     Attributes:
         id: unique in its file.
         audio: files, relative paths already joined to their folder; in the prompt's order. Empty
-            for a question that is only read, from its description.
+            for a question without audio, asked by its description.
         question: text, without the options.
         choices: options, or empty for a free answer.
         answer: one of the options where there are any.
@@ -195,7 +195,7 @@ def _question(
         wrong.append("no audio path (nor a description to read in its place)")
     if any("\0" in name for name in audio):
         wrong.append("the audio path holds a NUL character")
-    wrong += [f"'{name}' is no local path: {ADVICE}" for name in audio if is_remote(name)]
+    wrong += [f"'{name}' is not a local path: {ADVICE}" for name in audio if is_remote(name)]
     wrong += [f"no {name}" for name in ("question", "answer") if not texts[name]]
     if choices and texts["answer"]:
         option = find_option(texts["answer"], choices)
@@ -314,7 +314,7 @@ class Fold:
 
 
 def leave_one_out(questions: Sequence[Question], group: Callable[[Question], str]) -> list[Fold]:
-    """One fold a group: tested on it, trained on all others.
+    """One fold per group: tested on it, trained on all others.
 
     Args:
         questions: all of them.

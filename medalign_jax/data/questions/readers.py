@@ -37,13 +37,13 @@ _COTA_NAMES = {
 
 
 def read_objects(path: str | Path) -> Iterator[dict[str, object] | BadRecord]:
-    """The records of a JSON file: an array of objects, or one object a line (`.jsonl`).
+    """The records of a JSON file: an array of objects, or one object per line (`.jsonl`).
 
     Bytes that are not UTF-8 stay in the texts as lone surrogates, so that `Collector` can name
     the row and the field.
 
     Raises:
-        QuestionsError: no such file, or a `.json` that is no array of objects.
+        QuestionsError: no such file, or a `.json` that is not an array of objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +68,7 @@ def _json_array(path: Path, data: bytes) -> list[object]:
         found = json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise QuestionsError(
-            f"'{path}' is not JSON ({error}); one object a line belongs into a .jsonl file"
+            f"'{path}' is not JSON ({error}); one object per line belongs in a .jsonl file"
         ) from None
     if not isinstance(found, list):
         raise QuestionsError(f"'{path}' holds a {type(found).__name__}, not an array of objects")
@@ -108,7 +108,7 @@ def read_questions(path: str | Path, checks: Checks = DEFAULT_CHECKS) -> Loaded:
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
-    """Writes one JSON object a question; the file appears whole or not at all.
+    """Writes one JSON object per question; the file appears whole or not at all.
 
     Recordings inside the file's folder are written relative to it, so that it can be moved.
     """

@@ -32,7 +32,7 @@ class AudioDataset:
     Attributes:
         rows: what the manifest says of each recording.
         problems: what was wrong with rows left out, and notes (`manifest.write_problems`).
-        sample_rate: samples a second of every waveform.
+        sample_rate: samples per second of every waveform.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ def _plain_subject(row: Row) -> str:
 
 
 def _digest(data: AudioDataset, index: int) -> bytes | None:
-    """Of the samples; None of silence, which is no copy of other silence."""
+    """Of the samples; None of silence, which is not a copy of other silence."""
     samples = data.clip(index).samples
     return hashlib.sha256(samples.tobytes()).digest() if samples.any() else None
 
@@ -258,7 +258,7 @@ def open_dataset(
         path: manifest (CSV, JSONL, Parquet) or prepared folder.
         targets: further columns to keep in `Row.targets`.
         max_seconds: what is read of a longer recording; None reads all of it.
-        sample_rate: samples a second to resample to; a prepared folder has to have it.
+        sample_rate: samples per second to resample to; a prepared folder has to have it.
         max_bad_fraction: share of a manifest's rows that may be unusable.
         reports_required: whether a row has to have a report or metadata for one.
         cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
@@ -279,7 +279,7 @@ def open_dataset(
     position = {row.row: i for i, row in enumerate(rows)}
     sounds: dict[int, str] = {}
 
-    def hear(row: Row) -> bytes:
+    def digest_sound(row: Row) -> bytes:
         """Fills the memory that the first epoch reads from."""
         clip = cached.clip(position[row.row])
         digest = clip.digest()
@@ -291,12 +291,12 @@ def open_dataset(
         problems,
         max_bad_fraction=max_bad_fraction,
         max_seconds=max_seconds,
-        hear=hear,
+        digest_sound=digest_sound,
         progress=progress,
     )
     clips = [(cached, position[row.row]) for row in checked.rows]
-    heard = [sounds[row.row] for row in checked.rows]
-    return AudioDataset(_with_organ(checked.rows), clips, checked.problems, heard)
+    digests = [sounds[row.row] for row in checked.rows]
+    return AudioDataset(_with_organ(checked.rows), clips, checked.problems, digests)
 
 
 def _with_organ(rows: Iterable[Row]) -> list[Row]:

@@ -111,7 +111,7 @@ def read_manifest(
         columns and on what is taken for granted.
 
     Raises:
-        ManifestError: the file is no table, has no `audio_path`, or lacks a named target.
+        ManifestError: the file is not a table, has no `audio_path`, or lacks a named target.
     """
     path = Path(path)
 
@@ -144,7 +144,7 @@ def rows_of_table(
         numbers: of the records in their file, counted from 1; None for all of them in order.
 
     Raises:
-        ManifestError: a named target is no column.
+        ManifestError: a named target is not a column.
     """
     places = {target: _place(target, table.columns) for target in targets}
     used, problems = _columns(path, table.columns, places)
@@ -240,7 +240,7 @@ def _row(
     elif "\0" in name:
         wrong.append("audio_path holds a NUL character")
     elif is_remote(name):
-        wrong.append(f"audio_path is no local path: {ADVICE}")
+        wrong.append(f"audio_path is not a local path: {ADVICE}")
     metadata = {
         to: cells[column]
         for column, to in metadata_columns.items()
@@ -292,7 +292,7 @@ def check(
     check_audio: bool = True,
     max_bad_fraction: float = 0.01,
     max_seconds: float | None = None,
-    hear: Callable[[Row], bytes] | None = None,
+    digest_sound: Callable[[Row], bytes] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
     """Checks recordings and what holds between rows, and decides whether to go on.
@@ -302,7 +302,7 @@ def check(
         check_audio: decode every file (in threads); without it files only have to exist.
         max_bad_fraction: share of rows that may be unusable, 0 to 1.
         max_seconds: what is read of a recording; None reads all of it.
-        hear: decodes and checks a row's file and gives a digest of its samples, or raises
+        digest_sound: decodes and checks a row's file and gives a digest of its samples, or raises
             `AudioError`; a caller that keeps them does not decode twice. By default read at 16 kHz,
             forgotten.
         progress: called with (files looked at, files in all).
@@ -316,7 +316,7 @@ def check(
     duplicates = _duplicates(rows)
     same = {problem.row for problem in duplicates}
     look = [row for row in rows if row.row not in same]
-    sounds = _audio_problems(look, check_audio, max_seconds, hear, progress)
+    sounds = _audio_problems(look, check_audio, max_seconds, digest_sound, progress)
     return check_rows(rows, [*problems, *duplicates, *sounds], max_bad_fraction)
 
 
@@ -415,7 +415,7 @@ def _audio_problems(
     rows: Sequence[Row],
     decode: bool,
     max_seconds: float | None,
-    hear: Callable[[Row], bytes] | None,
+    digest_sound: Callable[[Row], bytes] | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[Problem]:
     def read_and_forget(row: Row) -> bytes:
@@ -423,7 +423,7 @@ def _audio_problems(
         audio_io.check_waveform(waveform, row.audio_path)
         return hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
 
-    hear = hear or read_and_forget
+    digest_sound = digest_sound or read_and_forget
 
     def look(row: Row) -> tuple[list[Problem], bytes | None]:
         """What is wrong with a recording, and a digest of its samples."""
@@ -433,7 +433,7 @@ def _audio_problems(
             if info.frames == 1:  # said here: resampled upwards it would be more than one
                 raise audio_io.AudioError(row.audio_path, "holds a single sample; remove the row")
             if decode:
-                digest = hear(row)
+                digest = digest_sound(row)
         except audio_io.AudioError as error:
             return [Problem(row.row, row.audio_path, error.reason, fatal=True)], None
         if max_seconds is not None and info.seconds > max_seconds:
@@ -483,7 +483,7 @@ def list_problems(problems: Sequence[Problem], out: str) -> None:
 
 
 def write_problems(problems: Iterable[Problem], path: str | Path) -> None:
-    """Writes one JSON object a problem; the file appears whole or not at all."""
+    """Writes one JSON object per problem; the file appears whole or not at all."""
     lines = (json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
     write_whole(Path(path), encoded("".join(lines)))
 

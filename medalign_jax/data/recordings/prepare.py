@@ -242,7 +242,7 @@ def refuse_other_content(out: str | Path, recipe: Recipe) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / records.DESCRIPTION).is_file():
-        raise ManifestError(f"'{out}' exists and is no prepared data set; name another --out")
+        raise ManifestError(f"'{out}' exists and is not a prepared data set; name another --out")
     if other := recipe.differences(records.read_description(out)):
         raise ManifestError(
             f"'{out}' was prepared otherwise: {'; '.join(other)}. Name another --out, or delete it"

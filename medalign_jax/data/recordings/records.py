@@ -3,7 +3,7 @@
 A prepared folder holds
 
     prepared.json           how it was made, and what has to be there for it to be whole
-    rows.jsonl              one object a recording, in the manifest's order
+    rows.jsonl              one object per recording, in the manifest's order
     auscultation-SPLIT.array_record-*, dataset_info.json, features.json         (TFDS)
 
 so that opening it decodes no audio, and TFDS can open it too (`tfds.builder_from_directory`).
@@ -217,7 +217,7 @@ def read_description(folder: Path) -> dict[str, object]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ManifestError(
-            f"'{folder}' is no prepared data set: no readable {DESCRIPTION} in it; give a "
+            f"'{folder}' is not a prepared data set: no readable {DESCRIPTION} in it; give a "
             "manifest file, or a folder that `medalign prepare` has finished"
         ) from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:

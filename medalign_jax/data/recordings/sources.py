@@ -33,7 +33,7 @@ class Clip:
         return hashlib.sha256(self.samples.tobytes()).digest()[:16]
 
     def sound(self, digest: bytes | None = None) -> str:
-        """What is heard, in short: equal for equal waveforms. `digest` where it is known."""
+        """A digest of the sound: equal for equal waveforms. `digest` where it is known."""
         return f"{(digest or self.digest()).hex()}:{self.scale!r}"
 
 

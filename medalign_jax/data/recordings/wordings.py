@@ -16,7 +16,7 @@ class Reports:
     """Every recording's wordings: K texts each, the last repeated where fewer exist.
 
     Attributes:
-      texts: one tuple of wordings a recording.
+      texts: one tuple of wordings per recording.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -39,7 +39,7 @@ class TextColumn:
     """Adds a recording's report to a batch: a fresh wording each time, or the mean of all.
 
     Attributes:
-      arrays: name -> (U, ...), one row a unique text.
+      arrays: name -> (U, ...), one row per unique text.
       rows: for each recording, the rows of its wordings.
       use: "fresh" draws one, "mean" averages ("text" only), "first" always takes the first.
       marks: (N, K) of the reports, see `report_marks`; None leaves them out of the batch.

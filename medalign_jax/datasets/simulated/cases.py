@@ -27,7 +27,7 @@ _OUTFLOW = ("aortic", "pulmonary")
 _GRADES = {"faint": "III", "loud": "V"}
 LOUDNESS = tuple(_GRADES)
 _NOISE_LEVEL = 0.02  # RMS, against the heart, whose loudest sample is 1
-_CLICKS = 6.0  # a second
+_CLICKS = 6.0  # per second
 _CASES = "cases.jsonl"
 
 
@@ -38,7 +38,7 @@ class Case:
     Attributes:
       site: where the stethoscope lay, a key of `VALVES`.
       pitch, loudness: of the murmur, of `PITCHES` and `LOUDNESS`, or "" without one.
-      rate: heart beats a minute.
+      rate: heart beats per minute.
       noise: of the recorder, of `NOISES`.
     """
 
@@ -140,7 +140,7 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
     """Writes recordings of random cases and their truth; a folder that is whole is left as it is.
 
     Returns:
-      Path of ``cases.jsonl``: audio_path (relative to it) and the case, a line a recording.
+      Path of ``cases.jsonl``: audio_path (relative to it) and the case, one line per recording.
 
     Raises:
       UserError: the folder holds another world, or anything else.

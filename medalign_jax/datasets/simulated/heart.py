@@ -32,7 +32,7 @@ class Heart:
     s1_hertz: np.ndarray
     s2_hertz: np.ndarray
     split: float  # seconds from A2 to P2
-    breaths: float  # a minute
+    breaths: float  # per minute
     pitch_scale: float
 
 

@@ -107,8 +107,8 @@ def render(
             break
     else:
         raise SimulationError(
-            f"{seconds:g} s at {facts['respiratory_rate']} breaths a minute are too short for the "
-            "stated wheezes or crackles to be heard; ask for more seconds"
+            f"{seconds:g} s at {facts['respiratory_rate']} breaths per minute are too short for "
+            "the stated wheezes or crackles to be heard; ask for more seconds"
         )
     trachea = facts.get("chest_location") == "trachea"
     sound = _breath_noise(breaths, lung, samples, seed, trachea)

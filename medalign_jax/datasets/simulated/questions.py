@@ -159,8 +159,8 @@ def reasoning(
     Of many possible answers four are offered, the given one among them.
 
     Args:
-      slips: how often the trace, after hearing right, concludes as from another murmur, and
-        answers so; the description stays right.
+      slips: label noise: how often the trace, after hearing right, concludes as from another
+        murmur, and answers so; the description stays right.
     """
     text, answers, right = _TOPICS[topic]
     concluded = case
@@ -256,7 +256,7 @@ def recorded_questions(
     Args:
       listing: its ``cases.jsonl``.
       seed: of the topics, wordings and options.
-      topics, facts: reasoning and plain questions a recording.
+      topics, facts: reasoning and plain questions per recording.
       slips: see `reasoning`.
     """
     found: list[Question] = []

@@ -1,7 +1,7 @@
 """A simulator of auscultation with known truth.
 
 The findings of a simulated recording are those of its metadata, in the columns that real data sets
-use, and where each event lies in time is known exactly. What real recordings differ in besides
+use, and where each event lies in time is known exactly. What else real recordings differ in
 (site, device, room, level, friction, the other organ in the background) is drawn independently of
 the findings, so that it carries no label.
 
@@ -161,7 +161,7 @@ def _check_rate(facts: Mapping[str, str]) -> None:
     for column, (low, high) in _RATES.items():
         if column in facts and not low <= float(facts[column]) <= high:
             raise SimulationError(
-                f"column {column!r}: {facts[column]} a minute cannot be simulated; "
+                f"column {column!r}: {facts[column]} per minute cannot be simulated; "
                 f"ask for {low:g} to {high:g}"
             )
 
@@ -211,10 +211,10 @@ def _heart_findings(
 def _label(kind: str, facts: Mapping[str, str]) -> str:
     if kind == "lung":
         columns = {"wheeze": "wheezes", "crackle": "crackles"}
-        heard = [name for name, column in columns.items() if facts[column] != "0"]
+        present = [name for name, column in columns.items() if facts[column] != "0"]
     else:
-        heard = [f"{phase} murmur" for phase in PHASES if f"{phase}_murmur_timing" in facts]
-    return " and ".join(heard) or "normal"
+        present = [f"{phase} murmur" for phase in PHASES if f"{phase}_murmur_timing" in facts]
+    return " and ".join(present) or "normal"
 
 
 def _add_other_organ(
@@ -264,7 +264,7 @@ def write_dataset(
     Returns:
       Path of `metadata.csv` (`audio_path, subject_id, split, label, organ`, of hearts with a
       murmur its `phase`, and findings); beside it lie `audio/*.wav` (16 kHz, 16 bit) and
-      `truth.jsonl`, one object a recording.
+      `truth.jsonl`, one object per recording.
 
     Raises:
       SimulationError: numbers out of range, or a folder that holds something else.
@@ -274,7 +274,7 @@ def write_dataset(
         _check_request(kind, None, seconds)
     if count < 1 or recordings_per_subject < 1 or seed < 0 or not kinds:
         raise SimulationError(
-            "a data set takes at least one recording, one recording a subject, one kind and a "
+            "a data set takes at least one recording, one recording per subject, one kind and a "
             f"seed of 0 or more; got count={count}, seed={seed}, kinds={list(kinds)}, "
             f"recordings_per_subject={recordings_per_subject}"
         )
@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in LABELS.items()),
     )
     parser.add_argument(
-        "--recordings-per-subject", type=int, default=2, help="recordings a subject (default 2)"
+        "--recordings-per-subject", type=int, default=2, help="recordings per subject (default 2)"
     )
     flags = parser.parse_args(arguments)
     return commands.ended(lambda: run(flags), given=flags)

@@ -4,7 +4,7 @@
 lesions do: aortic stenosis is harsh and diamond-shaped in mid-systole, mitral stenosis a low rumble
 in mid-diastole (as textbooks describe them, e.g. Chizner 2008, "Cardiac auscultation: rediscovering
 the lost art"). So pitch and quality tell part of the label, as they do in patients; a high blowing
-murmur of either phase is told by its timing alone. Stethoscope and room are drawn without regard to
+murmur of either phase is known by timing alone. Stethoscope and room are drawn without regard to
 the findings, from ranges wide enough to colour a recording more than a murmur does.
 """
 
@@ -125,7 +125,7 @@ def record(sound: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, object]]
         resonance=_log_uniform(rng, 80, 700),
         gain_db=rng.uniform(-5, 9),
     )
-    tilt = rng.uniform(-3, 3)  # decibels an octave about 200 Hz
+    tilt = rng.uniform(-3, 3)  # decibels per octave about 200 Hz
     snr_db = rng.uniform(15, 40)
     rms = np.sqrt(np.mean(sound**2))
     out = sound + rms * _room(rng, sound.size, snr_db)
@@ -136,7 +136,7 @@ def record(sound: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, object]]
     out = np.fft.irfft(np.fft.rfft(out) * response, n=out.size)
     truth = {
         "device": f"{device.low:.0f} to {device.high:.0f} Hz, {device.gain_db:+.1f} dB at "
-        f"{device.resonance:.0f} Hz, {tilt:+.1f} dB an octave",
+        f"{device.resonance:.0f} Hz, {tilt:+.1f} dB per octave",
         "snr_db": float(snr_db),
         "friction_times": times,
     }

@@ -1,6 +1,6 @@
 """Problems that are fitted on the same rows share one standardised matrix.
 
-Small matrices of about the same size are stacked, so that they do not cost a call each.
+Small matrices of about the same size are stacked, so that they do not cost one call each.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def fit_linear(
         return _Stack(x, problems, designs, classes, rows, grid).fit(axes)
 
     found: dict[int, LinearModel] = {}
-    # One thread a stack: BLAS's own threads wait for each other in products as small as these.
+    # One thread per stack: BLAS's own threads wait for each other in products as small as these.
     with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         shared = _shared_axes(x, parts)
         for models in pool.map(lambda part: fit(part, shared), parts):

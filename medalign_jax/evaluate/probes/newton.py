@@ -9,7 +9,7 @@ The objective of a fit is
     sum_i weight_i * loss(z_i, y_i) + ridge * sum of squared coefficients / 2,    z = forward(theta)
 
 with weights that sum to 1; the last coefficient is the intercept and free. Axes: S matrices, r
-coefficients, n rows, F fits, c outputs (1 for two classes and for a regression, else one a class).
+coefficients, n rows, F fits, c outputs (1 for two classes and a regression, else one per class).
 """
 
 from __future__ import annotations

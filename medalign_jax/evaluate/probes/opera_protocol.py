@@ -94,7 +94,7 @@ def few_shot_draws(labels: np.ndarray, per_class: int, draws: int, seed: int) ->
 
     Args:
       labels: (n,) integer classes.
-      per_class: Examples a class in each draw.
+      per_class: Examples per class in each draw.
       draws: Number of draws, D.
       seed: Same seed, same draws; a longer list starts with the shorter one.
 
@@ -109,7 +109,7 @@ def few_shot_draws(labels: np.ndarray, per_class: int, draws: int, seed: int) ->
     small = {c: len(m) for c, m in members.items() if len(m) < per_class}
     if small or per_class < 1 or draws < 1 or not members:
         raise ProbeError(
-            f"cannot draw {per_class} examples a class {draws} times from {len(labels)} examples"
+            f"cannot draw {per_class} examples per class {draws} times from {len(labels)} examples"
             + (f": classes with fewer (class: examples): {small}" if small else "")
         )
     rows = []
@@ -139,7 +139,7 @@ def classification_probe(
       n_classes: Number of classes, C.
       draws: (R, k) training indices of each run, as from `few_shot_draws`; None trains every
         run on all examples.
-      seeds: (R,) seeds of initial weights and shuffling; by default 0..4, or one a draw.
+      seeds: (R,) seeds of initial weights and shuffling; by default 0..4, or one per draw.
       config: The protocol, published values by default.
 
     Raises:
@@ -258,5 +258,5 @@ def _check_runs(draws, seeds, n: int) -> tuple[np.ndarray | None, np.ndarray]:
     seeds = np.asarray(list(seeds), np.uint32)
     if not len(seeds) or (draws is not None and len(draws) != len(seeds)):
         given = "no" if draws is None else len(draws)
-        raise ProbeError(f"one seed a run: there are {given} draws and {len(seeds)} seeds")
+        raise ProbeError(f"one seed per run: there are {given} draws and {len(seeds)} seeds")
     return draws, seeds

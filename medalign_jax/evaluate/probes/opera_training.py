@@ -1,7 +1,7 @@
 """Training of all runs of a linear probe at once, in one jitted function.
 
 The protocol is described in `opera_protocol.py`. Epochs and steps are scanned and runs (seeds or
-few-shot draws) are mapped over, so a probe compiles once a shape and never waits for the host.
+few-shot draws) are mapped over, so a probe compiles once per shape and never waits for the host.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ProbeConfig:
 
     Attributes:
       epochs: Passes over the training examples.
-      batch_size: Examples a step; the last batch of an epoch may be smaller and is used.
+      batch_size: Examples per step; the last batch of an epoch may be smaller and is used.
       learning_rate: Adam's, in the first epoch.
       decay: Factor on the learning rate after each epoch.
       l2: Weight of the sum of squares of all parameters.

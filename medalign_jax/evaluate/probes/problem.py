@@ -25,7 +25,7 @@ class Problem:
         neither in `train` nor in `valid` are not read.
       train: (n,) rows that are fitted on.
       test: (m,) rows that are predicted.
-      groups: (N,) integers, one a subject; a choice inside the training rows never has a
+      groups: (N,) integers, one per subject; a choice inside the training rows never has a
         subject's rows on both of its sides.
       classes: Number of classes; 0 for a regression.
       valid: (v,) rows on which the published protocol chooses its epoch; other probes don't
@@ -101,13 +101,13 @@ def _check_rows(problem: Problem, finite: np.ndarray) -> None:
 
 
 def _check_targets(problem: Problem, total: int) -> None:
-    """Targets and groups have one entry a row, and training has what is to be told apart."""
+    """Targets and groups have one entry per row, and training has what is to be distinguished."""
     for name in ("targets", "groups"):
         shape = np.shape(getattr(problem, name))
         if shape != (total,):
-            raise ProbeError(f"{name} have one entry a row ({total}); got shape {shape}")
+            raise ProbeError(f"{name} have one entry per row ({total}); got shape {shape}")
     if np.asarray(problem.groups).dtype.kind not in "iu":
-        raise ProbeError("groups are integers, one a subject")
+        raise ProbeError("groups are integers, one per subject")
     parts = [("training", problem.train)]
     if problem.valid is not None:
         parts.append(("validation", problem.valid))

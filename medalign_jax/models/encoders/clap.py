@@ -7,7 +7,7 @@ Both compute what `laion/clap-htsat-fused` and `-unfused` compute in transformer
 no parameter and load alone: `Clap` as an encoder, `ClapText` for vectors in CLAP's own space, and
 plain `Bert` with `clap_text_config` as a teacher that is read by its hidden states.
 
-The fused model also hears recordings longer than its 10 s: beside the whole, shrunk in time, it
+The fused model also takes recordings longer than its 10 s: beside the whole, shrunk in time, it
 sees three crops, which `AttentionalFusion` (Dai et al. 2021, arXiv 2009.14082) mixes into the patch
 embedding. The crops' patches are three times as long, so that they fill the same map.
 

@@ -95,7 +95,7 @@ class EfficientNetConfig:
 
     @property
     def blocks(self) -> tuple[Stage, ...]:
-        """The stages spelled out, one entry (of one repeat) a block."""
+        """The stages spelled out, one entry (of one repeat) per block."""
         return tuple(
             stage._replace(stride=stage.stride if i == 0 else 1, repeats=1)
             for stage in self.stages

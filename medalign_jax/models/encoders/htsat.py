@@ -81,7 +81,7 @@ class HTSATConfig:
             if side % min(self.window, side):
                 raise ValueError(f"window {self.window} does not divide stage {stage} of {side}")
             if (width := self.embed_width * 2**stage) % heads:
-                raise ValueError(f"stage {stage}: width {width} is no multiple of {heads} heads")
+                raise ValueError(f"stage {stage}: width {width} is not a multiple of {heads} heads")
         if self.attention not in BACKENDS:
             raise ValueError(f"attention {self.attention!r} is not one of {BACKENDS}")
 

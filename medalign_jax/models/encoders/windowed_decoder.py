@@ -62,7 +62,7 @@ class CosineAttention(nn.Module):
 
 
 class MetaMlp(nn.Module):
-    """Log-spaced offset (..., 2) to one bias a head, (..., heads)."""
+    """Log-spaced offset (..., 2) to one bias per head, (..., heads)."""
 
     heads: int
 

@@ -98,7 +98,7 @@ def read_bert(reader: ConfigReader, default: BertConfig, roberta: bool = False) 
     reader.finish()
     if result.width % result.heads:
         raise ModelConfigError(
-            f"{reader.where}: hidden_size {result.width} is no multiple of "
+            f"{reader.where}: hidden_size {result.width} is not a multiple of "
             f"num_attention_heads {result.heads}"
         )
     if result.max_positions < 1:

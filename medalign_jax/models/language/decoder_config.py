@@ -1,8 +1,8 @@
 """Typed configuration of a decoder-only language model, read from published ``config.json`` files.
 
 ``DecoderConfig`` holds what distinguishes the members of the family: Gemma-3 (and MedGemma), Llama
-(and SmolLM2), Qwen2.5, Qwen3, and the text model inside Qwen2.5-Omni. One reader a model type fills
-it; a setting that no reader knows is refused by name.
+(and SmolLM2), Qwen2.5, Qwen3, and the text model inside Qwen2.5-Omni. One reader per model type
+fills it; a setting that no reader knows is refused by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,7 +71,8 @@ class DecoderConfig:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ModelConfigError(
-                f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads"
+                f"{self.heads} attention heads are not a multiple of {self.kv_heads} key-value "
+                "heads"
             )
         if self.head_dim % 2:
             raise ModelConfigError(f"rotary embeddings need an even head_dim, not {self.head_dim}")
@@ -279,7 +280,7 @@ def qwen_omni_config(config: Mapping[str, Any]) -> DecoderConfig:
     text = ConfigReader(reader.raw("text_config"), f"{reader.where}: text_config")
     tied = _omni_tied(reader, text)
     reader.ignore("hidden_size")  # repeats text_config, in fine-tunes
-    # What is heard and seen, and the tokens that stand for it.
+    # The audio and vision towers, and the tokens that stand for it.
     reader.ignore("audio_config", "vision_config", "position_id_per_seconds", "seconds_per_chunk")
     reader.ignore("audio_token_index", "image_token_index", "video_token_index", "user_token_id")
     reader.ignore("audio_token_id", "image_token_id", "video_token_id", "init_std")
@@ -293,7 +294,7 @@ def _omni_tied(thinker: ConfigReader, text: ConfigReader) -> bool:
     """Whether a thinker's head is tied.
 
     transformers 4 looks into ``text_config`` and 5 into the thinker's level; each writes its base
-    class's ``true`` where it does not look. So one ``false`` is enough, and none is no ``true``.
+    class's ``true`` where it does not look. So one ``false`` decides, and no value means untied.
     """
     said = [part.flag("tie_word_embeddings", None) for part in (thinker, text)]
     return True in said and False not in said
@@ -330,7 +331,7 @@ def _plain_sizes(
     if reader.raw("head_dim", head_dim) is None:
         if width % heads:
             raise ModelConfigError(
-                f"{reader.where}: hidden_size {width} is no multiple of num_attention_heads "
+                f"{reader.where}: hidden_size {width} is not a multiple of num_attention_heads "
                 f"{heads}, and there is no head_dim"
             )
         head_dim = width // heads

@@ -76,7 +76,7 @@ class Rope:
 
 
 def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians a token of each pair: (head_dim / 2,) float32."""
+    """Radians per token of each pair: (head_dim / 2,) float32."""
     power = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = np.float32(1.0) / np.float32(rope.theta) ** power
     slowed = plain / np.float32(rope.factor)

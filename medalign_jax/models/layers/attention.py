@@ -246,10 +246,10 @@ def _blocked(q, k, v, bias, mask, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cores(layout, q, k, v, bias, mask):
-    """Attention of N independent (example, key head) pairs in a loop, `_pairs` of them a turn.
+    """Attention of N independent (example, key head) pairs in a loop, `_pairs` of them per turn.
 
     Args:
-      layout: (key heads, query heads a key head); static.
+      layout: (key heads, query heads per key head); static.
       q: (N, R, D), already scaled; the R rows are (query head of the group, query).
       k, v: (N, S, D).
       bias, mask: (b, n, g, t, s) with 1 for what is shared, or None.

@@ -1,4 +1,4 @@
-"""Attention on a TPU by JAX's Splash kernel, which skips the blocks that nobody may look at.
+"""Attention on a TPU by JAX's Splash kernel, which skips the blocks that are masked for all.
 
 The kernel (``jax.experimental.pallas.ops.tpu.splash_attention``) has neither a scale nor a key
 mask: the scale goes into the queries, and padding becomes a segment of its own, so that no token

@@ -33,8 +33,8 @@ def convolve(
     Args:
       x: (B, ..., in).
       kernel: (..., in, out), small: the gradient has one product for each of its taps.
-      strides: one an axis between.
-      padding: (before, after) an axis between, or "SAME" or "VALID".
+      strides: one per axis between.
+      padding: (before, after) per axis between, or "SAME" or "VALID".
       lhs_dilation, rhs_dilation, feature_group_count: ones only.
       dimension_numbers: channels last, as `nn.Conv` passes them.
       precision: as in `jax.lax.conv_general_dilated`.

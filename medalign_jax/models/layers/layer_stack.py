@@ -110,7 +110,7 @@ def through(x: jax.Array, factors: Mapping[str, jax.Array]) -> jax.Array:
 def use_weights(weights: Any, factors: Any, hook: Callable[[Any], Any] | None) -> Any:
     """A layer's weights as the layer uses them: adapted first, then through the hook.
 
-    In this order the sum is made of shards, and only one array a kernel has to be gathered.
+    In this order the sum is made of shards, and only one array per kernel has to be gathered.
     """
     weights = adapted(weights, factors)
     return weights if hook is None else hook(weights)

@@ -64,7 +64,7 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"lora.modules: {pattern!r} is no regex ({error})") from error
+                raise UserError(f"lora.modules: {pattern!r} is not a regex ({error})") from error
 
     @property
     def scale(self) -> float:
@@ -87,7 +87,7 @@ def init_lora(key: jax.Array, abstract_params: Tree, config: LoraConfig) -> Tree
       The tree of this module's head.
 
     Raises:
-      UserError: regexes that match no parameter and leaves that are no matrix kernel, all in one.
+      UserError: regexes that match no parameter and leaves that are not matrix kernels, all in one.
     """
     flat = {}
     for path, shape in _adapted(abstract_params, config).items():
@@ -114,7 +114,7 @@ def _adapted(params: Tree, config: LoraConfig) -> dict[str, tuple[int, ...]]:
         if any(re.search(pattern, path) for pattern in config.modules)
     }
     problems += [
-        f"{path} {list(shape)} is no matrix kernel"
+        f"{path} {list(shape)} is not a matrix kernel"
         for path, shape in found.items()
         if not _is_matrix_kernel(path, shape)
     ]

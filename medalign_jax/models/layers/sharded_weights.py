@@ -4,7 +4,7 @@ With fully sharded parameters (ZeRO-3, Rajbhandari et al. 2019, arXiv 1910.02054
 holds a slice of every matrix along the mesh axis `fsdp`, and the rows of a batch that are its own.
 A matrix is gathered right before its use, in the type of the computation, and forgotten after it.
 Left to itself the compiler may move activations instead, or hold more than one layer; so it is
-told, by constraints at the places where a model touches its weights:
+constrained explicitly at the places where a model touches its weights:
 
     layer    inside the scan over layers (and inside what is computed anew backwards)
     head     inside a chunk of response tokens

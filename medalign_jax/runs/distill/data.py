@@ -310,38 +310,38 @@ def _askable(
 
 
 def wants_teacher(config: ConfigDict) -> bool:
-    """Whether any arm listens to the text teacher."""
+    """Whether any arm learns from the text teacher."""
     changes = config.arms.values() if config.arms else [{}]
     return any(each.get("text_weight", config.loss.text_weight) for each in changes)
 
 
 def load_student(config: ConfigDict, mesh: Mesh) -> LanguageModel:
-    """The listening model of ``config.student``, with float32 master parameters.
+    """The audio language model of ``config.student``, with float32 master parameters.
 
     Raises:
-      UserError: it does not load, or reads only.
+      UserError: it does not load, or is text-only.
     """
     block = config.student
     model = _load(config, "student", mesh, param_dtype=jnp.float32, remat=block.remat)
-    if not model.listens:
+    if not model.takes_audio:
         raise UserError(
-            f"config.student.source {block.source!r} only reads; the student has to be an audio "
+            f"config.student.source {block.source!r} is text-only; the student has to be an audio "
             "language model"
         )
     return model
 
 
 def load_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
-    """The reading model of ``config.teacher``; ``teacher.chat`` goes into its chat template.
+    """The text-only model of ``config.teacher``; ``teacher.chat`` goes into its chat template.
 
     Raises:
-      UserError: it does not load, or listens.
+      UserError: it does not load, or is audio-conditioned.
     """
     model = _load(config, "teacher", mesh)
-    if model.listens:
+    if model.takes_audio:
         raise UserError(
-            f"config.teacher.source {config.teacher.source!r} listens; the text teacher has to be "
-            "a text model"
+            f"config.teacher.source {config.teacher.source!r} takes audio; the text teacher has to "
+            "be text-only"
         )
     return model
 

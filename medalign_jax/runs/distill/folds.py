@@ -1,4 +1,4 @@
-"""Leaving one group out: a model a fold, so that every question is answered by one that had not
+"""Leaving one group out: one model per fold, so that every question is answered by one that had not
 seen its group (IEMOCAP's five sessions, the speakers of a corpus).
 
 data.questions -- data.folds names the group --> folds -> a model each -> answers, pooled
@@ -63,8 +63,8 @@ def _check(config: ConfigDict) -> None:
     for name in ("mmau", "emodb", "iemocap"):
         if config.data[name]:
             raise UserError(
-                f"config.data.folds measures the questions of data.questions alone, a model a "
-                f"fold; leave data.{name} empty, and measure it in a run of its own"
+                f"config.data.folds measures the questions of data.questions alone, one model "
+                f"per fold; leave data.{name} empty, and measure it in a run of its own"
             )
 
 

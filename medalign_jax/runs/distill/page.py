@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.provenance import told
+from medalign_jax.core.provenance import provenance_rows
 from medalign_jax.evaluate.results import Result, write_atomically, write_results
 from medalign_jax.page import figures, report
 from medalign_jax.runs.distill import examples as distill_examples
@@ -31,7 +31,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
 
     Args:
       setting: of the run; its workdir is written to.
-      found: stage -> one a seed: task name -> question id -> response.
+      found: stage -> one per seed: task name -> question id -> response.
 
     Raises:
       UserError: see `distill_results.results`; a damaged metrics or problems file.
@@ -80,7 +80,7 @@ def _as_name(text: str) -> str:
 
 
 def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders of every arm's runs, one a seed, or one a seed and fold."""
+    """Folders of every arm's runs, one per seed, or one per seed and fold."""
     found = {}
     for arm in scoring.arms_of(stages):
         name = arm if setting.config.arms else ""
@@ -95,7 +95,7 @@ def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """The outcome in plain words, one line a comparison.
+    """The outcome in plain words, one line per comparison.
 
     The config's own loss against "before", against the baseline, and against the arm that lacks
     one of its terms; then that arm against "before" and against the one that lacks a term of its
@@ -106,7 +106,7 @@ def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result])
     judged = {task.name: scoring.metric_of(task) for task in setting.tasks}
     by_key = {(r.task, r.stage): r for r in results if r.metric == judged.get(r.task)}
     lines = []
-    for earlier, later in _told(setting, stages, pairs):
+    for earlier, later in _compared(setting, stages, pairs):
         moves = [
             _clause(
                 name,
@@ -124,7 +124,7 @@ def headline(setting: Setting, stages: Sequence[str], results: Sequence[Result])
     return lines
 
 
-def _told(
+def _compared(
     setting: Setting, stages: Sequence[str], pairs: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     main = scoring.main_arm(setting.config, stages)
@@ -200,14 +200,14 @@ def _facts(setting: Setting, provenance: Mapping[str, Any]) -> list[tuple[str, s
         ("data", config.data.questions or "simulated hearts"),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("learning rate", f"{config.optimizer.learning_rate:g}"),
-        *told(provenance, config.train.batch_size, config.train.accumulate),
+        *provenance_rows(provenance, config.train.batch_size, config.train.accumulate),
     ]
 
 
 def _limits(setting: Setting, found: scoring.Found) -> list[str]:
     limits = [
-        "Answers are no diagnosis, and the reasoning that a model writes need not be how it came "
-        "to its answer.",
+        "Answers are not a diagnosis, and the reasoning that a model writes need not be how it "
+        "came to its answer.",
         "An answer is matched by MMAU's rule, after an option that is named by its letter has been "
         "put in words; a response without an answer counts as wrong.",
     ]
@@ -300,7 +300,7 @@ _CURVES = (
 
 
 def _curves(setting: Setting, stages: Sequence[str]) -> list[figures.Curves]:
-    """One line an arm, the mean over its seeds, in training and where there is one held out."""
+    """One line per arm, the mean over its seeds, in training and where there is one held out."""
     over = [
         f"{len(each)} {name}"
         for each, name in ((tuple(setting.config.seeds), "seeds"), (setting.folds, "folds"))

@@ -63,7 +63,7 @@ class Setting:
       student, teacher: as they are before.
       train, valid: textualised questions.
       tasks: what is measured before and after.
-      folds: where a model a fold is trained, on `train` and the fold's own (`distill_folds`).
+      folds: where one model per fold is trained, on `train` and the fold's own (`distill_folds`).
       keep: what an arm ends with where there is `valid`: "best" by its loss, or "last".
     """
 
@@ -82,19 +82,19 @@ class Setting:
 def builder_of(
     config: ConfigDict, model: LanguageModel, teacher: LanguageModel | None
 ) -> SequenceBuilder:
-    """Makes token ids for a model, listening or reading, and its teacher."""
+    """Makes token ids for a model, audio-conditioned or text-only, and its teacher."""
     return SequenceBuilder(
         model.tokenizer,
         None if teacher is None else teacher.tokenizer,
-        model.audio_tokens if model.listens else None,
+        model.audio_tokens if model.takes_audio else None,
         config.data.max_length,
-        max_samples=model.max_samples if model.listens else None,
+        max_samples=model.max_samples if model.takes_audio else None,
         format=PromptFormat(),
     )
 
 
 def student_of(model: LanguageModel, lora: LoraConfig | None = None) -> Student:
-    """The method's view of a listening model."""
+    """The method's view of an audio language model."""
     return Student(model.module, model.front_end, model.params, model.sharding, lora)
 
 

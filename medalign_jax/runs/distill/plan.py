@@ -99,7 +99,9 @@ def planned_method(config: ConfigDict, mesh: Mesh, attention: str) -> Method:
         param_dtype=jnp.float32, remat=config.student.remat,
     )  # fmt: skip
     if not isinstance(model, AudioLM):
-        raise UserError(f"config.student.source {config.student.source!r} does not listen")
+        raise UserError(
+            f"config.student.source {config.student.source!r} is not an audio language model"
+        )
     front_end = WhisperMel(n_mels=model.config.audio.mels)
     student = Student(
         model, front_end, abstract_params(model), audio_lm_table.SHARDING, lora_of(config)
@@ -116,7 +118,7 @@ def _teacher(config: ConfigDict, mesh: Mesh, attention: str, tokens: int) -> Tex
     source = config.teacher.source
     model = _module(source, mesh, attention, dtype=dtype, param_dtype=dtype, remat=False)
     if not isinstance(model, Decoder):
-        raise UserError(f"config.teacher.source {source!r} is no text model")
+        raise UserError(f"config.teacher.source {source!r} is not a text model")
     # Without their tokenisers, as many tokens as both can share at most.
     shared = min(tokens, model.config.vocab_size)
     return TextTeacher(model, abstract_params(model), decoder_table.SHARDING, shared)
@@ -124,15 +126,15 @@ def _teacher(config: ConfigDict, mesh: Mesh, attention: str, tokens: int) -> Tex
 
 def _module(source: str, mesh: Mesh, attention: str, **settings: Any) -> nn.Module:
     """The module of a published model or of a folder with a config.json."""
-    listens = isinstance(PRESETS.get(source), AudioLMConfig)
+    takes_audio = isinstance(PRESETS.get(source), AudioLMConfig)
     path = Path(source) / "config.json"
     if source in PRESETS:
-        module = (AudioLM if listens else Decoder)(PRESETS[source], **settings)
+        module = (AudioLM if takes_audio else Decoder)(PRESETS[source], **settings)
     elif path.is_file():
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{path} is no JSON: {error}") from error
+            raise UserError(f"{path} is not JSON: {error}") from error
         module = build_module(content, **settings)
     else:
         raise UserError(

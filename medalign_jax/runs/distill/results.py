@@ -1,7 +1,7 @@
 """What a distillation is worth: scores of every stage, and paired differences between stages.
 
 A stage is the student "before", or an arm of the ablation ("after" where there is only the one).
-An arm's answers are a list, one a seed.
+An arm's answers are a list, one per seed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def results(setting: Setting, found: Found) -> list[Result]:
 
     Args:
       setting: tasks, and the config with seeds and arms.
-      found: stage -> one a seed: task name -> question id -> response.
+      found: stage -> one per seed: task name -> question id -> response.
 
     Returns:
       Task by task: stages first, then differences, named "after minus before".
@@ -183,7 +183,7 @@ def _scores(
     kept = []
     for n, result in enumerate(pooled):
         if result.task != task.name and result.n_test == len(task.questions):
-            continue  # a group of all questions is no group
+            continue  # a group of all questions is not a group
         values = [column[n] for column in each]
         note = f"{_by_seed(seeds, values)}; the interval covers both" if values else ""
         notes = "; ".join(filter(None, [result.notes, note]))

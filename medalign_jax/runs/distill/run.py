@@ -3,7 +3,7 @@
 published weights | the demo's world -> student, teacher, questions
         |
         +-> "before": answers of the student as it is
-        +-> each arm and seed: method `Distill` -> export -> answers (or a model a fold, pooled)
+        +-> each arm and seed: method `Distill` -> export -> answers (or one model per fold, pooled)
                                                        |
                                 evaluation.json, report.html, ablations.md
 """
@@ -203,8 +203,8 @@ def _asked(setting: parts.Setting, task: parts.Task, weights: str) -> str:
     settings = {"how": task.how, "max_length": config.data.max_length}
     if task.how == "generate":
         settings["max_new_tokens"] = config.evaluate.max_new_tokens
-    told = [[q.id, q.question, q.choices] for q in task.questions]
-    return digest([weights, settings, told, sounds_of(task.questions)])
+    content = [[q.id, q.question, q.choices] for q in task.questions]
+    return digest([weights, settings, content, sounds_of(task.questions)])
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""The demo's world: a small student that can hear, a small teacher that can reason, questions.
+"""The demo's world: a small audio-conditioned student, a small text-only teacher, questions.
 
 simulated hearts ---> acoustic, plain questions -+
 emotional speech --> (in place of the acoustic) -+-> student (audio language model, from nothing)
@@ -55,14 +55,14 @@ def simulated_setting(
         )
         for name, seed in _seeds(config).items()
     }  # fmt: skip
-    heard = _acoustic(config, workdir, recorded)
+    acoustic_task = _acoustic(config, workdir, recorded)
     texts = world.textual_questions(sizes.texts, config.seed)
-    every = [*texts, *heard.learnt, *heard.task.questions]
+    every = [*texts, *acoustic_task.learnt, *acoustic_task.task.questions]
     every += [q for questions in recorded.values() for q in questions]
     begin()
     student, teacher = _models(config, folder, every)
     # Like any audio language model it starts from one that has read, if less than its teacher.
-    known = [*heard.learnt, *_of(recorded["base"], "plain"), *texts[: sizes.read]]
+    known = [*acoustic_task.learnt, *_of(recorded["base"], "plain"), *texts[: sizes.read]]
     student = _grown(config, workdir / "student", mesh, student, known, "student")
     teacher = _grown(config, workdir / "teacher", mesh, teacher, texts, "teacher")
     # Nothing that is distilled tells of the acoustic task.
@@ -70,7 +70,7 @@ def simulated_setting(
     tasks = (
         parts.Task("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
         parts.Task("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
-        heard.task,
+        acoustic_task.task,
     )
     tasks = tuple(limited(config, task) for task in tasks)
     # The held-out questions watch, and are there to choose by; an arm ends where it ends.
@@ -224,14 +224,14 @@ def _grown(
     if not (exported / "config.json").is_file():
         builder = parts.builder_of(config, model, None)
         loss = DistillConfig(text_weight=0.0, acoustic_weight=0.0, sft_weight=1.0)
-        if model.listens:
+        if model.takes_audio:
             method = Distill(parts.student_of(model), loss)
         else:
             method = TextFinetune(model.module, model.params, model.sharding)
         params = parts.train(
             config, folder, mesh, method, questions, builder, what, config.stages[what]
         )
-        trained = model.with_params(params["student" if model.listens else "text"])
+        trained = model.with_params(params["student" if model.takes_audio else "text"])
         partial = folder / "export.partial"
         processes.by_first(lambda: shutil.rmtree(partial, ignore_errors=True))
         trained.save(partial)

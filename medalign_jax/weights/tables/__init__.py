@@ -1,1 +1,1 @@
-"""One mapping table an architecture, in the grammar of `medalign_jax.weights.table`."""
+"""One mapping table per architecture, in the grammar of `medalign_jax.weights.table`."""

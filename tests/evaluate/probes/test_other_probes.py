@@ -115,7 +115,7 @@ def test_inner_folds_keep_groups_whole_and_classes_spread():
         ({"test": []}, "test rows are a list of integers, at least one"),
         ({"classes": 3}, "no training row is of class 2"),
         ({"classes": 1}, "two or more classes"),
-        ({"targets": np.zeros(7, int)}, r"targets have one entry a row \(120\)"),
+        ({"targets": np.zeros(7, int)}, r"targets have one entry per row \(120\)"),
         ({"targets": np.full(120, 0.5)}, "classes are integers"),
         ({"targets": np.full(120, np.nan), "classes": 0}, "target of training row 0 is not finite"),
         ({"groups": np.full(120, 0.5)}, "groups are integers"),
