@@ -3,7 +3,8 @@
     medalign train --config=configs/acula.py:demo
     medalign evaluate --help
 
-Every command is ``python -m medalign_jax.COMMAND`` as well (``train`` is ``medalign_jax.main``).
+``source <(medalign --completion)`` lets bash complete the commands. Every command is ``python -m
+medalign_jax.COMMAND`` as well (``train`` is ``medalign_jax.main``).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("", "-h", "--help", "help"):
         print(overview())
         return 0
-    if name == "--version":
-        print(f"medalign_jax {medalign_jax.__version__}")
+    if name in ("--version", "--completion"):
+        print(f"medalign_jax {medalign_jax.__version__}" if name == "--version" else completion())
         return 0
     if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS)
@@ -48,6 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv = [f"medalign {name}", *rest[:-1]]
         return module.command()
     return module.main(rest[:-1])
+
+
+def completion() -> str:
+    """For bash (zsh after `bashcompinit`): `source <(medalign --completion)`; files as ever."""
+    names = " ".join(COMMANDS)
+    return (
+        "_medalign() {\n"
+        '  [ "$COMP_CWORD" = 1 ] && '
+        f'COMPREPLY=($(compgen -W "{names} --help --version" -- "${{COMP_WORDS[1]}}"))\n'
+        "}\n"
+        "complete -o default -F _medalign medalign"
+    )
 
 
 def overview() -> str:

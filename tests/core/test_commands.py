@@ -158,6 +158,14 @@ def test_every_module_that_can_be_run_is_a_command(capsys):
     assert capsys.readouterr().out == f"medalign_jax {medalign_jax.__version__}\n"
 
 
+def test_bash_completes_the_commands(capsys):
+    assert cli.main(["--completion"]) == 0
+    ask = "COMP_WORDS=(medalign ev); COMP_CWORD=1; _medalign; echo ${COMPREPLY[@]}"
+    script = f"{capsys.readouterr().out}\n{ask}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("evaluate\n", "")
+
+
 ARGUMENTS = {
     "convert": ["--format=icbhi", "--root=x", "--out=y"],
     "prepare": ["--manifest=x", "--out=y"],
