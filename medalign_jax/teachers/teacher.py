@@ -43,7 +43,7 @@ ModelConfig = BertConfig | DecoderConfig
 
 
 @dataclass(frozen=True)
-class Architecture:
+class TextArchitecture:
     """What it takes to build and fill one kind of language model.
 
     Attributes:
@@ -57,10 +57,10 @@ class Architecture:
     sharding: Sequence[tuple[str, tuple[Any, ...]]]
 
 
-_BERT = Architecture(
+_BERT = TextArchitecture(
     Bert, lambda part, depth: bert_table.table(part.depth, depth), bert_table.SHARDING
 )
-_DECODER = Architecture(Decoder, decoder_table.table, decoder_table.SHARDING)
+_DECODER = TextArchitecture(Decoder, decoder_table.table, decoder_table.SHARDING)
 
 # What config.json may say under model_type, and how it is read.
 ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
@@ -378,7 +378,7 @@ def random_teacher(
     )
 
 
-def _architecture_of(config: ModelConfig) -> Architecture:
+def _architecture_of(config: ModelConfig) -> TextArchitecture:
     return _BERT if isinstance(config, BertConfig) else _DECODER
 
 
@@ -412,7 +412,7 @@ def _fitted(reading: Reading, config: ModelConfig) -> Reading:
 
 
 def _read_part(
-    architecture: Architecture, config: ModelConfig, reading: Reading, dtype: Any
+    architecture: TextArchitecture, config: ModelConfig, reading: Reading, dtype: Any
 ) -> nn.Module:
     """The model up to the layer that is read (at least one layer)."""
     dtype = jnp.dtype(dtype)
@@ -424,7 +424,7 @@ def _read_part(
     return architecture.module(part, dtype=dtype, param_dtype=dtype)
 
 
-def _abstract(model: nn.Module, architecture: Architecture, mesh: Mesh | None) -> Any:
+def _abstract(model: nn.Module, architecture: TextArchitecture, mesh: Mesh | None) -> Any:
     """Shapes, dtypes and (with a mesh) shardings of the model's parameters."""
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
     tree = jax.eval_shape(model.init, jax.random.key(0), ids, mask)["params"]

@@ -34,7 +34,7 @@ from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill.folds import asked, folded
 from medalign_jax.weights.source import resolve
 
-FORMATS = {
+QUESTION_FORMATS = {
     "questions": read_questions,
     "cota": read_cota,
     "iemocap": read_iemocap,
@@ -94,7 +94,7 @@ def _with_models(
 ) -> parts.Setting:
     """Models, and the tasks whose questions make a prompt; `learnt` is checked, not kept."""
     student = load_student(config, mesh)
-    teacher = load_teacher(config, mesh) if wants_teacher(config) else None
+    teacher = load_text_teacher(config, mesh) if wants_teacher(config) else None
     # Refuses what makes no example, and a teacher of another vocabulary, before hours of answers.
     builder = parts.builder_of(config, student, teacher)
     for questions in filter(None, learnt):
@@ -129,8 +129,8 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
     """The questions of ``data.questions``; those that cannot be used are written to `listing`.
 
     Args:
-      data: questions, format (a key of `FORMATS`), audio, max_seconds and max_bad_fraction,
-        as in configs/distill.py.
+      data: questions, format (in `QUESTION_FORMATS`), audio, max_seconds and max_bad_fraction, as
+        in configs/distill.py.
       listing: JSONL of `manifest.Problem`.
       decode: whether recordings are decoded to their last sample.
 
@@ -138,14 +138,15 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
       UserError: an unknown format, `audio` where paths are relative to the file.
       QuestionsError: see `questions.Collector.finish`.
     """
-    if data.format not in FORMATS:
-        raise UserError(f"config.data.format is {data.format!r}; it is one of {tuple(FORMATS)}")
+    if data.format not in QUESTION_FORMATS:
+        known = tuple(QUESTION_FORMATS)
+        raise UserError(f"config.data.format is {data.format!r}; it is one of {known}")
     if data.format != "cota" and data.audio:
         raise UserError(
             "config.data.audio is for data.format=cota; in other files paths are relative to the "
             "file, or absolute"
         )
-    read = FORMATS[data.format]
+    read = QUESTION_FORMATS[data.format]
     if data.format == "cota":
         read = functools.partial(read, audio_folder=data.audio or None)
     read = functools.partial(read, data.questions, checks=_checks(data, decode))
@@ -331,7 +332,7 @@ def load_student(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     return model
 
 
-def load_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
+def load_text_teacher(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     """The text-only model of ``config.teacher``; ``teacher.chat`` goes into its chat template.
 
     Raises:

@@ -41,7 +41,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
     results = scoring.results(setting, found)
     facts = note_provenance(workdir)
     write_results(workdir / "evaluation.json", results, facts)
-    losses = {arm: scoring.loss_of(setting.config, arm) for arm in scoring.arms_of(tuple(found))}
+    losses = {arm: scoring.loss_of(setting.config, arm) for arm in scoring.arms_among(tuple(found))}
     table = distill_tables.ablation_table(results, losses)
     write_atomically(workdir / "ablations.md", table)
     print(table, flush=True)
@@ -82,7 +82,7 @@ def _as_name(text: str) -> str:
 def _folders(setting: Setting, stages: Sequence[str]) -> dict[str, list[Path]]:
     """Folders of every arm's runs, one per seed, or one per seed and fold."""
     found = {}
-    for arm in scoring.arms_of(stages):
+    for arm in scoring.arms_among(stages):
         name = arm if setting.config.arms else ""
         runs = [arm_folder(setting.workdir, name, seed) for seed in setting.config.seeds]
         if setting.folds:
@@ -130,7 +130,7 @@ def _compared(
     main = scoring.main_arm(setting.config, stages)
     if main is None:
         return []
-    baseline = scoring.baseline_of(scoring.arms_of(stages))
+    baseline = scoring.baseline_of(scoring.arms_among(stages))
     wanted = [(scoring.BEFORE, main), (baseline, main)]
     lacking = _lacking(setting, main, stages)
     while lacking is not None:
@@ -143,7 +143,7 @@ def _lacking(setting: Setting, main: str, stages: Sequence[str]) -> str | None:
     """The last arm whose loss is the main arm's without one term."""
     own = scoring.loss_of(setting.config, main)
     found = None
-    for arm in scoring.arms_of(stages):
+    for arm in scoring.arms_among(stages):
         loss = scoring.loss_of(setting.config, arm)
         differs = [key for key in own if own[key] != loss[key]]
         if len(differs) == 1 and own[differs[0]] and loss[differs[0]] == 0:
@@ -164,7 +164,7 @@ def _clause(name: str, change: Result, earlier: float, later: float) -> str:
 
 def _summary(setting: Setting, found: scoring.Found) -> str:
     seeds = tuple(setting.config.seeds)
-    arms = scoring.arms_of(found)
+    arms = scoring.arms_among(found)
     tested = ", ".join(f"{len(task.questions)} of {task.name}" for task in setting.tasks)
     text = f"{scoring.trained_on(setting)} questions to distil from; tested on {tested}. "
     if setting.folds:

@@ -90,7 +90,7 @@ def comparisons(config: ConfigDict, stages: Sequence[str]) -> list[tuple[str, st
     Each arm with "before", each with `baseline_of` the arms, and any two arms whose losses differ
     in one setting alone, which then is what the difference shows.
     """
-    arms = arms_of(stages)
+    arms = arms_among(stages)
     pairs = [(BEFORE, arm) for arm in arms] if BEFORE in stages else []
     pairs += [(baseline_of(arms), arm) for arm in arms if arm != baseline_of(arms)]
     losses = {arm: loss_of(config, arm) for arm in arms}
@@ -105,14 +105,14 @@ def comparisons(config: ConfigDict, stages: Sequence[str]) -> list[tuple[str, st
     return pairs
 
 
-def arms_of(stages: Sequence[str]) -> list[str]:
+def arms_among(stages: Sequence[str]) -> list[str]:
     """The stages after distillation."""
     return [stage for stage in stages if stage != BEFORE]
 
 
 def main_arm(config: ConfigDict, stages: Sequence[str]) -> str | None:
     """The first arm whose loss is the config's own, else the last one; None without arms."""
-    arms = arms_of(stages)
+    arms = arms_among(stages)
     own = [arm for arm in arms if loss_of(config, arm) == {**config.loss}]
     return (own or arms[-1:] or [None])[0]
 
@@ -125,7 +125,7 @@ def ordered(config: ConfigDict, stages: Sequence[str]) -> list[str]:
         text = loss["text_weight"] > 0
         return text, text and loss["layers_weight"] > 0, loss["acoustic_weight"], loss["every"]
 
-    return [s for s in stages if s == BEFORE] + sorted(arms_of(stages), key=terms)
+    return [s for s in stages if s == BEFORE] + sorted(arms_among(stages), key=terms)
 
 
 def baseline_of(arms: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ def run(
             "config.data.questions is empty: name a file of training questions, or take "
             "configs/distill.py:demo, which simulates them"
         )
-    arms = arms_of(config)
+    arms = seeded_arms(config)
     for _, _, block in arms:
         parts.check_settings(block)
     workdir = open_workdir(workdir, config, defaults, restart)
@@ -102,7 +102,7 @@ def _bind(setting: parts.Setting) -> None:
     bind_questions(workdir, {"train": setting.train, "valid": setting.valid, **tests})
     if not config.arms:  # else each seed has folders of its own
         bind(workdir, seed=str(config.seeds[0]))
-    for arm, seed, _ in arms_of(config):
+    for arm, seed, _ in seeded_arms(config):
         if arm:
             folder = distill_page.arm_folder(workdir, arm, seed).relative_to(workdir)
             changes = json.loads(config.arms[arm].to_json_best_effort())
@@ -110,7 +110,7 @@ def _bind(setting: parts.Setting) -> None:
     note_provenance(workdir, training_questions=scoring.trained_on(setting))
 
 
-def arms_of(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
+def seeded_arms(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
     """(name, seed, config) of every run; the name is "" where there is only the one."""
     found = []
     for seed in config.seeds:
