@@ -67,6 +67,7 @@ def _paper() -> ConfigDict:
             "max_seconds": 30.0,  # what is read of a recording
             "max_bad_fraction": 0.01,  # share of the rows that may be unusable
             "decode": True,  # recordings to the last sample when they are checked; else headers
+            "copies": True,  # look for near-copies of test recordings among those of training
             "workers": 0,  # processes that read and decode beside the one that trains
         }
     )

@@ -32,7 +32,7 @@ RULES = (
     (r"train\.(steps|epochs)", LONGER),
     (r"data\.(manifest|questions|audio|iemocap|emodb)", FREE),  # what lies there is compared
     (r"data\.(mmau|mmau_audio)", FREE),  # only measured on
-    (r"data\.(targets|max_bad_fraction|decode|workers)", FREE),
+    (r"data\.(targets|max_bad_fraction|decode|copies|workers)", FREE),
     (r"teacher\.(others|cache)", FREE),  # others are arms; a cache knows whose it is
     (r"seeds", FREE),  # each has a folder of its own
     (r"arms\..*", ARM),

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
+import soundfile
 
 from configs import distill as configuration
 from medalign_jax.core import seals
@@ -18,6 +20,7 @@ from medalign_jax.data.questions.readers import write_questions
 from medalign_jax.runs import build
 from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill.data import published_setting, wants_teacher
+from medalign_jax.runs.distill.overlap import check_overlap
 from medalign_jax.text.tokenizers import TokenizerError
 from tests.runs import tiny_audio_lm as tiny
 
@@ -149,6 +152,7 @@ def test_benchmarks_become_tasks(config, tmp_path, questions):
     (speech / "metadata.csv").write_text(table)
     config.data.mmau = str(tmp_path / "mmau.json")
     config.data.emodb = str(speech / "metadata.csv")
+    config.data.copies = False  # in one sample they are others
     config.evaluate.update({"answers": "rank", "limit": 2})
     tasks = {task.name: task for task in setting_of(config, tmp_path).tasks}
     assert [(t.name, t.dataset, t.how, t.classes) for t in tasks.values()] == [
@@ -296,6 +300,30 @@ def test_training_on_recordings_of_a_test_is_refused(config, tmp_path, questions
         setting_of(config, tmp_path)
     assert all(word in str(error.value) for word in (trained.id, "'b1' of mmau", str(copy)))
     assert "b1" in (tmp_path / "run" / "overlap.jsonl").read_text()
+
+
+def test_a_test_recording_that_is_a_training_recording_in_another_form_is_refused(tmp_path):
+    """Another rate, format and loudness, and half a second missing; a different noise is taken."""
+    rng = np.random.default_rng(0)
+    hiss = scipy.signal.sosfilt(
+        scipy.signal.butter(4, 400, fs=16_000, output="sos"), rng.standard_normal((3, 64_000))
+    )
+    for i, name in enumerate(("trained", "other")):
+        soundfile.write(tmp_path / f"{name}.wav", 0.2 * hiss[i], 16_000)
+    cut = scipy.signal.resample_poly(hiss[0, 8_000:], 1, 2)
+    soundfile.write(tmp_path / "copy.flac", 0.05 * cut, 8_000)
+    soundfile.write(tmp_path / "mine.wav", 0.2 * hiss[2], 16_000)
+
+    def ask(name):
+        return Question(name, (str(tmp_path / name),), "Which?", (), "this")
+
+    train = [ask("trained.wav"), ask("other.wav")]
+    check_overlap(train, {"mmau": [ask("mine.wav")]}, tmp_path / "list.jsonl", copies=True)
+    check_overlap(train, {"mmau": [ask("copy.flac")]}, tmp_path / "list.jsonl", copies=False)
+    tests = {"mmau": [ask("mine.wav"), ask("copy.flac")]}
+    with pytest.raises(OverlapError, match=r"(?s)of 1 test questions .*copy.flac' of mmau is"):
+        check_overlap(train, tests, tmp_path / "run" / "list.jsonl", copies=True)
+    assert "trained.wav" in (tmp_path / "run" / "list.jsonl").read_text()
 
 
 def test_subjects_are_compared_and_every_overlap_is_kept():

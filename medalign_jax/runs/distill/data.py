@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.data.questions.overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions.prompts import ExampleError
 from medalign_jax.data.questions.question import Checks, Loaded, Question, QuestionsError
 from medalign_jax.data.questions.readers import read_cota, read_mmau, read_questions
@@ -32,6 +31,7 @@ from medalign_jax.language_model import LanguageModel, chat_tokenizer, load_lang
 from medalign_jax.runs import build
 from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill.folds import asked, folded
+from medalign_jax.runs.distill.overlap import check_overlap
 from medalign_jax.weights.source import resolve
 
 QUESTION_FORMATS = {
@@ -64,7 +64,7 @@ def published_setting(
         return setting
     train, valid, test = splits_of(loaded)
     tasks = _tasks(config, workdir, test) if config.evaluate.enabled else []
-    _refuse_overlap((*train, *valid), tasks, workdir / "overlap.jsonl")
+    _check_overlap(config, (*train, *valid), tasks, workdir)
     setting = _with_models(config, workdir, mesh, (train, valid), tasks)
     begin()
     print(f"{len(train)} training questions, {len(valid)} to validate", flush=True)
@@ -76,7 +76,7 @@ def _folded_setting(config: ConfigDict, workdir: Path, mesh: Mesh, loaded: Loade
     always, folds, task = folded(config, loaded.questions)
     for fold in folds:
         left_out = replace(task, questions=fold.test)
-        _refuse_overlap((*always, *fold.train), [left_out], workdir / "overlap.jsonl")
+        _check_overlap(config, (*always, *fold.train), [left_out], workdir)
     task = limited(config, task)
     setting = _with_models(config, workdir, mesh, [loaded.questions], [task])
     folds = asked(folds, setting.tasks[0])
@@ -259,12 +259,12 @@ def emotion_corpora(data: ConfigDict, workdir: Path) -> list[EmotionCorpus]:
     return found
 
 
-def _refuse_overlap(train: Sequence[Question], tasks: Sequence[parts.Task], listing: Path) -> None:
-    try:
-        refuse_overlap(train, {task.name: task.questions for task in tasks})
-    except OverlapError as error:
-        _write(error.problems, listing)
-        raise
+def _check_overlap(
+    config: ConfigDict, train: Sequence[Question], tasks: Sequence[parts.Task], workdir: Path
+) -> None:
+    tests = {task.name: task.questions for task in tasks}
+    data = config.data
+    check_overlap(train, tests, workdir / "overlap.jsonl", data.copies, data.max_seconds)
 
 
 def limited(config: ConfigDict, task: parts.Task) -> parts.Task:
