@@ -57,4 +57,5 @@ def tests_of(files: set[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    print(*tests_of(changed()), sep="\n")
+    found = tests_of(changed())
+    print(*found, sep="\n", end="\n" * bool(found))
