@@ -59,7 +59,9 @@ def one(measured, **wanted):
 
 def test_the_better_stage_wins_with_its_paired_interval(measured):
     gain = one(measured, task="label", kind="linear", stage="after minus before", metric="auroc")
-    assert gain.ci_low > 0.05 and "by Holm over 2 tasks" in gain.notes
+    found = (gain.value, gain.ci_low, gain.ci_high)  # widened, as four folds share training sets
+    assert found == pytest.approx((0.255, 0.0765, 0.4116), abs=1e-3)
+    assert "by Holm over 2 tasks" in gain.notes
     control = one(
         measured, task="label", kind="linear", stage="shuffled minus before", metric="auroc"
     )
@@ -253,4 +255,5 @@ def test_identical_predictions_differ_by_nothing(suite, stages):
     assert {(r.value, r.ci_low, r.ci_high) for r in nothing} == {(0.0, 0.0, 0.0)}
     assert all("the predictions are identical; p 1" in r.notes for r in nothing)
     gain = one(found, task="label", kind="linear", stage="after minus before", metric="auroc")
-    assert gain.ci_low > 0.05 and "identical" not in gain.notes
+    assert (gain.ci_low, gain.ci_high) == pytest.approx((0.0765, 0.4116), abs=1e-3)
+    assert "identical" not in gain.notes
