@@ -18,7 +18,7 @@ from medalign_jax.data.questions.overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions.question import Question, QuestionsError
 from medalign_jax.data.questions.readers import write_questions
 from medalign_jax.runs import build
-from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill import overlap, parts
 from medalign_jax.runs.distill.data import published_setting, wants_teacher
 from medalign_jax.runs.distill.overlap import check_overlap
 from medalign_jax.text.tokenizers import TokenizerError
@@ -302,7 +302,9 @@ def test_training_on_recordings_of_a_test_is_refused(config, tmp_path, questions
     assert "b1" in (tmp_path / "run" / "overlap.jsonl").read_text()
 
 
-def test_a_test_recording_that_is_a_training_recording_in_another_form_is_refused(tmp_path):
+def test_a_test_recording_that_is_a_training_recording_in_another_form_is_refused(
+    tmp_path, monkeypatch
+):
     """Another rate, format and loudness, and half a second missing; a different noise is taken."""
     rng = np.random.default_rng(0)
     hiss = scipy.signal.sosfilt(
@@ -324,6 +326,27 @@ def test_a_test_recording_that_is_a_training_recording_in_another_form_is_refuse
     with pytest.raises(OverlapError, match=r"(?s)of 1 test questions .*copy.flac' of mmau is"):
         check_overlap(train, tests, tmp_path / "run" / "list.jsonl", copies=True)
     assert "trained.wav" in (tmp_path / "run" / "list.jsonl").read_text()
+    # The same files are not looked through again, and what was found holds; other files are.
+    monkeypatch.setattr(overlap, "near_copies", lambda *_, **__: 1 / 0)
+    with pytest.raises(OverlapError):
+        check_overlap(train, tests, tmp_path / "run" / "list.jsonl", copies=True)
+    (tmp_path / "other.wav").touch()
+    with pytest.raises(ZeroDivisionError):
+        check_overlap(train, tests, tmp_path / "run" / "list.jsonl", copies=True)
+    (tmp_path / "run" / overlap.RECORD).write_text('{"files": 3')
+    with pytest.raises(ZeroDivisionError):
+        check_overlap(train, tests, tmp_path / "run" / "list.jsonl", copies=True)
+
+
+def test_too_many_recordings_are_not_looked_through_and_that_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(overlap, "_MOST", 1)
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.zeros(16_000), 16_000)
+    train, test = (
+        Question(n, (str(tmp_path / f"{n}.wav"),), "Which?", (), "this") for n in ("a", "b")
+    )
+    overlap.refuse_near_copies([train], {"mmau": [test]}, 60.0, tmp_path / "record")
+    assert "are not looked for among 2 recordings, more than 1" in capsys.readouterr().out
 
 
 def test_subjects_are_compared_and_every_overlap_is_kept():

@@ -15,6 +15,14 @@ _NAMED = 10  # in a message
 class OverlapError(QuestionsError):
     """Training and a test share subjects or recordings; `.problems` has every one."""
 
+    @classmethod
+    def of(cls, problems: Sequence[Problem], what: str, remedy: str) -> "OverlapError":
+        """The first of them in words: `what` of test questions, a line each, and what helps."""
+        lines = [f"  {problem.reason}" for problem in problems[:_NAMED]]
+        if more := len(problems) - len(lines):
+            lines.append(f"  ... and {more} more")
+        return cls("\n".join([f"{what}:", *lines, remedy]), tuple(problems))
+
 
 def refuse_overlap(train: Sequence[Question], tests: Mapping[str, Sequence[Question]]) -> None:
     """Refuses training on what a test asks about.
@@ -44,13 +52,11 @@ def refuse_overlap(train: Sequence[Question], tests: Mapping[str, Sequence[Quest
                 reason = _shared(same, trained[same], question, name)
                 problems.append(Problem(number, question.id, reason, fatal=True))
     if problems:
-        lines = "\n".join(f"  {problem.reason}" for problem in problems[:_NAMED])
-        more = f"\n  ... and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise OverlapError(
-            f"training and tests share subjects or recordings in {len(problems)} test questions:\n"
-            f"{lines}{more}\nTake them out of the training questions; where two people only have "
-            "the same subject_id, rename one",
-            tuple(problems),
+        raise OverlapError.of(
+            problems,
+            f"training and tests share subjects or recordings in {len(problems)} test questions",
+            "Take them out of the training questions; where two people only have the same "
+            "subject_id, rename one",
         )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medalign_jax.audio import io
 from medalign_jax.core import processes
+from medalign_jax.core.files import write_whole
 from medalign_jax.core.progress import Progress
 from medalign_jax.data.questions.overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions.question import Question
 from medalign_jax.data.recordings.manifest import Problem, write_problems
 from medalign_jax.datasets.near_copies import near_copies
 
+RECORD = "near_copies.json"  # in the workdir
 _RATE = 4_000  # Hz; near-copies are compared below 450 Hz
-_NAMED = 5  # in a message
+_MOST = 20_000  # recordings; a tenth of a second each
 Tests = Mapping[str, Sequence[Question]]
 
 
@@ -38,7 +44,7 @@ def check_overlap(
         try:
             refuse_overlap(train, tests)
             if copies:
-                refuse_near_copies(train, tests, max_seconds)
+                refuse_near_copies(train, tests, max_seconds, listing.with_name(RECORD))
         except OverlapError as error:
             listing.parent.mkdir(parents=True, exist_ok=True)
             write_problems(error.problems, listing)
@@ -47,26 +53,34 @@ def check_overlap(
     processes.by_first(check)
 
 
-def refuse_near_copies(train: Sequence[Question], tests: Tests, max_seconds: float) -> None:
+def refuse_near_copies(
+    train: Sequence[Question], tests: Tests, max_seconds: float, record: Path
+) -> None:
     """Refuses a test recording that is a training recording re-encoded, cut or with noise on it.
+
+    Args:
+      train, tests, max_seconds: as `check_overlap`.
+      record: JSON of what was found; the same files are not looked through again.
 
     Raises:
       OverlapError: naming the test questions and both files.
     """
-    ours = dict.fromkeys(path for question in train for path in question.audio)
-    theirs = dict.fromkeys(path for test in tests.values() for q in test for path in q.audio)
-    paths = [*ours, *(path for path in theirs if path not in ours)]
-    if not ours or len(paths) == len(ours):
+    ours = {path for question in train for path in question.audio}
+    theirs = {path for test in tests.values() for question in test for path in question.audio}
+    if not ours or not theirs:
         return
-    progress = Progress(len(paths), "looking for near-copies of test recordings", "recording")
-    found = near_copies(
-        lambda i: io.read(paths[i], _RATE, max_seconds), len(paths), _RATE,
-        progress=lambda done, total: progress.advance(),
-    )  # fmt: skip
-    progress.close()
-    copy_of = {
-        paths[j]: paths[i] for i, j in found.pairs.tolist() if i < len(ours) <= j
-    }  # of a test recording, the last: one is enough
+    if (count := len(ours | theirs)) > _MOST:
+        print(
+            f"near-copies are not looked for among {count} recordings, more than {_MOST}: see that "
+            "no test recording is trained on in another form",
+            flush=True,
+        )
+        return
+    copy_of = {}
+    for pair in _pairs(sorted(ours | theirs), max_seconds, record):
+        for one, other in (pair, pair[::-1]):
+            if one in ours and other in theirs:
+                copy_of[other] = one
     problems = tuple(
         Problem(number, question.id, f"'{path}' of {name} is a near-copy of '{copy_of[path]}', "
                 "which is trained on", fatal=True)
@@ -76,11 +90,30 @@ def refuse_near_copies(train: Sequence[Question], tests: Tests, max_seconds: flo
         if path in copy_of
     )  # fmt: skip
     if problems:
-        lines = "\n".join(f"  {problem.reason}" for problem in problems[:_NAMED])
-        more = f"\n  ... and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise OverlapError(
-            f"recordings of {len(problems)} test questions sound like training recordings:\n"
-            f"{lines}{more}\nTake them out of the training questions, or set "
-            "config.data.copies=False where they are meant to be alike",
+        raise OverlapError.of(
             problems,
+            f"recordings of {len(problems)} test questions sound like training recordings",
+            "Take them out of the training questions, or set config.data.copies=False where they "
+            "are meant to be alike",
         )
+
+
+def _pairs(paths: Sequence[str], max_seconds: float, record: Path) -> list[list[str]]:
+    """Pairs of files that are near-copies; from the record where it is of these very files."""
+    files = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    digest = hashlib.sha256(json.dumps([files, max_seconds]).encode()).hexdigest()
+    if record.is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: looked for anew
+            known = json.loads(record.read_text(encoding="utf-8"))
+            if known["files"] == digest:
+                return [[str(one), str(other)] for one, other in known["pairs"]]
+    progress = Progress(len(paths), "looking for near-copies of test recordings", "recording")
+    found = near_copies(
+        lambda i: io.read(paths[i], _RATE, max_seconds), len(paths), _RATE,
+        progress=lambda done, total: progress.advance(),
+    )  # fmt: skip
+    progress.close()
+    pairs = [[paths[i], paths[j]] for i, j in found.pairs.tolist()]
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(record, json.dumps({"files": digest, "pairs": pairs}).encode())
+    return pairs
