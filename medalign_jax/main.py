@@ -1,4 +1,4 @@
-"""``python -m medalign_jax.main --config=configs/acula.py[:variant] --workdir=DIR``."""
+"""``medalign train --config=configs/acula.py[:variant] --workdir=DIR``: does what a config says."""
 
 from __future__ import annotations
 
