@@ -1,8 +1,9 @@
 """Prints the test files of what differs from the last commit, for `launch/test.sh --fast`.
 
 They are the tests that were changed themselves, those named after a changed module, and those that
-import one. Where nothing differs, the last commit stands for the change. What depends on a changed
-module through others is left to the whole run.
+import one; of a module that no test names, the tests of the modules that import it. Where nothing
+differs, the last commit stands for the change. What else depends on a changed module through others
+is left to the whole run.
 """
 
 from __future__ import annotations
@@ -47,13 +48,31 @@ def imported(path: Path) -> Iterator[str]:
 
 def tests_of(files: set[Path]) -> list[Path]:
     """Test files to run, relative to the root."""
-    modules = {module_of(path) for path in files}
-    names = {f"test_{path.stem}.py" for path in files}
-    return [
-        path.relative_to(ROOT)
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if path.relative_to(ROOT) in files or path.name in names or modules & {*imported(path)}
-    ]
+    tests = _imports("tests")
+    package = _imports("medalign_jax")
+    found = {path for path in files if path in tests and path.name.startswith("test_")}
+    for path in files:
+        modules, names = {module_of(path)}, {f"test_{path.stem}.py"}
+        own = _tests_of(modules, names, tests)
+        if not own and path.parts[0] == "medalign_jax":
+            modules = {module_of(p) for p, imports in package.items() if modules & imports}
+            own = _tests_of(modules, set(), tests)
+        found |= own
+    return sorted(found)
+
+
+def _tests_of(modules: set[str], names: set[str], tests: dict[Path, set[str]]) -> set[Path]:
+    return {
+        path
+        for path, imports in tests.items()
+        if path.name.startswith("test_") and (path.name in names or modules & imports)
+    }
+
+
+def _imports(folder: str) -> dict[Path, set[str]]:
+    """File -> what it imports, of a folder below the root."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT): {*imported(path)} for path in paths}
 
 
 if __name__ == "__main__":
