@@ -27,7 +27,8 @@ from configs import acula
 from medalign_jax.core.host_memory import keep_host_memory
 from medalign_jax.methods.accumulate import loss_and_grad
 from medalign_jax.methods.acula import Acula
-from medalign_jax.runs import build
+from medalign_jax.runs.parts.alignment import acula_config
+from medalign_jax.runs.parts.audio import architecture_of, audio_student_of
 
 _TEXT_WIDTH = 64
 
@@ -39,9 +40,9 @@ def method_of(encoder: str) -> Acula:
         config.encoder.name = "whisper"
         config.encoder.overrides, config.encoder.front_end = {}, {}
         config.data.seconds = 5.0
-    made = build.architecture_of(config)
-    student = build.student_of(config, made, None)
-    return Acula(student, _TEXT_WIDTH, build.acula_config(config), made.sharding)
+    made = architecture_of(config)
+    student = audio_student_of(config, made, None)
+    return Acula(student, _TEXT_WIDTH, acula_config(config), made.sharding)
 
 
 def batch_of(method: Acula, rows: int) -> dict[str, np.ndarray]:

@@ -31,8 +31,8 @@ import numpy as np
 from benchmarks.turns import seconds
 from configs import distill
 from medalign_jax.core.mesh import make_mesh
-from medalign_jax.runs.build import typed
 from medalign_jax.runs.distill import plan as distill_plan
+from medalign_jax.runs.parts.blocks import typed
 from medalign_jax.train import cost
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, trace_train_step

@@ -33,8 +33,13 @@ from medalign_jax.datasets.simulated import questions as world
 from medalign_jax.datasets.simulated.cases import write_cases
 from medalign_jax.language_model import LanguageModel, random_language_model
 from medalign_jax.methods.distill import Distill
-from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill.world import student_json, teacher_json
+from medalign_jax.runs.parts.distillation import (
+    audio_lm_student_of,
+    builder_of,
+    distill_config,
+    text_teacher_of,
+)
 from medalign_jax.text.chat import ChatTokenizer
 from medalign_jax.text.word_tokenizer import write_word_tokenizer
 from medalign_jax.train.feed import put_batch
@@ -81,11 +86,11 @@ def made(folder: Path, rows: int):
         random_language_model(json, tokenizer, seed, remat=False)
         for seed, (json, tokenizer) in enumerate(zip(jsons, tokenizers, strict=True))
     )
-    builder = parts.builder_of(config, student, teacher)
+    builder = builder_of(config, student, teacher)
     data = open_questions(questions, builder)
     batch = next(make_question_iterator(data, QuestionBatchSpec(rows, shuffle=False)))
     method = Distill(
-        parts.student_of(student), parts.distill_config(config), parts.teacher_of(teacher, builder)
+        audio_lm_student_of(student), distill_config(config), text_teacher_of(teacher, builder)
     )
     return student, teacher, method, batch
 

@@ -18,7 +18,7 @@ from medalign_jax.language_model import LanguageModel, abstract_params, build_mo
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.methods.text_teacher import LIVE
 from medalign_jax.models.layers.lora import LoraConfig
-from medalign_jax.runs.distill import parts
+from medalign_jax.runs.parts.distillation import audio_lm_student_of, text_teacher_of
 from medalign_jax.text.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.text.word_tokenizer import write_word_tokenizer
 
@@ -59,8 +59,8 @@ class World:
     ) -> Distill:
         """Distillation with the given loss; `every` second layer by default."""
         config = DistillConfig(**({"every": every, "chunk": 3} | loss))
-        teacher = parts.teacher_of(self.teacher, self.builder, form) if config.text_weight else None
-        return Distill(parts.student_of(self.student, lora), config, teacher)
+        teacher = text_teacher_of(self.teacher, self.builder, form) if config.text_weight else None
+        return Distill(audio_lm_student_of(self.student, lora), config, teacher)
 
     def batches(self, size: int, extras=None, **changes) -> Iterator[dict[str, np.ndarray]]:
         """Batches in the order of the questions, of one shape."""

@@ -22,8 +22,8 @@ from medalign_jax import plan
 from medalign_jax.core.mesh import make_mesh, named_leaves, shardings
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.models.layers.sharded_weights import over_mesh
-from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill import plan as distill_plan
+from medalign_jax.runs.parts.distillation import audio_lm_student_of, text_teacher_of
 from medalign_jax.train.feed import put_batch
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state, state_shardings
@@ -47,9 +47,9 @@ def method_on(world: distill_models.World, mesh) -> Distill:
         for model in (world.student, world.teacher)
     )
     return Distill(
-        parts.student_of(student),
+        audio_lm_student_of(student),
         DistillConfig(every=2, chunk=3),
-        parts.teacher_of(teacher, world.builder),
+        text_teacher_of(teacher, world.builder),
     )
 
 

@@ -14,7 +14,7 @@ from configs import acula
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import make_mesh
 from medalign_jax.encoder import load_encoder
-from medalign_jax.runs.build import architecture_of, published_params
+from medalign_jax.runs.parts.audio import architecture_of, published_params
 from tests.torch_models import shake
 
 MELS, OUT = 7, 20

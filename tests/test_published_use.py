@@ -13,7 +13,7 @@ from configs import acula
 from medalign_jax.architecture import architecture
 from medalign_jax.core.errors import UserError
 from medalign_jax.encoder import Encoder, load_encoder
-from medalign_jax.runs.build import architecture_of
+from medalign_jax.runs.parts.audio import architecture_of
 from tests.torch_models import shake
 from tests.toy_encoders import TOYS, toy
 

@@ -29,7 +29,7 @@ from medalign_jax.evaluate.findings import Findings, describe_subjects
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.evaluate.trained import describe_trained
-from medalign_jax.runs import build, checks, choosing, measuring, texts
+from medalign_jax.runs import checks, choosing, measuring, texts
 from medalign_jax.runs.alignment import (
     Aligned,
     Part,
@@ -43,6 +43,8 @@ from medalign_jax.runs.alignment import (
 from medalign_jax.runs.arms import MAIN, Arm, arms_of
 from medalign_jax.runs.data import data_name, open_data
 from medalign_jax.runs.identity import digest
+from medalign_jax.runs.parts.audio import architecture_of, encoder_of, evaluation_params
+from medalign_jax.runs.parts.blocks import mesh_of
 from medalign_jax.runs.recordings import bind_dataset
 from medalign_jax.runs.workdir import alone, begin_anew, bind, open_workdir, record_config
 
@@ -55,7 +57,7 @@ def run(
     restart: bool = False,
 ) -> None:
     """``--config=configs/acula.py``: everything from the manifest to the page."""
-    made, options = build.architecture_of(config), options_of(config)
+    made, options = architecture_of(config), options_of(config)
     arms = arms_of(config, made.module.config.depth)
     measuring.check_sentences(config, arms)
     checks.check_alignment(config, made, arms)
@@ -119,7 +121,7 @@ def _prepare(
     arms: Sequence[Arm],
 ) -> Run:
     """Data, tasks, reports; what is wrong with them is said before anything is trained."""
-    mesh, name = build.mesh_of(config), data_name(config)
+    mesh, name = mesh_of(config), data_name(config)
 
     def suite_of(rows) -> Suite:
         suite = Suite.of(rows, options, name, validation=True)
@@ -181,8 +183,8 @@ class _Embedding:
         if not run.config.evaluate.enabled:
             return
         if self._encoder is None:
-            self._encoder = build.encoder_of(run.config, run.made, params, run.mesh)
-        encoder = self._encoder.with_params(build.evaluation_params(run.made, params, run.mesh))
+            self._encoder = encoder_of(run.config, run.made, params, run.mesh)
+        encoder = self._encoder.with_params(evaluation_params(run.made, params, run.mesh))
         embedded: Mapping[str, np.ndarray] = self._store.embed({stage: encoder}, run.data)
         self.found.setdefault(stage, []).append(embedded[stage])
 

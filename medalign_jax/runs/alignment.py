@@ -22,10 +22,12 @@ from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.methods.acula import Acula
 from medalign_jax.methods.supervised import Supervised
-from medalign_jax.runs import build
 from medalign_jax.runs.arms import Arm
 from medalign_jax.runs.data import training_part
 from medalign_jax.runs.export import export_encoder, export_heads, host_params
+from medalign_jax.runs.parts.alignment import acula_config, teacher_of
+from medalign_jax.runs.parts.audio import audio_student_of, data_of, encoder_of, published_params
+from medalign_jax.runs.parts.blocks import loop_of, optimizer_of
 from medalign_jax.runs.pretrain import pretrain
 from medalign_jax.runs.texts import Targets, Texts, reports_of, targets_of
 from medalign_jax.runs.workdir import bind
@@ -73,7 +75,7 @@ class Run:
     def _teacher(self, config: ConfigDict) -> Teacher:
         key = config.teacher.to_json_best_effort()
         if key not in self._teachers:
-            teacher = build.teacher_of(config, self.mesh)
+            teacher = teacher_of(config, self.mesh)
             name = "teacher_weights"
             if self._teachers:
                 name += f" {config.teacher.source}"
@@ -170,7 +172,7 @@ def starting_params(part: Part) -> Any:
     """Published weights > pre-training here > random (refused unless asked for)."""
     run, config = part.run, part.run.config
     if config.encoder.source:
-        params, identity = build.published_params(config, run.made, run.mesh)
+        params, identity = published_params(config, run.made, run.mesh)
         bind(run.workdir, shown=True, encoder_weights=identity)
         return params
     if config.pretrain.enabled:
@@ -180,7 +182,7 @@ def starting_params(part: Part) -> Any:
             block.update(config.pretrain.changes)
         folder.mkdir(exist_ok=True)
         fitted = pretrain(block, folder, part.data, run.made, run.mesh)
-        encoder = build.encoder_of(config, run.made, fitted.best_params["encoder"], run.mesh)
+        encoder = encoder_of(config, run.made, fitted.best_params["encoder"], run.mesh)
         export_encoder(folder / "export", encoder)
         return fitted.best_params["encoder"]
     print("warning: aligning a randomly initialised encoder; the paper shows that this fails")
@@ -189,7 +191,7 @@ def starting_params(part: Part) -> Any:
 
 def random_params(run: Run) -> Any:
     """Parameters of the encoder before any training."""
-    student = build.student_of(run.config, run.made, None)
+    student = audio_student_of(run.config, run.made, None)
     return jax.jit(student.init)(jax.random.key(run.config.seed))["encoder"]
 
 
@@ -212,7 +214,7 @@ def align(part: Part, arm: Arm, start: Any) -> Aligned:
 
 def export_aligned(run: Run, aligned: Aligned, folder: Path) -> None:
     """``FOLDER/export``: the encoder and its heads."""
-    encoder = build.encoder_of(run.config, run.made, aligned.encoder, None)
+    encoder = encoder_of(run.config, run.made, aligned.encoder, None)
     export_encoder(folder / "export", encoder)
     export_heads(folder / "export", aligned.heads)
 
@@ -238,7 +240,7 @@ def _centred(task: Task) -> np.ndarray:
 
 def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     run = part.run
-    student = build.student_of(config, run.made, start)
+    student = audio_student_of(config, run.made, start)
     extra = {}
     if config.teacher.mode == "online":
         extra = {
@@ -247,8 +249,8 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
             "teacher_apply": _online(texts, whitening),
         }
     width = targets.width if not extra else _online_width(texts, whitening)
-    method = Acula(student, width, build.acula_config(config), run.made.sharding, **extra)
-    loop, optimizer = build.loop_of(config, part.train)
+    method = Acula(student, width, acula_config(config), run.made.sharding, **extra)
+    loop = loop_of(config, len(part.train), "recordings")
     names, marks = ("waveform", *targets.arrays), [None, None]
     if config.loss.align != "cka":  # two wordings of one report are no negatives
         names, marks = (*names, "report"), report_marks(targets.train, targets.valid)
@@ -257,9 +259,9 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     if part.valid is not None:
         use = "first" if extra else "mean"
         valid = TextColumn(targets.arrays, targets.valid, use, marks[1])
-    data = build.data_of(config, run.mesh, part.train, part.valid, names, train, valid)
+    data = data_of(config, run.mesh, part.train, part.valid, names, train, valid)
     what = part.what + ("align" if name == "after" else name)
-    return fit(method, data, optimizer, loop, folder, run.mesh, what)
+    return fit(method, data, optimizer_of(config), loop, folder, run.mesh, what)
 
 
 def _online(texts: Texts, whitening: Whitening | None) -> Any:
@@ -287,13 +289,13 @@ def supervise(part: Part, start: Any) -> Any:
     valid, valid_column = _labelled(part.data, part.fold.valid, answers)
     folder = part.folder / "supervised"
     folder.mkdir(exist_ok=True)
-    student = build.student_of(block, run.made, start)
+    student = audio_student_of(block, run.made, start)
     method = Supervised(student, len(task.classes), run.made.sharding)
-    loop, optimizer = build.loop_of(block, train)
-    data = build.data_of(
-        block, run.mesh, train, valid, ("waveform", "label"), train_column, valid_column
+    loop = loop_of(block, len(train), "recordings")
+    data = data_of(block, run.mesh, train, valid, ("waveform", "label"), train_column, valid_column)
+    fitted = fit(
+        method, data, optimizer_of(block), loop, folder, run.mesh, f"{part.what}supervised"
     )
-    fitted = fit(method, data, optimizer, loop, folder, run.mesh, f"{part.what}supervised")
     return host_params(fitted.best_params["encoder"])
 
 

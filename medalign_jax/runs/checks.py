@@ -21,8 +21,10 @@ from medalign_jax.core.words import did_you_mean
 from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.evaluate.retrieval import MAPS
 from medalign_jax.models.layers.pooling import check_pooling, embed_pooled
-from medalign_jax.runs import build
 from medalign_jax.runs.arms import Arm
+from medalign_jax.runs.parts.alignment import check_loss, teacher_width
+from medalign_jax.runs.parts.audio import audio_student_of, check_source, samples_of, spec_of
+from medalign_jax.runs.parts.blocks import check_batch, mesh_of, typed
 from medalign_jax.runs.texts import check_texts
 from medalign_jax.train.optimizer import OptimizerConfig, make_schedule
 
@@ -38,11 +40,11 @@ def check_training(config: ConfigDict, made: Architecture, self_supervised: bool
     Raises:
       UserError: what any of them refuses.
     """
-    build.mesh_of(config)
-    build.check_batch(config)
-    build.spec_of(config, made.front_end.sample_rate, config.train.batch_size, True)
-    make_schedule(build.typed(OptimizerConfig, config.optimizer, "optimizer"), 1)
-    student = build.student_of(config, made, None)
+    mesh_of(config)
+    check_batch(config)
+    spec_of(config, made.front_end.sample_rate, config.train.batch_size, True)
+    make_schedule(typed(OptimizerConfig, config.optimizer, "optimizer"), 1)
+    student = audio_student_of(config, made, None)
     if self_supervised:
         student.term  # noqa: B018 - made when it is asked for
 
@@ -64,17 +66,17 @@ def check_alignment(config: ConfigDict, made: Architecture, arms: Sequence[Arm])
       UserError: the first thing that would stop the run later.
     """
     check_evaluation(config, made)
-    build.check_source(config, made)
+    check_source(config, made)
     for stage, block in stages_of(config):
         check_training(block, made, self_supervised=stage == "pretrain")
     widths: dict[str, int] = {}
     for arm in arms:
-        build.check_loss(arm.config)
+        check_loss(arm.config)
         check_training(arm.config, made, self_supervised=bool(arm.config.loss.ssm_weight))
         check_texts(arm.config)
         key = arm.config.teacher.to_json_best_effort()
         if key not in widths:
-            widths[key] = build.teacher_width(arm.config)
+            widths[key] = teacher_width(arm.config)
         _check_widths(arm, made, widths[key])
     _check_map(config, made, widths[arms[0].config.teacher.to_json_best_effort()])
 
@@ -141,7 +143,7 @@ def embedding_width(config: ConfigDict, made: Architecture) -> int:
     pooled = functools.partial(
         embed_pooled, made.module, pooling=evaluate.pooling, layer=evaluate.layer
     )
-    frames = made.front_end.frames(build.samples_of(config, made))
+    frames = made.front_end.frames(samples_of(config, made))
     features = jax.ShapeDtypeStruct((1, frames, sizes.mels), jnp.float32)
     return jax.eval_shape(pooled, made.abstract_params(), features).shape[1]
 

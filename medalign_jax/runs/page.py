@@ -19,8 +19,8 @@ from medalign_jax.evaluate.tables import tables_of
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.page import figures, report
 from medalign_jax.page.outline import bars_of, headline_of, limits_of, map_of
-from medalign_jax.runs import build
 from medalign_jax.runs.alignment import Run
+from medalign_jax.runs.parts.audio import samples_of
 from medalign_jax.train.metrics import read_metrics
 
 _PLAYED = 6
@@ -130,7 +130,7 @@ def _confusions(shown: Mapping[str, Shown]) -> list[figures.Confusion]:
 
 def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     """A few test recordings, spread over the classes, with their nearest reports."""
-    samples, played = build.samples_of(run.config, run.made), []
+    samples, played = samples_of(run.config, run.made), []
     for i in _spread(run.suite, run.suite.tasks[0] if shown is None else shown.task):
         row, waveform = run.data.rows[i], run.data.waveform(i)
         window = clip.fit(waveform[:samples], samples)

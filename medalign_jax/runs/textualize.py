@@ -31,7 +31,6 @@ from medalign_jax.data.questions.readers import write_questions
 from medalign_jax.data.recordings.records import sha256
 from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.language_model import LanguageModel, load_language_model
-from medalign_jax.runs import build
 from medalign_jax.runs.describing import (
     Plan,
     Prompting,
@@ -42,6 +41,7 @@ from medalign_jax.runs.describing import (
     why_unusable,
 )
 from medalign_jax.runs.distill.data import read_training
+from medalign_jax.runs.parts.blocks import dtype_of, mesh_of, typed
 from medalign_jax.runs.recordings import bind_questions
 from medalign_jax.runs.workdir import (
     alone,
@@ -72,7 +72,7 @@ def run(
             print(f"{workdir / OUTPUT} is finished; for other descriptions choose another "
                   "--workdir")  # fmt: skip
             return
-    mesh = build.mesh_of(config)
+    mesh = mesh_of(config)
     loaded = read_training(config.data, workdir / "unusable_rows.jsonl", decode=True)
     if restart:
         begin_anew(workdir, config)
@@ -108,16 +108,16 @@ def _settings(config: ConfigDict) -> tuple[Prompting, Sampling]:
             "textualisation runs in one process; split the questions into files, one per process, "
             "each with a --workdir of its own"
         )
-    build.dtype_of(config, "model")
+    dtype_of(config, "model")
     return (
-        build.typed(Prompting, config.prompt, "prompt"),
-        build.typed(Sampling, config.generate, "generate"),
+        typed(Prompting, config.prompt, "prompt"),
+        typed(Sampling, config.generate, "generate"),
     )
 
 
 def _model(config: ConfigDict, mesh: Mesh) -> LanguageModel:
     print(f"loading {config.model.source}", flush=True)
-    dtype = build.dtype_of(config, "model")
+    dtype = dtype_of(config, "model")
     model = load_language_model(config.model.source, mesh, dtype=dtype)
     if not model.takes_audio:
         raise UserError(

@@ -20,7 +20,7 @@ from medalign_jax.data.questions.prompts import SequenceBuilder
 from medalign_jax.data.questions.source import QuestionData
 from medalign_jax.evaluate.answering import likeliest_options, write_answers
 from medalign_jax.language_model import LanguageModel
-from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill.arms import Setting, fit_arm
 from medalign_jax.runs.workdir import open_workdir
 from tests import distill_models as tiny
 
@@ -47,7 +47,7 @@ def slowly(waveform):
     return read
 
 
-def ask(setting: parts.Setting, model: LanguageModel) -> None:
+def ask(setting: Setting, model: LanguageModel) -> None:
     """Answers of both kinds, in batches that are narrower than the mesh."""
     asked = [dataclasses.replace(q, choices=(q.answer, "wheeze")) for q in setting.train]
     builder = SequenceBuilder(
@@ -68,12 +68,12 @@ def main(folder: Path, workdir: Path, mode: str) -> None:
     world = tiny.world(folder, QUESTIONS)
     questions = world.data.questions
     mesh = make_mesh(fsdp=jax.device_count())
-    setting = parts.Setting(
+    setting = Setting(
         config, workdir, mesh, world.student, world.teacher, questions[VALID:],
         questions[:VALID], (),
     )  # fmt: skip
     QuestionData.waveform = slowly(QuestionData.waveform)
-    method, params = parts.distill(setting, config, workdir, "distil")
+    method, params = fit_arm(setting, config, workdir, "distil")
     if jax.device_count() > 1:
         ask(setting, setting.student.with_params(method.student_params(params)))
         return

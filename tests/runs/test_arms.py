@@ -10,9 +10,9 @@ from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.datasets.simulated.simulate import write_dataset
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
-from medalign_jax.runs import build
 from medalign_jax.runs.alignment import _classes
 from medalign_jax.runs.arms import arms_of
+from medalign_jax.runs.parts.alignment import acula_config
 from medalign_jax.runs.texts import Texts, _shuffled, targets_of
 from tests.evaluate.evaluation_rows import row as made_row
 from tests.evaluate.evaluation_rows import rows as made_rows
@@ -97,7 +97,7 @@ def test_arms_that_cannot_be_are_refused(changes, message):
 def test_every_arm_of_every_variant_is_a_config():
     for variant in ("controls", "ablations", "demo+controls+ablations"):
         for arm in arms_of(acula.get_config(variant), 4):
-            build.acula_config(arm.config)
+            acula_config(arm.config)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from medalign_jax.core.mesh import make_mesh
 from medalign_jax.data.pipeline import PipelineError
 from medalign_jax.methods.text_teacher import response_states
 from medalign_jax.runs.distill import cache as distill_cache
-from medalign_jax.runs.distill import parts as distill_parts
 from medalign_jax.runs.distill.cache import fill, fingerprint_of, folder_name
+from medalign_jax.runs.parts.distillation import teacher_form
 from medalign_jax.teachers.state_cache import StateCacheError
 from tests import distill_models as tiny
 from tests.tiny_models import quick_jit
@@ -324,12 +324,12 @@ def test_extras_may_not_take_a_name(world):
 
 def test_the_config_asks_for_a_form():
     config = get_config()
-    assert distill_parts.teacher_form(config) == "live"
+    assert teacher_form(config) == "live"
     config.teacher.mode = "cached"
-    assert distill_parts.teacher_form(config) == "last"
+    assert teacher_form(config) == "last"
     config.teacher.form = "all"
     with pytest.raises(UserError, match=r"teacher\.form 'all' is not one of last, top_k"):
-        distill_parts.teacher_form(config)
+        teacher_form(config)
     config.teacher.mode = "saved"
     with pytest.raises(UserError, match=r"teacher\.mode 'saved' is not one of live, cached"):
-        distill_parts.teacher_form(config)
+        teacher_form(config)

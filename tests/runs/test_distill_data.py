@@ -17,10 +17,11 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.overlap import OverlapError, refuse_overlap
 from medalign_jax.data.questions.question import Question, QuestionsError
 from medalign_jax.data.questions.readers import write_questions
-from medalign_jax.runs import build
-from medalign_jax.runs.distill import overlap, parts
+from medalign_jax.runs.distill import overlap
 from medalign_jax.runs.distill.data import published_setting, wants_teacher
 from medalign_jax.runs.distill.overlap import check_overlap
+from medalign_jax.runs.parts.blocks import mesh_of
+from medalign_jax.runs.parts.distillation import builder_of, open_all
 from medalign_jax.text.tokenizers import TokenizerError
 from tests.runs import tiny_audio_lm as tiny
 
@@ -64,7 +65,7 @@ def config(tmp_path, questions, student, teacher):
 
 
 def setting_of(config, tmp_path):
-    return published_setting(config, tmp_path / "run", build.mesh_of(config))
+    return published_setting(config, tmp_path / "run", mesh_of(config))
 
 
 def rewrite(config, questions):
@@ -104,8 +105,8 @@ def test_models_are_loaded_as_the_config_says(config, tmp_path, student, teacher
 
 def test_the_parts_of_a_run_are_made_from_it(config, tmp_path):
     setting = setting_of(config, tmp_path)
-    builder = parts.builder_of(config, setting.student, setting.teacher)
-    data = parts.open_all(config, tmp_path, setting.train, builder)
+    builder = builder_of(config, setting.student, setting.teacher)
+    data = open_all(config, tmp_path, setting.train, builder)
     assert len(data) == len(setting.train) and data.has_teacher
 
 

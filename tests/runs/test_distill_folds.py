@@ -9,8 +9,8 @@ from configs import distill as configuration
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import QuestionsError
 from medalign_jax.data.questions.readers import write_questions
-from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill import run as distill
+from medalign_jax.runs.distill.arms import fit_arm
 from medalign_jax.runs.distill.folds import asked, folded
 from tests.runs import tiny_audio_lm as tiny
 
@@ -46,13 +46,13 @@ def test_each_question_is_answered_by_a_model_without_its_session(
     write_questions(tmp_path / "asked.jsonl", questions)
     words = tiny.vocabulary(questions)
     config = config_of(tmp_path / "asked.jsonl", tiny.save_listener(tmp_path / "student", words))
-    trained, real = {}, parts.distill
+    trained, real = {}, fit_arm
 
     def spy(setting, block, folder, what):
         trained[folder.name] = {q.id for q in setting.train}
         return real(setting, block, folder, what)
 
-    monkeypatch.setattr(parts, "distill", spy)
+    monkeypatch.setattr(distill, "fit_arm", spy)
     workdir = tmp_path / "run"
     distill.run(config, workdir)
     everything = {q.id for q in questions}

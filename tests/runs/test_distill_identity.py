@@ -10,8 +10,8 @@ import pytest
 from configs import distill as configuration
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import Question
-from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill import run as distill
+from medalign_jax.runs.distill.arms import QuestionTask, Setting
 from medalign_jax.runs.recordings import _sound
 from medalign_jax.runs.workdir import open_workdir
 
@@ -37,8 +37,8 @@ def setting(tmp_path, monkeypatch):
         return {q.id: f"answer {len(asked)}" for q in task.questions}
 
     monkeypatch.setattr(distill, "_answer", answer)
-    task = parts.Task("mmau", "MMAU", (test,), "generate")
-    return parts.Setting(config, workdir, None, model, model, (train,), (valid,), (task,))
+    task = QuestionTask("mmau", "MMAU", (test,), "generate")
+    return Setting(config, workdir, None, model, model, (train,), (valid,), (task,))
 
 
 def test_answers_are_kept_for_the_same_model_questions_and_settings(setting):

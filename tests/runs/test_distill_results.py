@@ -18,7 +18,7 @@ from medalign_jax.runs.distill import examples as distill_examples
 from medalign_jax.runs.distill import page as distill_page
 from medalign_jax.runs.distill import results as distill_results
 from medalign_jax.runs.distill import tables as distill_tables
-from medalign_jax.runs.distill.parts import Setting, Task
+from medalign_jax.runs.distill.arms import QuestionTask, Setting
 from tests.page.test_report import HOSTILE, Page
 
 SEEDS = (3, 5)
@@ -63,8 +63,8 @@ def setting(tmp_path):
     )
     heard = tuple(_question(tmp_path, n, "emotion") for n in range(6 * COPIES))
     tasks = (
-        Task("quiz", "made up", asked, "generate"),
-        Task("emotion", "voices", heard, "rank", classes=True),
+        QuestionTask("quiz", "made up", asked, "generate"),
+        QuestionTask("emotion", "voices", heard, "rank", classes=True),
     )
     return Setting(_config(), tmp_path, None, None, None, asked[:2], (), tasks)
 

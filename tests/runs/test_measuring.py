@@ -11,11 +11,12 @@ from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.runs import acula as experiment
-from medalign_jax.runs import build, checks, measuring
+from medalign_jax.runs import checks, measuring
 from medalign_jax.runs.acula import options_of
 from medalign_jax.runs.arms import arms_of
-from medalign_jax.runs.distill.parts import check_settings as check_distillation
 from medalign_jax.runs.measuring import check_settings
+from medalign_jax.runs.parts.audio import architecture_of
+from medalign_jax.runs.parts.distillation import check_settings as check_distillation
 from medalign_jax.weights.load import save
 from tests.evaluate.evaluation_rows import row, rows
 
@@ -24,7 +25,7 @@ def check(variant="demo", tasks=("label",), **changes):
     config = acula.get_config(variant)
     config.evaluate.tasks = tasks
     config.update_from_flattened_dict(changes)
-    made, options = build.architecture_of(config), options_of(config)
+    made, options = architecture_of(config), options_of(config)
     checks.check_alignment(config, made, arms_of(config, made.module.config.depth))
     suite = Suite.of(rows(age=lambda i: 30 + i % 7), options, "toy")
     check_settings(config, suite)

@@ -28,10 +28,11 @@ from medalign_jax.data.questions.source import clip_samples, open_questions
 from medalign_jax.data.recordings.manifest import Problem, write_problems
 from medalign_jax.datasets.emotions import read_emotions, read_iemocap
 from medalign_jax.language_model import LanguageModel, chat_tokenizer, load_language_model
-from medalign_jax.runs import build
-from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill.arms import QuestionTask, Setting
 from medalign_jax.runs.distill.folds import asked, folded
 from medalign_jax.runs.distill.overlap import check_overlap
+from medalign_jax.runs.parts.blocks import dtype_of
+from medalign_jax.runs.parts.distillation import builder_of
 from medalign_jax.weights.source import resolve
 
 QUESTION_FORMATS = {
@@ -46,7 +47,7 @@ _SAMPLED = 41  # so that no two uses of a seed share random numbers
 
 def published_setting(
     config: ConfigDict, workdir: Path, mesh: Mesh, begin: Callable[[], None] = lambda: None
-) -> parts.Setting:
+) -> Setting:
     """Models and questions that a config names; everything is checked before anything is trained.
 
     `begin` is called when all of it has passed. Rows that cannot be used are listed in the workdir:
@@ -71,7 +72,7 @@ def published_setting(
     return replace(setting, train=train, valid=valid)
 
 
-def _folded_setting(config: ConfigDict, workdir: Path, mesh: Mesh, loaded: Loaded) -> parts.Setting:
+def _folded_setting(config: ConfigDict, workdir: Path, mesh: Mesh, loaded: Loaded) -> Setting:
     """Leave one group out; `train` is what every fold learns from besides its own."""
     always, folds, task = folded(config, loaded.questions)
     for fold in folds:
@@ -90,19 +91,19 @@ def _with_models(
     workdir: Path,
     mesh: Mesh,
     learnt: Sequence[Questions],
-    tasks: Sequence[parts.Task],
-) -> parts.Setting:
+    tasks: Sequence[QuestionTask],
+) -> Setting:
     """Models, and the tasks whose questions make a prompt; `learnt` is checked, not kept."""
     student = load_student(config, mesh)
     teacher = load_text_teacher(config, mesh) if wants_teacher(config) else None
     # Refuses what makes no example, and a teacher of another vocabulary, before hours of answers.
-    builder = parts.builder_of(config, student, teacher)
+    builder = builder_of(config, student, teacher)
     for questions in filter(None, learnt):
         open_questions(questions, builder, max_bad_fraction=config.data.max_bad_fraction)
     tasks = tuple(_askable(config, workdir, student, task) for task in tasks)
     for task in tasks:
         print(f"{task.name}: {len(task.questions)} questions of {task.dataset}", flush=True)
-    return parts.Setting(config, workdir, mesh, student, teacher, (), (), tasks)
+    return Setting(config, workdir, mesh, student, teacher, (), (), tasks)
 
 
 def _check_settings(config: ConfigDict) -> None:
@@ -204,18 +205,20 @@ def splits_of(loaded: Loaded) -> tuple[Questions, Questions, Questions]:
     return tuple(found["train"]), tuple(found["valid"]), tuple(found["test"])
 
 
-def _tasks(config: ConfigDict, workdir: Path, test: Questions) -> list[parts.Task]:
-    """What is measured before and after; see `parts.Task`."""
+def _tasks(config: ConfigDict, workdir: Path, test: Questions) -> list[QuestionTask]:
+    """What is measured before and after; see `QuestionTask`."""
     data, how = config.data, config.evaluate.answers
     found = []
     if test:
-        found.append(parts.Task("reasoning", Path(data.questions).stem, _rankable(test, how), how))
+        found.append(
+            QuestionTask("reasoning", Path(data.questions).stem, _rankable(test, how), how)
+        )
     if data.mmau:
         read = functools.partial(
             read_mmau, data.mmau, data.mmau_audio or None, _checks(data, data.decode)
         )
         loaded = _listed(read, data.mmau, workdir / "unusable_mmau.jsonl")
-        found.append(parts.Task("mmau", "MMAU", loaded.questions, how))
+        found.append(QuestionTask("mmau", "MMAU", loaded.questions, how))
     found += [corpus.test() for corpus in emotion_corpora(data, workdir)]
     return [limited(config, task) for task in found if task.questions]
 
@@ -234,10 +237,12 @@ class EmotionCorpus(NamedTuple):
     dataset: str
     questions: Questions
 
-    def test(self) -> parts.Task:
+    def test(self) -> QuestionTask:
         """Classification of the test split, or of all where there is none."""
         held_out = tuple(q for q in self.questions if q.split == "test")
-        return parts.Task(self.task, self.dataset, held_out or self.questions, "rank", classes=True)
+        return QuestionTask(
+            self.task, self.dataset, held_out or self.questions, "rank", classes=True
+        )
 
 
 def emotion_corpora(data: ConfigDict, workdir: Path) -> list[EmotionCorpus]:
@@ -260,30 +265,30 @@ def emotion_corpora(data: ConfigDict, workdir: Path) -> list[EmotionCorpus]:
 
 
 def _check_overlap(
-    config: ConfigDict, train: Sequence[Question], tasks: Sequence[parts.Task], workdir: Path
+    config: ConfigDict, train: Sequence[Question], tasks: Sequence[QuestionTask], workdir: Path
 ) -> None:
     tests = {task.name: task.questions for task in tasks}
     data = config.data
     check_overlap(train, tests, workdir / "overlap.jsonl", data.copies, data.max_seconds)
 
 
-def limited(config: ConfigDict, task: parts.Task) -> parts.Task:
+def limited(config: ConfigDict, task: QuestionTask) -> QuestionTask:
     """A task with at most ``evaluate.limit`` questions: a random part, in the file's order."""
     limit, count = config.evaluate.limit, len(task.questions)
     if not limit or count <= limit:
         return task
     rng = np.random.default_rng((config.seed, _SAMPLED))
     kept = np.sort(rng.permutation(count)[:limit])
-    return parts.Task(
+    return QuestionTask(
         task.name, task.dataset, tuple(task.questions[n] for n in kept), task.how, task.classes
     )
 
 
 def _askable(
-    config: ConfigDict, workdir: Path, student: LanguageModel, task: parts.Task
-) -> parts.Task:
+    config: ConfigDict, workdir: Path, student: LanguageModel, task: QuestionTask
+) -> QuestionTask:
     """The task's questions that make a prompt; the others are listed, too many are an error."""
-    builder = parts.builder_of(config, student, None)
+    builder = builder_of(config, student, None)
     room = config.evaluate.max_new_tokens if task.how == "generate" else 0
     kept, problems = [], []
     for number, question in enumerate(task.questions, start=1):
@@ -304,7 +309,7 @@ def _askable(
             tuple(problems),
         )
     print(f"{share} and are left out: {listing}", flush=True)
-    return parts.Task(task.name, task.dataset, tuple(kept), task.how, task.classes)
+    return QuestionTask(task.name, task.dataset, tuple(kept), task.how, task.classes)
 
 
 # ---------------------------------------------------------------------------------------- models
@@ -354,5 +359,5 @@ def _load(config: ConfigDict, name: str, mesh: Mesh, **settings) -> LanguageMode
     tokenizer = chat_tokenizer(weights, options=chat.to_dict()) if chat else None
     print(f"loading {block.source}", flush=True)
     return load_language_model(
-        weights, mesh, dtype=build.dtype_of(config, name), tokenizer=tokenizer, **settings
+        weights, mesh, dtype=dtype_of(config, name), tokenizer=tokenizer, **settings
     )

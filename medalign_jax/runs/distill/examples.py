@@ -15,7 +15,7 @@ from medalign_jax.page.recordings import Example, Response, Sound
 from medalign_jax.runs.distill import results as scoring
 
 if TYPE_CHECKING:
-    from medalign_jax.runs.distill.parts import Setting
+    from medalign_jax.runs.distill.arms import Setting
 
 _EXAMPLES = 4  # of each task
 _NOTE = (

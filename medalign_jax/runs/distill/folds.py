@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import Fold, Question, leave_one_out
-from medalign_jax.runs.distill.parts import Task
+from medalign_jax.runs.distill.arms import QuestionTask
 
 
 class Folded(NamedTuple):
@@ -25,7 +25,7 @@ class Folded(NamedTuple):
 
     train: tuple[Question, ...]
     folds: tuple[Fold, ...]
-    task: Task
+    task: QuestionTask
 
 
 def folded(config: ConfigDict, questions: Sequence[Question]) -> Folded:
@@ -81,17 +81,17 @@ def _group(question: Question, key: str) -> str:
     return question.subject_id if key == "subject_id" else question.extra.get(key, "")
 
 
-def _task(config: ConfigDict, grouped: tuple[Question, ...]) -> Task:
+def _task(config: ConfigDict, grouped: tuple[Question, ...]) -> QuestionTask:
     """A classification, by the likeliest option, where all have the same options."""
     options = {tuple(sorted(q.choices)) for q in grouped}
     classes = len(options) == 1 and options != {()}
     names = {q.task for q in grouped}
     name = names.pop() if len(names) == 1 and "" not in names else "folds"
     how = "rank" if classes else config.evaluate.answers
-    return Task(name, Path(config.data.questions).stem, grouped, how, classes)
+    return QuestionTask(name, Path(config.data.questions).stem, grouped, how, classes)
 
 
-def asked(folds: Sequence[Fold], task: Task) -> tuple[Fold, ...]:
+def asked(folds: Sequence[Fold], task: QuestionTask) -> tuple[Fold, ...]:
     """The folds with the tests that the task still has; without any, a fold goes."""
     kept = {question.id for question in task.questions}
     tests = [tuple(q for q in fold.test if q.id in kept) for fold in folds]

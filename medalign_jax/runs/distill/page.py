@@ -20,7 +20,7 @@ from medalign_jax.runs.workdir import note_provenance
 from medalign_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from medalign_jax.runs.distill.parts import Setting, Task
+    from medalign_jax.runs.distill.arms import QuestionTask, Setting
 
 AFTER = "after"  # the stage of a run without arms
 _BARS = 12  # more differences than these are in the table alone
@@ -283,7 +283,7 @@ def _bar(result: Result, role: str) -> figures.Bar:
     return figures.Bar(result.stage, result.value, result.ci_low, result.ci_high, role)
 
 
-def _chance(task: Task) -> float:
+def _chance(task: QuestionTask) -> float:
     """Accuracy of a blind choice among the options; 0 where some question has none."""
     counts = [len(question.choices) for question in task.questions]
     return float(np.mean([1 / n for n in counts])) if all(counts) else 0.0

@@ -31,8 +31,8 @@ from medalign_jax.models.audio_lm import (
 from medalign_jax.models.language.decoder import Decoder
 from medalign_jax.models.language.decoder_config import QWEN3_8B
 from medalign_jax.models.layers.sharded_weights import over_mesh
-from medalign_jax.runs.build import typed
-from medalign_jax.runs.distill.parts import distill_config, lora_of
+from medalign_jax.runs.parts.blocks import typed
+from medalign_jax.runs.parts.distillation import distill_config, lora_of
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import init_state, state_shardings, trace_train_step
 from medalign_jax.weights.tables import audio_lm as audio_lm_table

@@ -26,7 +26,7 @@ from medalign_jax.evaluate.statistics import (
 )
 
 if TYPE_CHECKING:
-    from medalign_jax.runs.distill.parts import Setting, Task
+    from medalign_jax.runs.distill.arms import QuestionTask, Setting
 
 Found = Mapping[str, Sequence[Mapping[str, Mapping[str, str]]]]
 
@@ -50,7 +50,7 @@ def results(setting: Setting, found: Found) -> list[Result]:
       found: stage -> one per seed: task name -> question id -> response.
 
     Returns:
-      Task by task: stages first, then differences, named "after minus before".
+      QuestionTask by task: stages first, then differences, named "after minus before".
 
     Raises:
       UserError: no stage; a stage that lacks a task, or has another number of seeds than the
@@ -78,7 +78,7 @@ def results(setting: Setting, found: Found) -> list[Result]:
     return collected
 
 
-def predictions(task: Task, responses: Mapping[str, str]) -> dict[str, str]:
+def predictions(task: QuestionTask, responses: Mapping[str, str]) -> dict[str, str]:
     """What each response answers, by question id, ready for `answers.hits`."""
     choices = {question.id: question.choices for question in task.questions}
     return {id: answers.chosen(text, choices.get(id, ())) for id, text in responses.items()}
@@ -165,7 +165,7 @@ def _check(setting: Setting, found: Found) -> None:
 
 
 def _scores(
-    setting: Setting, task: Task, stage: str, runs: Sequence[dict[str, str]]
+    setting: Setting, task: QuestionTask, stage: str, runs: Sequence[dict[str, str]]
 ) -> list[Result]:
     """A stage's results, with each seed's own value in the notes."""
     seeds = seeds_of(setting.config, stage)
@@ -197,16 +197,16 @@ def _by_seed(seeds: Sequence[int], values: Sequence[float], sign: str = "") -> s
     )
 
 
-def _kind(task: Task) -> str:
+def _kind(task: QuestionTask) -> str:
     return _KINDS.get(task.how, task.how)
 
 
-def metric_of(task: Task) -> str:
+def metric_of(task: QuestionTask) -> str:
     """The score that a task is judged by."""
     return "unweighted_accuracy" if task.classes else "accuracy"
 
 
-def _parts(task: Task) -> list[tuple[str, np.ndarray]]:
+def _parts(task: QuestionTask) -> list[tuple[str, np.ndarray]]:
     """All questions, and those of each of several tasks of a benchmark: (n,) bool."""
     parts = [(task.name, np.ones(len(task.questions), bool))]
     values = np.array([question.task for question in task.questions])
@@ -218,7 +218,7 @@ def _parts(task: Task) -> list[tuple[str, np.ndarray]]:
 
 def _difference(
     setting: Setting,
-    task: Task,
+    task: QuestionTask,
     name: str,
     inside: np.ndarray,
     stages: tuple[str, str],
@@ -252,7 +252,7 @@ def _difference(
     return Result(value=float(by_seed.mean()), ci_low=None, ci_high=None, notes=why, **fields)
 
 
-def _statistic(task: Task, questions: Sequence[Question], right: np.ndarray) -> Statistic:
+def _statistic(task: QuestionTask, questions: Sequence[Question], right: np.ndarray) -> Statistic:
     if not task.classes:
         return mean_statistic(right)
     labels = np.unique([question.answer for question in questions], return_inverse=True)[1]

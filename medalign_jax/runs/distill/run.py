@@ -23,13 +23,14 @@ from medalign_jax.evaluate.answering import likeliest_options, write_answers
 from medalign_jax.evaluate.answers import pool_folds
 from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.language_model import LanguageModel
-from medalign_jax.runs import build
 from medalign_jax.runs.distill import page as distill_page
-from medalign_jax.runs.distill import parts
 from medalign_jax.runs.distill import results as scoring
+from medalign_jax.runs.distill.arms import QuestionTask, Setting, fit_arm
 from medalign_jax.runs.distill.data import published_setting
 from medalign_jax.runs.distill.world import simulated_setting
 from medalign_jax.runs.identity import digest
+from medalign_jax.runs.parts.blocks import mesh_of
+from medalign_jax.runs.parts.distillation import builder_of, check_settings, lora_of
 from medalign_jax.runs.recordings import bind_questions, sounds_of
 from medalign_jax.runs.workdir import (
     alone,
@@ -60,9 +61,9 @@ def run(
         )
     arms = seeded_arms(config)
     for _, _, block in arms:
-        parts.check_settings(block)
+        check_settings(block)
     workdir = open_workdir(workdir, config, defaults, restart)
-    mesh = build.mesh_of(config)
+    mesh = mesh_of(config)
     make = published_setting if config.data.questions else simulated_setting
 
     def begin() -> None:
@@ -89,7 +90,7 @@ def run(
         distill_page.write(setting, found)
 
 
-def _bind(setting: parts.Setting) -> None:
+def _bind(setting: Setting) -> None:
     """Refuses to go on with other data or weights than what is there was trained with."""
     workdir, config = setting.workdir, setting.config
     bind(
@@ -128,10 +129,10 @@ def seeded_arms(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
     return found
 
 
-def _arm(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) -> LanguageModel:
+def _arm(setting: Setting, config: ConfigDict, folder: Path, what: str) -> LanguageModel:
     """The distilled student of one arm, exported."""
-    method, params = parts.distill(setting, config, folder, what)
-    student, lora = setting.student, parts.lora_of(config)
+    method, params = fit_arm(setting, config, folder, what)
+    student, lora = setting.student, lora_of(config)
     model = student.with_params(method.student_params(params))
     if lora is not None:
         export_peft(
@@ -142,7 +143,7 @@ def _arm(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) ->
     return model
 
 
-def _folds(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) -> Answers:
+def _folds(setting: Setting, config: ConfigDict, folder: Path, what: str) -> Answers:
     """Every question answered by the model of the fold that tests it; no model is exported."""
     (task,) = setting.tasks
     answered = []
@@ -154,13 +155,13 @@ def _folds(setting: parts.Setting, config: ConfigDict, folder: Path, what: str) 
             folds=(),
         )
         place, name = distill_page.fold_folder(folder, fold.name), f"{what}, without {fold.name}"
-        method, params = parts.distill(part, config, place, name)
+        method, params = fit_arm(part, config, place, name)
         model = setting.student.with_params(method.student_params(params))
         answered.append((fold.test, answers_of(part, model, place, name)[task.name]))
     return {task.name: pool_folds(answered)[1]}
 
 
-def answers_of(setting: parts.Setting, model: LanguageModel, folder: Path, what: str) -> Answers:
+def answers_of(setting: Setting, model: LanguageModel, folder: Path, what: str) -> Answers:
     """The model's responses to every task, kept in ``answers.json`` of the folder.
 
     ``answered.json`` beside it says by what each task was answered (weights, questions, settings):
@@ -197,7 +198,7 @@ def _object(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _asked(setting: parts.Setting, task: parts.Task, weights: str) -> str:
+def _asked(setting: Setting, task: QuestionTask, weights: str) -> str:
     """Digest of all that decides the responses to a task."""
     config = setting.config
     settings = {"how": task.how, "max_length": config.data.max_length}
@@ -208,10 +209,10 @@ def _asked(setting: parts.Setting, task: parts.Task, weights: str) -> str:
 
 
 def _answer(
-    setting: parts.Setting, model: LanguageModel, task: parts.Task, what: str
+    setting: Setting, model: LanguageModel, task: QuestionTask, what: str
 ) -> dict[str, str]:
     settings = setting.config.evaluate
-    builder = parts.builder_of(setting.config, model, None)
+    builder = builder_of(setting.config, model, None)
     ranks = task.how == "rank"
     total = sum(len(q.choices) for q in task.questions) if ranks else len(task.questions)
     progress = Progress(total, f"{what}: {task.name}", "option" if ranks else "question")

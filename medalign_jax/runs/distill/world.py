@@ -30,8 +30,9 @@ from medalign_jax.datasets.simulated.cases import write_cases
 from medalign_jax.language_model import LanguageModel, load_language_model, random_language_model
 from medalign_jax.methods.distill import Distill, DistillConfig
 from medalign_jax.methods.text_finetune import TextFinetune
-from medalign_jax.runs.distill import parts
+from medalign_jax.runs.distill.arms import QuestionTask, Setting, train_on
 from medalign_jax.runs.distill.data import emotion_corpora, limited
+from medalign_jax.runs.parts.distillation import audio_lm_student_of, builder_of
 from medalign_jax.text.chat import AUDIO_TOKEN, ChatTokenizer
 from medalign_jax.text.word_tokenizer import write_word_tokenizer
 
@@ -41,7 +42,7 @@ _TEACHER_ONLY = ("<think>", "</think>", "<tool_call>")  # Qwen3 has tokens that 
 
 def simulated_setting(
     config: ConfigDict, workdir: Path, mesh: Mesh, begin: Callable[[], None] = lambda: None
-) -> parts.Setting:
+) -> Setting:
     """Everything that the arms start from, made once under the workdir.
 
     `begin` is called when the data are there, before anything is trained.
@@ -68,13 +69,13 @@ def simulated_setting(
     # Nothing that is distilled tells of the acoustic task.
     train, valid = (_distilled(recorded[name]) for name in ("reasoning", "valid"))
     tasks = (
-        parts.Task("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
-        parts.Task("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
+        QuestionTask("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
+        QuestionTask("plain", _SIMULATED, _of(recorded["test"], "plain"), "rank"),
         acoustic_task.task,
     )
     tasks = tuple(limited(config, task) for task in tasks)
     # The held-out questions watch, and are there to choose by; an arm ends where it ends.
-    return parts.Setting(config, workdir, mesh, student, teacher, train, valid, tasks, keep="last")
+    return Setting(config, workdir, mesh, student, teacher, train, valid, tasks, keep="last")
 
 
 def _seeds(config: ConfigDict) -> dict[str, int]:
@@ -109,14 +110,14 @@ class _Heard(NamedTuple):
     """The acoustic task: what the student learns of it, and its test."""
 
     learnt: tuple[Question, ...]
-    task: parts.Task
+    task: QuestionTask
 
 
 def _acoustic(config: ConfigDict, workdir: Path, recorded: dict[str, list[Question]]) -> _Heard:
     """The recorder's noise, or with ``data.emodb`` the emotion of real speech."""
     if not config.data.emodb:
         learnt, asked = (_of(recorded[name], "acoustic") for name in ("base", "test"))
-        return _Heard(learnt, parts.Task("acoustic", _SIMULATED, asked, "rank", classes=True))
+        return _Heard(learnt, QuestionTask("acoustic", _SIMULATED, asked, "rank", classes=True))
     (corpus,) = emotion_corpora(config.data, workdir)
     task = corpus.test()
     learnt = tuple(q for q in corpus.questions if q not in task.questions)
@@ -222,13 +223,13 @@ def _grown(
     """The model after supervised training on the questions; read back where it is done."""
     exported = folder / "export"
     if not (exported / "config.json").is_file():
-        builder = parts.builder_of(config, model, None)
+        builder = builder_of(config, model, None)
         loss = DistillConfig(text_weight=0.0, acoustic_weight=0.0, sft_weight=1.0)
         if model.takes_audio:
-            method = Distill(parts.student_of(model), loss)
+            method = Distill(audio_lm_student_of(model), loss)
         else:
             method = TextFinetune(model.module, model.params, model.sharding)
-        params = parts.train(
+        params = train_on(
             config, folder, mesh, method, questions, builder, what, config.stages[what]
         )
         trained = model.with_params(params["student" if model.takes_audio else "text"])

@@ -1,8 +1,7 @@
-"""Turns the blocks of a config into the parts of a run: each block in one place."""
+"""An audio encoder, what is trained around it, and its batches."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,44 +13,14 @@ from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio.augment import Augment
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import local_rows, make_mesh, shardings
-from medalign_jax.core.words import did_you_mean
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.encoder import Encoder, open_encoder
-from medalign_jax.methods.acula import AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.runs.export import host_params
-from medalign_jax.teachers import Teacher, load_teacher
-from medalign_jax.teachers.teacher import teacher_width as width_of_teacher
-from medalign_jax.train.loop import Data, LoopConfig
-from medalign_jax.train.optimizer import OptimizerConfig
+from medalign_jax.runs.parts.blocks import typed
+from medalign_jax.train.loop import Data
 from medalign_jax.weights.load import check_weights, identity, load
-
-DTYPES = ("bfloat16", "float32")
-
-
-def typed(kind: type, block: ConfigDict, name: str) -> Any:
-    """A frozen dataclass from a config block of the same keys.
-
-    Raises:
-      UserError: a key that the dataclass does not have.
-    """
-    values = {k: _plain(v) for k, v in block.items()}
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise UserError(f"config.{name} has unknown keys {unknown}; it takes {sorted(known)}")
-    return kind(**values)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ConfigDict):
-        return value.to_dict()
-    return tuple(_plain(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def mesh_of(config: ConfigDict) -> Mesh:
-    """The mesh that config.mesh asks for."""
-    return make_mesh(**config.mesh.to_dict())
 
 
 def architecture_of(config: ConfigDict) -> Architecture:
@@ -82,7 +51,7 @@ def samples_of(config: ConfigDict, made: Architecture) -> int:
     return round(config.data.seconds * made.front_end.sample_rate)
 
 
-def student_of(config: ConfigDict, made: Architecture, params: Any | None) -> AudioStudent:
+def audio_student_of(config: ConfigDict, made: Architecture, params: Any | None) -> AudioStudent:
     """The trainable audio side; `params` from an earlier stage or published weights."""
     block = config.augment.copy_and_resolve_references()
     with block.unlocked():
@@ -90,14 +59,6 @@ def student_of(config: ConfigDict, made: Architecture, params: Any | None) -> Au
     augment = typed(Augment, block, "augment")
     ssm = made.entry.ssm if config.loss.ssm == "auto" else config.loss.ssm
     return AudioStudent(made.module, made.front_end, samples_of(config, made), augment, params, ssm)
-
-
-def acula_config(config: ConfigDict) -> AculaConfig:
-    """The alignment's own settings; `loss.ssm` belongs to the student."""
-    block = config.loss.copy_and_resolve_references()
-    with block.unlocked():
-        del block.ssm
-    return typed(AculaConfig, block, "loss")
 
 
 def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
@@ -191,89 +152,3 @@ def _held_out_batch(config: ConfigDict, records: int) -> int:
     ways = jax.device_count()
     chunk = max(config.train.batch_size // config.train.accumulate, ways)
     return -(-min(chunk, records) // ways) * ways
-
-
-def check_batch(config: ConfigDict) -> None:
-    """Raises UserError unless parts and devices share a batch."""
-    size, parts = config.train.batch_size, config.train.accumulate
-    if size % (parts * jax.device_count()):
-        raise UserError(
-            f"train.batch_size {size} must be a multiple of train.accumulate {parts} times "
-            f"the {jax.device_count()} devices"
-        )
-
-
-def check_loss(config: ConfigDict) -> None:
-    """Raises UserError where the alignment's loss is wrong by what the config says alone."""
-    loss = acula_config(config)
-    if loss.align != "cka" and loss.text_head != "mlp" and config.teacher.whiten:
-        raise UserError(
-            f"loss.align={loss.align} compares vectors of equal width, and whitened reports have "
-            "one of their own: set loss.audio_head=mlp and loss.text_head=mlp, or "
-            "teacher.whiten=0"
-        )
-
-
-def loop_of(config: ConfigDict, train: AudioDataset) -> tuple[LoopConfig, OptimizerConfig]:
-    """Length and rhythm of a run; `steps`, if given, takes precedence over `epochs`."""
-    block = config.train
-    steps = block.steps or (len(train) // block.batch_size) * block.epochs
-    if steps < 1:
-        raise UserError(
-            f"{len(train)} training recordings fill no batch of {block.batch_size}: lower "
-            "train.batch_size"
-        )
-    check_batch(config)
-    loop = LoopConfig(
-        total_steps=steps,
-        log_every=block.log_every,
-        eval_every=block.eval_every,
-        accumulate=block.accumulate,
-        seed=config.seed,
-        patience=block.patience,
-    )
-    return loop, typed(OptimizerConfig, config.optimizer, "optimizer")
-
-
-def teacher_width(config: ConfigDict) -> int:
-    """H of the language model's vectors, from its files' headers alone.
-
-    Raises:
-      UserError: it is not there, or config.teacher asks it for what it does not have.
-    """
-    block = config.teacher
-    return width_of_teacher(
-        block.source,
-        layer=block.layer,
-        pooling=block.pooling,
-        max_tokens=block.max_tokens,
-        dtype=dtype_of(config, "teacher"),
-    )
-
-
-def teacher_of(config: ConfigDict, mesh: Mesh) -> Teacher:
-    """The frozen language model."""
-    block = config.teacher
-    return load_teacher(
-        block.source,
-        mesh,
-        layer=block.layer,
-        pooling=block.pooling,
-        max_tokens=block.max_tokens,
-        lowercase=block.lowercase,
-        dtype=dtype_of(config, "teacher"),
-    )
-
-
-def dtype_of(config: ConfigDict, block: str) -> jnp.dtype:
-    """What the key `dtype` of a block asks for.
-
-    Raises:
-      UserError: it is neither bfloat16 nor float32.
-    """
-    name = config[block].dtype
-    if name not in DTYPES:
-        raise UserError(
-            f"{block}.dtype is {name!r}{did_you_mean(name, DTYPES)}; it is {' or '.join(DTYPES)}"
-        )
-    return jnp.dtype(name)
