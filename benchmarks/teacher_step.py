@@ -22,7 +22,8 @@ from medalign_jax.core.mesh import make_mesh
 from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models.language.decoder_config import GEMMA3_270M
-from medalign_jax.teachers import Reading, load_teacher, random_teacher
+from medalign_jax.teachers import Reading, load_teacher
+from medalign_jax.testing import random_teacher
 from medalign_jax.train.feed import put_batch
 from medalign_jax.train.optimizer import OptimizerConfig, make_optimizer
 from medalign_jax.train.step import compile_train_step, init_state

@@ -20,7 +20,7 @@ import transformers
 from medalign_jax.encoder import load_encoder
 from medalign_jax.language_model import load_language_model
 from medalign_jax.teachers.teacher import load_teacher
-from medalign_jax.text.tokenizers import HashTokenizer
+from medalign_jax.testing import HashTokenizer
 from tests import saved_forms
 from tests.hub_server import point_client_at, running
 from tests.models import audio_lm_pairs

