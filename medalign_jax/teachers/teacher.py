@@ -6,6 +6,7 @@ A text becomes one vector: the hidden state of one layer, pooled over the text's
 import hashlib
 import json
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,13 +62,15 @@ _BERT = TextArchitecture(
 _DECODER = TextArchitecture(Decoder, decoder_table.table, decoder_table.SHARDING)
 
 # What config.json may say under model_type, and how it is read.
-ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], ModelConfig]] = {
-    "bert": bert_config,
-    "roberta": roberta_config,
-    "clap": clap_text_config,
-    "clap_text_model": clap_text_config,
-    **DECODER_CONFIGS,
-}
+ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any]], ModelConfig]] = ChainMap(
+    {
+        "bert": bert_config,
+        "roberta": roberta_config,
+        "clap": clap_text_config,
+        "clap_text_model": clap_text_config,
+    },
+    DECODER_CONFIGS,
+)
 
 
 class Teacher:

@@ -1,4 +1,4 @@
-"""Parts that other packages bring along: encoder, front end, loss, data set, method."""
+"""Parts that other packages bring along, each of one file and one line."""
 
 import os
 import subprocess
@@ -20,6 +20,8 @@ bands = theirs.front_end:Bands
 their_set = theirs.data_set:convert
 [medalign_jax.alignment_losses]
 apart = theirs.loss:apart
+[medalign_jax.language_models]
+mistral = theirs.language_model:mistral
 [medalign_jax.methods]
 count = theirs.method:run
 """
@@ -84,6 +86,15 @@ LOSS = """
 def apart(audio, text, report, mask, options):
     return (audio * text).mean()
 """
+LANGUAGE_MODEL = """
+from dataclasses import replace
+from medalign_jax.models.language.decoder_config import llama_config
+
+def mistral(config):
+    own = {"model_type", "sliding_window"}
+    read = llama_config({k: v for k, v in config.items() if k not in own})
+    return replace(read, sliding=(True,) * read.depth, window=config["sliding_window"])
+"""
 METHOD = """
 def run(config, workdir, defaults=None, restart=False):
     print("counted to", config.count, "in", workdir)
@@ -109,6 +120,38 @@ from medalign_jax.methods.acula import AculaConfig
 assert ALIGNMENTS[AculaConfig(align="apart").align](wave, wave, wave, None, None) == 0.3125
 """
 
+LANGUAGE_MODEL_USE = """
+import numpy as np
+import torch
+import transformers
+import medalign_jax
+from medalign_jax.language_model import load_language_model
+from medalign_jax.text.tokenizers import FolderTokenizer
+from medalign_jax.text.word_tokenizer import write_word_tokenizer
+
+torch.manual_seed(0)
+words = ["a", "murmur", "is", "heard", "systolic", "loud", "no"]
+write_word_tokenizer("mistral", words)
+config = transformers.MistralConfig(
+    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, sliding_window=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+reference = transformers.MistralForCausalLM(config).eval()
+reference.save_pretrained("mistral")
+teacher = medalign_jax.load_teacher("mistral", max_tokens=32, layer=1)
+text = "a loud systolic murmur is heard no murmur is heard"
+ids = torch.tensor(FolderTokenizer("mistral").encode([text], 32))
+assert ids.shape[1] > 4  # longer than the window
+with torch.no_grad():
+    states = reference.model(ids, output_hidden_states=True).hidden_states[1]
+np.testing.assert_allclose(teacher.embed([text])[0], states[0].mean(0), atol=1e-5)
+model = medalign_jax.load_language_model("mistral")
+params, mask = {"params": model.params}, np.ones(ids.shape, bool)
+last, _ = model.module.apply(params, ids.numpy(), mask)
+logits = model.module.apply(params, last, method="logits")
+with torch.no_grad():
+    np.testing.assert_allclose(logits, reference(ids).logits, atol=1e-5)
+"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -120,7 +163,7 @@ def site(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(POINTS)
     texts = {"__init__": "", "front_end": FRONT_END, "encoder": ENCODER, "data_set": DATA_SET,
-             "loss": LOSS}  # fmt: skip
+             "loss": LOSS, "language_model": LANGUAGE_MODEL}  # fmt: skip
     for name, text in (texts | {"method": METHOD, "config": CONFIG}).items():
         (package / f"{name}.py").write_text(text)
     return folder
@@ -136,6 +179,12 @@ def run(site, *arguments):
 
 def test_their_encoder_front_end_and_loss_are_taken_like_ours(site):
     done = run(site, "-c", USE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_their_language_models_are_taken_like_ours(site):
+    """A family whose tensors are named as the others' are: a reader of its config.json."""
+    done = run(site, "-c", LANGUAGE_MODEL_USE)
     assert done.returncode == 0, done.stderr
 
 

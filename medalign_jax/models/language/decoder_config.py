@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from medalign_jax.core.registry import Registry
 from medalign_jax.models.language.decoder_rope import Rope, YarnScaling, read_rope
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 
@@ -403,16 +404,21 @@ def _qwen_sliding(reader: ConfigReader, sizes: Mapping[str, Any]) -> dict[str, A
     return {"sliding": tuple(layer >= first for layer in range(depth)), "window": window}
 
 
-DECODER_CONFIGS: Mapping[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
-    "gemma3": gemma3_config,
-    "gemma3_text": gemma3_config,
-    "llama": llama_config,
-    "qwen2": qwen2_config,
-    "qwen2_5_omni": qwen_omni_config,
-    "qwen2_5_omni_text": qwen_omni_config,
-    "qwen2_5_omni_thinker": qwen_omni_config,
-    "qwen3": qwen3_config,
-}
+# model_type of config.json -> its reader. The tensors are named as in weights/tables/decoder.py.
+DECODER_CONFIGS: Registry[Callable[[Mapping[str, Any]], DecoderConfig]] = Registry(
+    "medalign_jax.language_models",
+    {
+        "gemma3": gemma3_config,
+        "gemma3_text": gemma3_config,
+        "llama": llama_config,
+        "qwen2": qwen2_config,
+        "qwen2_5_omni": qwen_omni_config,
+        "qwen2_5_omni_text": qwen_omni_config,
+        "qwen2_5_omni_thinker": qwen_omni_config,
+        "qwen3": qwen3_config,
+    },
+    Callable,
+)
 
 # google/gemma-3-270m
 GEMMA3_270M = gemma3_config(
