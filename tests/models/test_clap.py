@@ -1,4 +1,4 @@
-"""CLAP against transformers: both towers on small random models, and the published names."""
+"""CLAP against transformers: both towers on small random models."""
 
 import dataclasses
 import functools
@@ -31,22 +31,21 @@ from medalign_jax.models.encoders.clap import (
 )
 from medalign_jax.models.encoders.htsat import unfold
 from medalign_jax.models.language.bert import Bert
-from medalign_jax.models.upstream_config import ModelConfigError
 from medalign_jax.weights import WeightError
 from medalign_jax.weights.load import export, load, save
 from medalign_jax.weights.tables import bert as bert_table
 from medalign_jax.weights.tables import clap as clap_table
+from tests.models.clap_models import (
+    ODD_AUDIO,
+    abstract_params,
+    abstract_text,
+    load_audio,
+    load_text,
+    small_config,
+)
 
 torch.set_num_threads(1)
 
-ODD_AUDIO = dict(
-    window_size=4, num_mel_bins=8, spec_size=32, patch_embeds_hidden_size=24, hidden_size=48,
-    depths=[2, 1], num_attention_heads=[2, 3], mlp_ratio=2.0, aff_block_r=5,
-)  # fmt: skip
-ODD_TEXT = dict(
-    vocab_size=61, hidden_size=36, num_hidden_layers=3, num_attention_heads=3,
-    intermediate_size=50, max_position_embeddings=22,
-)  # fmt: skip
 # 8 columns of patches: the three crops fill 6 of them, the last two stay 0.
 ODD = ClapConfig(
     mels=8, spec_size=32, embed_width=24, depths=(2, 1), heads=(2, 3), window=4,
@@ -92,9 +91,7 @@ def compiled(config: ClapConfig, method: str):
 
 def make_upstream(folder: Path, fused: bool) -> Upstream:
     torch.manual_seed(0)
-    config = transformers.ClapConfig(
-        text_config=ODD_TEXT, audio_config={**ODD_AUDIO, "enable_fusion": fused}, projection_dim=20
-    )
+    config = small_config(fused)
     model = transformers.ClapModel(config).eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -118,25 +115,6 @@ def unfused(tmp_path_factory) -> Upstream:
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory) -> Upstream:
     return make_upstream(tmp_path_factory.mktemp("fused"), True)
-
-
-def abstract_params(config: ClapConfig) -> dict:
-    features = jax.ShapeDtypeStruct((1, config.frames, config.mels), jnp.float32)
-    return jax.eval_shape(Clap(config).init, jax.random.key(0), features)["params"]
-
-
-def abstract_text(model) -> dict:
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool)
-    return jax.eval_shape(model.init, jax.random.key(0), ids, mask)["params"]
-
-
-def load_audio(source, config: ClapConfig) -> dict:
-    return load(source, clap_table.TABLE, abstract_params(config))
-
-
-def load_text(source, config: ClapTextConfig) -> dict:
-    return load(source, clap_table.text_table(config.depth), abstract_text(ClapText(config)))
 
 
 def time_major(x: torch.Tensor, pieces: int) -> np.ndarray:
@@ -192,22 +170,6 @@ def test_config_reads_every_size(unfused, fused):
     assert clap_config(transformers.ClapConfig().to_dict()) == CLAP_UNFUSED
     bare = transformers.ClapAudioConfig(**ODD_AUDIO, projection_dim=20).to_dict()
     assert clap_config(bare) == ODD
-
-
-def test_config_as_published():
-    """Fields of laion/clap-htsat-fused's config.json that today's class does not write."""
-    config = transformers.ClapConfig().to_dict()
-    config["audio_config"] |= {
-        "enable_fusion": True, "enable_patch_fusion": True, "fusion_num_hidden_layers": 2,
-        "projection_hidden_size": 768, "patch_stride": [4, 4], "torchscript": False,
-        "tie_word_embeddings": True, "projection_dim": 77, "cross_attention_hidden_size": None,
-    }  # fmt: skip
-    config["text_config"] |= {
-        "fusion_hidden_size": 768, "fusion_num_hidden_layers": 2, "classifier_dropout": None,
-        "position_embedding_type": "absolute", "use_cache": True, "initializer_range": 0.02,
-    }  # fmt: skip
-    assert clap_config(config) == CLAP_FUSED
-    assert clap_text_config(config) == CLAP_TEXT
 
 
 def test_unfused_equals_transformers_layer_by_layer(unfused):
@@ -391,44 +353,6 @@ def test_export_is_bit_for_bit_and_transformers_reads_it(request, which, tmp_pat
     assert np.abs(run()[1]["normalised"] - audio.numpy()).max() > 1e-2
 
 
-def published_tensors(fused: bool) -> dict[str, np.ndarray]:
-    """Names, shapes and types of the published model, at full size without its memory."""
-    config = transformers.ClapConfig(audio_config={"enable_fusion": fused})
-    with torch.device("meta"):
-        model = transformers.ClapModel(config)
-    return {
-        name: np.broadcast_to(np.float32(0) if x.is_floating_point() else np.int64(0), x.shape)
-        for name, x in model.state_dict().items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("config", "keys", "audio", "size"),
-    [(CLAP_UNFUSED, 447, 240, 28_191_000), (CLAP_FUSED, 477, 270, 28_206_120)],
-)
-def test_full_key_list_loads_strictly(config, keys, audio, size):
-    tensors = published_tensors(config.fusion)
-    assert len(tensors) == keys
-    assert sum(name.startswith("audio_") for name in tensors) == audio
-    params = load_audio(tensors, config)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
-    tensors["audio_model.audio_encoder.surprise"] = np.zeros(1, np.float32)
-    del tensors["audio_model.audio_encoder.layers.2.blocks.5.attention.self.query.bias"]
-    with pytest.raises(WeightError, match="1 missing, 1 unused"):
-        load_audio(tensors, config)
-
-
-def test_full_key_list_loads_strictly_into_the_text_tower():
-    tensors = published_tensors(True)
-    params = load_text(tensors, CLAP_TEXT)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 125_302_016
-    part = CLAP_TEXT.truncate(2)
-    load(tensors, bert_table.table(2, CLAP_TEXT.depth), abstract_text(Bert(part)))
-    del tensors["text_projection.linear2.bias"]
-    with pytest.raises(WeightError, match="1 missing"):
-        load_text(tensors, CLAP_TEXT)
-
-
 def test_fused_weights_do_not_pass_as_unfused(fused, unfused):
     with pytest.raises(WeightError, match="mel_conv2d"):
         load_audio(fused.folder, unfused.config)
@@ -493,58 +417,3 @@ def test_bad_shapes_are_named(fused, unfused):
     model, params = Clap(fused.config), {"params": fused.params}
     with pytest.raises(ValueError, match=r"pictures must be \(B, 4, T, 8\)"):
         model.apply(params, jnp.zeros((1, 3, 101, 8)), jnp.ones(1, bool), method="embed_fused")
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"hidden_act": "relu"}, "hidden_act"),
-        ({"qkv_bias": False}, "qkv_bias"),
-        ({"patch_stride": [2, 2]}, "patch_stride=2 is not supported"),
-        ({"patch_size": [4, 2]}, r"patch_size=\[4, 2\]"),
-        ({"patch_size": "4"}, "patch_size='4'"),
-        ({"patch_embed_input_channels": 2}, "patch_embed_input_channels"),
-        ({"flatten_patch_embeds": False}, "flatten_patch_embeds"),
-        ({"enable_patch_layer_norm": False}, "enable_patch_layer_norm"),
-        ({"fusion_type": "channel_map"}, "fusion_type"),
-        ({"layer_norm_eps": 1e-6}, "layer_norm_eps"),
-        ({"mlp_ratio": 2.5}, "mlp_ratio=2.5"),
-        ({"depths": 2}, "depths is 2"),
-        ({"depths": [2, 1, 1]}, "equally long"),
-        ({"depths": [2, True]}, "depths"),
-        ({"num_mel_bins": 12}, "mels 12"),
-        ({"window_size": 8}, "less than a window"),
-        ({"hidden_size": 100}, "hidden_size is 100"),
-        ({"enable_fusion": True, "aff_block_r": 25}, "fusion_ratio"),
-        ({"absolute_positions": True}, "absolute_positions"),
-        ({"model_type": "clap_text_model"}, "model_type"),
-    ],
-)
-def test_unsupported_audio_settings_are_refused_by_name(unfused, change, named):
-    config = json.loads((unfused.folder / "config.json").read_text())
-    config["audio_config"] |= change
-    with pytest.raises(ModelConfigError, match=named):
-        clap_config(config)
-
-
-def test_unsupported_settings_of_the_whole_are_refused_by_name(unfused):
-    config = json.loads((unfused.folder / "config.json").read_text())
-    for change, named in (
-        ({"projection_hidden_act": "gelu"}, "projection_hidden_act"),
-        ({"projection_dim": 0}, "projection_dim"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"model_type": "clip"}, "model_type"),
-        ({"audio_config": "htsat"}, "audio_config has to be a JSON object"),
-    ):
-        with pytest.raises(ModelConfigError, match=named):
-            clap_config({**config, **change})
-    text = {**config, "text_config": {**config["text_config"], "hidden_act": "gelu_new"}}
-    with pytest.raises(ModelConfigError, match="text_config: hidden_act"):
-        clap_text_config(text)
-
-
-def test_sizes_that_make_no_network_are_refused():
-    with pytest.raises(ValueError, match="less than a window"):
-        ClapConfig(spec_size=128)
-    with pytest.raises(ValueError, match="fusion_ratio"):
-        ClapConfig(fusion=True, fusion_ratio=97)

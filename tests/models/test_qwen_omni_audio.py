@@ -1,4 +1,4 @@
-"""Qwen's audio towers against transformers, on small random models and by name at full size."""
+"""Qwen's audio towers against transformers, on small random models."""
 
 import dataclasses
 import json
@@ -361,80 +361,6 @@ def test_a_bare_tower_loads(which, features, request, tmp_path):
     if which == "qwen":
         with pytest.raises(ValueError, match="no projection"):
             apply(QwenAudio(config), bare, features, method="tokens")
-
-
-def hollow(model):
-    """Every tensor of a model on the meta device, as zeros that take no memory."""
-    return {
-        name: np.broadcast_to(np.float32(0), tuple(tensor.shape))
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def check_shapes(official, table, abstract):
-    """`load` of a big model up to the point where numbers would be read."""
-
-    class Stop(Exception):
-        pass
-
-    def read(*_):
-        raise Stop
-
-    # Everything is checked before the first tensor is read.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("medalign_jax.weights.load._read", read)
-        load(official, table, abstract)
-
-
-def renamed(names, *changes):
-    """A key list with each name changed by the first pattern that it matches."""
-
-    def change(name):
-        for pattern, replacement in changes:
-            if re.match(pattern, name):
-                return re.sub(pattern, replacement, name)
-        return name
-
-    return {change(name): tensor for name, tensor in names.items()}
-
-
-def test_the_whole_key_list_of_qwen2_audio():
-    config = transformers.Qwen2AudioConfig(text_config={"model_type": "qwen2"})
-    assert qwen2_audio_config(json.loads(config.to_json_string())) == QWEN2_AUDIO
-    with torch.device("meta"):
-        official = hollow(transformers.Qwen2AudioForConditionalGeneration(config))
-    abstract = abstract_params(QWEN2_AUDIO)
-    check_shapes(official, QWEN2_AUDIO_TABLE, abstract)
-    published = renamed(
-        official,
-        (r"^lm_head", "language_model.lm_head"),
-        (r"^model\.language_model", "language_model.model"),
-        (r"^model\.", ""),
-    )
-    check_shapes(published, QWEN2_AUDIO_TABLE, abstract)
-    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) == sum(
-        tensor.size for name, tensor in official.items() if not re.match("lm_head|.*language", name)
-    )
-
-
-def test_the_whole_key_list_of_qwen2_5_omni():
-    config = transformers.Qwen2_5OmniConfig()
-    assert qwen2_5_omni_audio_config(json.loads(config.to_json_string())) == QWEN2_5_OMNI_AUDIO
-    with torch.device("meta"):
-        official = hollow(transformers.Qwen2_5OmniForConditionalGeneration(config))
-    abstract = abstract_params(QWEN2_5_OMNI_AUDIO)
-    check_shapes(official, QWEN2_5_OMNI_TABLE, abstract)
-    published = renamed(
-        official,
-        (r"^thinker\.model\.language_model", "thinker.model"),
-        (r"^thinker\.model\.", "thinker."),
-    )
-    check_shapes(published, QWEN2_5_OMNI_TABLE, abstract)
-    thinker = {n[8:]: tensor for n, tensor in published.items() if n.startswith("thinker.")}
-    check_shapes(thinker, QWEN2_5_OMNI_TABLE, abstract)
-    tower = {n: t for n, t in published.items() if ".audio_tower." in n and "bos_eos" not in n}
-    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
-    assert count == sum(tensor.size for tensor in tower.values())
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(omni):
