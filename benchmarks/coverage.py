@@ -30,9 +30,9 @@ class Case:
 
     Attributes:
       kind: "auroc", "accuracy", "mae", "auroc difference".
-      truth: Its value; of a difference (earlier value, later value).
-      subjects, recordings: Of a sample, and of each subject.
-      classes, draws: Of an AUROC.
+      truth: its value; of a difference (earlier value, later value).
+      subjects, recordings: of a sample, and of each subject.
+      classes, draws: of an AUROC.
     """
 
     kind: str

@@ -51,10 +51,10 @@ def random_teacher(
     """A teacher of the given shape with random weights.
 
     Args:
-      config: E.g. ``decoder_config.GEMMA3_270M`` or ``decoder_config.QWEN2_5_7B``.
-      seed: Of the weights.
-      reading, dtype, mesh: As in ``load_teacher``.
-      tokenizer: By default words are hashed into the vocabulary.
+      config: e.g. ``decoder_config.GEMMA3_270M`` or ``decoder_config.QWEN2_5_7B``.
+      seed: of the weights.
+      reading, dtype, mesh: as in ``load_teacher``.
+      tokenizer: by default words are hashed into the vocabulary.
     """
     model, abstract, reading = unfilled(config, reading or Reading(), dtype, mesh)
     neutral = 1.0 - getattr(config, "norm_offset", 0.0)

@@ -71,9 +71,9 @@ def time_shift(waveform: jax.Array, shift: jax.Array, circular: bool) -> jax.Arr
     """Moves a waveform by `shift` samples, later if positive.
 
     Args:
-        waveform: (samples,).
-        shift: integer of magnitude at most `samples`.
-        circular: what leaves one end comes in at the other; else zeros come in.
+      waveform: (samples,).
+      shift: integer of magnitude at most `samples`.
+      circular: what leaves one end comes in at the other; else zeros come in.
     """
     size = waveform.size
     side = waveform if circular else jnp.zeros_like(waveform)
@@ -112,28 +112,28 @@ class Augment:
     Features: frame mask, band mask.
 
     Attributes:
-        gain: probability.
-        peak_normalise: probability.
-        low_pass: probability.
-        high_pass: probability.
-        noise: probability.
-        time_shift: probability.
-        frame_mask: probability.
-        band_mask: probability.
-        sample_rate: of the waveforms, Hz.
-        gain_db: range, dB; uniform.
-        peak: largest magnitude after peak normalisation.
-        low_pass_hz: range of the cut-off; uniform in its logarithm.
-        high_pass_hz: range of the cut-off; uniform in its logarithm.
-        filter_order: of both filters; 6 dB per octave each.
-        noise_snr_db: range, dB; uniform.
-        shift_seconds: longest shift, in both directions; uniform.
-        shift_circular: see `time_shift`.
-        frame_masks: spans of frames in a sample.
-        frame_mask_width: widest span, frames.
-        band_masks: spans of bands in a sample.
-        band_mask_width: widest span, bands.
-        mask_value: what masked features become; 0 is the floor of `LogMel`.
+      gain: probability.
+      peak_normalise: probability.
+      low_pass: probability.
+      high_pass: probability.
+      noise: probability.
+      time_shift: probability.
+      frame_mask: probability.
+      band_mask: probability.
+      sample_rate: of the waveforms, Hz.
+      gain_db: range, dB; uniform.
+      peak: largest magnitude after peak normalisation.
+      low_pass_hz: range of the cut-off; uniform in its logarithm.
+      high_pass_hz: range of the cut-off; uniform in its logarithm.
+      filter_order: of both filters; 6 dB per octave each.
+      noise_snr_db: range, dB; uniform.
+      shift_seconds: longest shift, in both directions; uniform.
+      shift_circular: see `time_shift`.
+      frame_masks: spans of frames in a sample.
+      frame_mask_width: widest span, frames.
+      band_masks: spans of bands in a sample.
+      band_mask_width: widest span, bands.
+      mask_value: what masked features become; 0 is the floor of `LogMel`.
     """
 
     gain: float = 0.0
@@ -181,11 +181,11 @@ class Augment:
         """Augments waveforms; jitted, pure.
 
         Args:
-            waveforms: (B, samples) float32.
-            keys: (B,) typed keys, one per sample.
+          waveforms: (B, samples) float32.
+          keys: (B,) typed keys, one per sample.
 
         Returns:
-            (B, samples) float32.
+          (B, samples) float32.
         """
         steps = (
             ("low_pass", self._low_pass),
@@ -202,11 +202,11 @@ class Augment:
         """Masks features; jitted, pure.
 
         Args:
-            features: (B, frames, bands) float32.
-            keys: (B,) typed keys, one per sample; may be those given to `waveform`.
+          features: (B, frames, bands) float32.
+          keys: (B,) typed keys, one per sample; may be those given to `waveform`.
 
         Returns:
-            (B, frames, bands) float32.
+          (B, frames, bands) float32.
         """
         steps = (("frame_mask", self._frame_mask), ("band_mask", self._band_mask))
         return self._apply(steps, features, keys)

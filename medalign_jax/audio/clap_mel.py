@@ -28,16 +28,16 @@ class ClapMel:
     (`"rand_trunc"`).
 
     Attributes:
-        sample_rate: of the waveforms, Hz.
-        n_fft: frame and transform, samples.
-        hop: from frame to frame, samples.
-        n_mels: filters.
-        f_min: lower edge of the lowest filter, Hz.
-        f_max: upper edge of the highest filter, Hz.
-        fusion: filters of the fused model.
-        amin: lower bound of the power before the logarithm.
-        clip_frames: frames of each of a long recording's `pictures`.
-        dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
+      sample_rate: of the waveforms, Hz.
+      n_fft: frame and transform, samples.
+      hop: from frame to frame, samples.
+      n_mels: filters.
+      f_min: lower edge of the lowest filter, Hz.
+      f_max: upper edge of the highest filter, Hz.
+      fusion: filters of the fused model.
+      amin: lower bound of the power before the logarithm.
+      clip_frames: frames of each of a long recording's `pictures`.
+      dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 
     sample_rate: int = 48_000
@@ -68,8 +68,8 @@ class ClapMel:
         """(B, samples) float32 to (B, frames, n_mels) float32; jitted, pure.
 
         Raises:
-            ValueError: another rank or dtype, or too short a clip to be mirrored at its ends
-                (up to n_fft / 2 samples).
+          ValueError: another rank or dtype, or too short a clip to be mirrored at its ends
+            (up to n_fft / 2 samples).
         """
         return _clap_mel(self, waveforms)
 
@@ -80,13 +80,13 @@ class ClapMel:
         `clip_frames`, and a crop from each third, drawn at random.
 
         Args:
-            waveforms: (B, samples) float32.
-            keys: (B,) random keys, one per recording.
+          waveforms: (B, samples) float32.
+          keys: (B,) random keys, one per recording.
 
         Returns:
-            (B, 4, frames, n_mels) float32 with frames <= clip_frames, and (B,) bool, whether the
-            recording is longer. (The published extractor also calls one recording at random longer
-            where none of a batch is; here results do not depend on the batch.)
+          (B, 4, frames, n_mels) float32 with frames <= clip_frames, and (B,) bool, whether the
+          recording is longer. (The published extractor also calls one recording at random longer
+          where none of a batch is; here results do not depend on the batch.)
         """
         features = self(waveforms)
         batch, total, _ = features.shape
@@ -137,7 +137,7 @@ def crop_starts(key: jax.Array, total: int, frames: int) -> jax.Array:
     gives 0.
 
     Raises:
-        ValueError: no frames are left to choose from.
+      ValueError: no frames are left to choose from.
     """
     count = total - frames + 1
     if count < 2:
@@ -151,12 +151,12 @@ def fusion_pictures(features: jax.Array, starts: jax.Array, frames: int) -> jax.
     """The whole recording shrunk to `frames`, then its crops.
 
     Args:
-        features: (B, T, M), T above `frames`.
-        starts: (B, 3) int, first frames of the crops.
-        frames: of each picture.
+      features: (B, T, M), T above `frames`.
+      starts: (B, 3) int, first frames of the crops.
+      frames: of each picture.
 
     Returns:
-        (B, 4, frames, M) float32.
+      (B, 4, frames, M) float32.
     """
     shrunk = jnp.einsum(
         "ft,btm->bfm",
@@ -201,7 +201,7 @@ def htk_mel_filter_bank(
     The scale is 2595 log10(1 + f / 700); torchaudio's default `melscale_fbanks`.
 
     Returns:
-        (n_mels, n_fft // 2 + 1) float32.
+      (n_mels, n_fft // 2 + 1) float32.
     """
     low, high = (2595.0 * np.log10(1.0 + f / 700.0) for f in (f_min, f_max))
     edges = 700.0 * (10.0 ** (np.linspace(low, high, n_mels + 2) / 2595.0) - 1.0)

@@ -35,10 +35,10 @@ def repeat_pad(waveform: np.ndarray, samples: int, source: np.ndarray | None = N
     """OPERA's 'repeat': the waveform at the end, repetitions of `source` in front of it.
 
     Args:
-        waveform: at most `samples` long.
-        samples: length of the result.
-        source: what is repeated; None: the waveform itself. The last sample of a repetition
-            touches the first of the waveform.
+      waveform: at most `samples` long.
+      samples: length of the result.
+      source: what is repeated; None: the waveform itself. The last sample of a repetition
+        touches the first of the waveform.
     """
     source = waveform if source is None else source
     _require_samples(source)
@@ -87,13 +87,13 @@ def fit(waveform: np.ndarray, samples: int, rule: str = "zero", start: int = 0) 
     """Gives a waveform exactly `samples` samples.
 
     Args:
-        waveform: of any length but 0.
-        samples: length of the result.
-        rule: how a shorter waveform is padded: one of `PADDINGS` (see the functions).
-        start: where the cut from a longer waveform begins.
+      waveform: of any length but 0.
+      samples: length of the result.
+      rule: how a shorter waveform is padded: one of `PADDINGS` (see the functions).
+      start: where the cut from a longer waveform begins.
 
     Raises:
-        ValueError: unknown rule, or a start that leaves fewer than `samples`.
+      ValueError: unknown rule, or a start that leaves fewer than `samples`.
     """
     if rule not in PADDINGS:
         raise ValueError(f"unknown padding rule {rule!r}; choose from {sorted(PADDINGS)}")
@@ -115,20 +115,20 @@ def split_windows(
     """Cuts a (trimmed) waveform of any length into windows.
 
     Args:
-        waveform: of any length but 0.
-        samples: length of a window.
-        rule: 'repeat' (OPERA-GT's extraction): windows overlap by half, and one more always
-            starts half a window after the last, its end padded as in `repeat_pad` with the whole
-            waveform as the source. 'tile' (OPERA's 'zero'): as few equal pieces as possible, each
-            padded as in `tile_pad`; a remainder of fewer samples than pieces is lost.
-        trim_tail: with 'repeat', leave out the last window if the waveform fills less than half
-            of a window beyond whole ones.
+      waveform: of any length but 0.
+      samples: length of a window.
+      rule: 'repeat' (OPERA-GT's extraction): windows overlap by half, and one more always
+        starts half a window after the last, its end padded as in `repeat_pad` with the whole
+        waveform as the source. 'tile' (OPERA's 'zero'): as few equal pieces as possible, each
+        padded as in `tile_pad`; a remainder of fewer samples than pieces is lost.
+      trim_tail: with 'repeat', leave out the last window if the waveform fills less than half
+        of a window beyond whole ones.
 
     Returns:
-        (windows, samples).
+      (windows, samples).
 
     Raises:
-        ValueError: unknown rule.
+      ValueError: unknown rule.
     """
     _require_samples(waveform)
     length = len(waveform)
@@ -158,12 +158,12 @@ def entire_signal(
     The rule by which OPERA-CT and OPERA-CE see a recording in one piece.
 
     Args:
-        waveform: of any length but 0.
-        samples: shortest result.
-        rule: padding of a shorter one, as for `fit`; None: a shorter one is refused.
+      waveform: of any length but 0.
+      samples: shortest result.
+      rule: padding of a shorter one, as for `fit`; None: a shorter one is refused.
 
     Returns:
-        The waveform, or None where it is too short and `rule` is None.
+      The waveform, or None where it is too short and `rule` is None.
     """
     if len(waveform) >= samples:
         return waveform

@@ -47,8 +47,8 @@ class Extent:
     """What the structure says.
 
     Attributes:
-        content: bytes for libsndfile to read in the file's place, where it would misread that.
-        samples: about how many a channel has; None where libsndfile reads it from the header.
+      content: bytes for libsndfile to read in the file's place, where it would misread that.
+      samples: about how many a channel has; None where libsndfile reads it from the header.
     """
 
     content: bytes | None = None
@@ -60,11 +60,11 @@ class _Sound:
     """Where the samples of an uncompressed file lie.
 
     Attributes:
-        start: place of the first byte.
-        promised: bytes; 0 and the sizes of `_is_unknown` may stand for "as long as it lasts".
-        field: place and `struct` format of the number that says so, where libsndfile believes a 0.
-        chunks: order of the bytes where further chunks may follow, "<" or ">"; else "".
-        to_the_end: whether libsndfile takes all that follows for samples, whatever is promised.
+      start: place of the first byte.
+      promised: bytes; 0 and the sizes of `_is_unknown` may stand for "as long as it lasts".
+      field: place and `struct` format of the number that says so, where libsndfile believes a 0.
+      chunks: order of the bytes where further chunks may follow, "<" or ">"; else "".
+      to_the_end: whether libsndfile takes all that follows for samples, whatever is promised.
     """
 
     start: int
@@ -78,11 +78,11 @@ def extent(file: BinaryIO, size: int) -> Extent:
     """Looks through a file's structure.
 
     Args:
-        file: opened for reading, at its beginning.
-        size: bytes, above 0.
+      file: opened for reading, at its beginning.
+      size: bytes, above 0.
 
     Raises:
-        ContainerError: it is cut off, damaged, or holds more than one recording.
+      ContainerError: it is cut off, damaged, or holds more than one recording.
     """
     magic = file.read(16)
     if len(magic) < 16:

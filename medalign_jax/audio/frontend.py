@@ -31,15 +31,15 @@ class LogMel:
     `pre_process_audio_mel_t` (its callers pass f_max=8000; its own default is 2000).
 
     Attributes:
-        sample_rate: of the waveforms, Hz.
-        n_fft: frame and transform, samples.
-        hop: from frame to frame, samples.
-        n_mels: filters.
-        f_min: lower edge of the lowest filter, Hz.
-        f_max: upper edge of the highest filter, Hz.
-        top_db: dynamic range, dB.
-        amin: lower bound of the power before the logarithm.
-        dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
+      sample_rate: of the waveforms, Hz.
+      n_fft: frame and transform, samples.
+      hop: from frame to frame, samples.
+      n_mels: filters.
+      f_min: lower edge of the lowest filter, Hz.
+      f_max: upper edge of the highest filter, Hz.
+      top_db: dynamic range, dB.
+      amin: lower bound of the power before the logarithm.
+      dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 
     sample_rate: int = 16_000
@@ -69,7 +69,7 @@ class LogMel:
         """(B, samples) float32 to (B, frames, n_mels) float32; jitted, pure.
 
         Raises:
-            ValueError: another rank or dtype.
+          ValueError: another rank or dtype.
         """
         return _log_mel(self, waveforms)
 
@@ -116,7 +116,7 @@ def front_end(name: str, **overrides) -> Callable[[jax.Array], jax.Array]:
     """The front end of that name, with some of its numbers changed.
 
     Raises:
-        UserError: unknown name or number.
+      UserError: unknown name or number.
     """
     if name not in FRONT_ENDS:
         raise UserError(f"unknown front end {name!r}; choose from {sorted(FRONT_ENDS)}")

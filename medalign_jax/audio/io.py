@@ -35,8 +35,8 @@ class AudioError(UserError):
     """An audio file or waveform that cannot be used.
 
     Attributes:
-        path: the file, with bytes that are not text escaped.
-        reason: what is wrong with it and what to do, without the path.
+      path: the file, with bytes that are not text escaped.
+      reason: what is wrong with it and what to do, without the path.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str):
@@ -55,10 +55,10 @@ class AudioInfo:
     """How long a recording is, and how it is sampled.
 
     Attributes:
-        frames: samples in each channel.
-        sample_rate: Hz.
-        channels: number of channels.
-        seconds: duration.
+      frames: samples in each channel.
+      sample_rate: Hz.
+      channels: number of channels.
+      seconds: duration.
     """
 
     frames: int
@@ -73,7 +73,7 @@ def probe(path: str | os.PathLike) -> AudioInfo:
     Truncation shows here, but for flac, where it shows when `read` decodes it.
 
     Raises:
-        AudioError: missing, empty, truncated, damaged or not audio.
+      AudioError: missing, empty, truncated, damaged or not audio.
     """
     with _open(path) as file:
         frames = file.frames
@@ -91,17 +91,17 @@ def read(
     Whether the samples are worth using (silence, NaN) is for `check_waveform` to say.
 
     Args:
-        path: wav, flac, ogg, opus, mp3, aiff or another of `containers.ACCEPTED`; any rate and bit
-            depth.
-        sample_rate: of the result, Hz.
-        max_seconds: no more than this much of the beginning is decoded; None: all of it, up to
-            `LONGEST_SECONDS`.
+      path: wav, flac, ogg, opus, mp3, aiff or another of `containers.ACCEPTED`; any rate and bit
+        depth.
+      sample_rate: of the result, Hz.
+      max_seconds: no more than this much of the beginning is decoded; None: all of it, up to
+        `LONGEST_SECONDS`.
 
     Returns:
-        (samples,) float32, full scale at 1.
+      (samples,) float32, full scale at 1.
 
     Raises:
-        AudioError: missing, empty, truncated, damaged, not audio, or too long to be read whole.
+      AudioError: missing, empty, truncated, damaged, not audio, or too long to be read whole.
     """
     if max_seconds is not None and not max_seconds > 0:
         raise AudioError(path, f"max_seconds is {max_seconds}; give a time above 0")
@@ -139,17 +139,17 @@ def resample(
     """Resamples a waveform (soxr, quality HQ).
 
     Args:
-        waveform: (samples,) float32.
-        source_rate: its rate, Hz.
-        sample_rate: of the result, Hz.
-        path: of the recording, or another name for it, for the error.
+      waveform: (samples,) float32.
+      source_rate: its rate, Hz.
+      sample_rate: of the result, Hz.
+      path: of the recording, or another name for it, for the error.
 
     Returns:
-        (samples,) float32, contiguous.
+      (samples,) float32, contiguous.
 
     Raises:
-        AudioError: a rate that is not above 0 or at which the waveform lasts for weeks, or so few
-            samples that none are left.
+      AudioError: a rate that is not above 0 or at which the waveform lasts for weeks, or so few
+        samples that none are left.
     """
     if not 0 < source_rate < math.inf:
         raise AudioError(path, f"has a sample rate of {source_rate} Hz; give one above 0")
@@ -171,11 +171,11 @@ def check_waveform(waveform: np.ndarray, path: str | os.PathLike) -> None:
     """Refuses a waveform that cannot carry any information.
 
     Args:
-        waveform: (samples,) float.
-        path: named in the error.
+      waveform: (samples,) float.
+      path: named in the error.
 
     Raises:
-        AudioError: empty, a single sample, NaN or infinite, out of any scale, or all zero.
+      AudioError: empty, a single sample, NaN or infinite, out of any scale, or all zero.
     """
     if waveform.ndim != 1:
         raise AudioError(path, f"has shape {waveform.shape}; give one channel, (samples,)")
@@ -287,10 +287,10 @@ def _blocks(file: soundfile.SoundFile, wanted: int | None, path) -> Iterator[np.
     So memory follows the data, not the header.
 
     Yields:
-        (samples,) float32.
+      (samples,) float32.
 
     Raises:
-        AudioError: decoding fails, or ends before the number that the header promises.
+      AudioError: decoding fails, or ends before the number that the header promises.
     """
     got, wanted = 0, file.frames if wanted is None else wanted
     try:

@@ -31,16 +31,16 @@ class KaldiFbank:
     bin of the transform and always gives the floor.
 
     Attributes:
-        sample_rate: of the waveforms, Hz.
-        length: samples in a frame; the transform has the next power of 2.
-        hop: from frame to frame, samples.
-        n_mels: filters.
-        f_min: lower edge of the lowest filter, Hz.
-        f_max: upper edge of the highest filter, Hz.
-        preemphasis: share of the sample before that is subtracted from each sample.
-        pad_to: frames of every clip; None leaves as many as there are.
-        mean, std: of the features over the data that the encoder was trained on (AudioSet).
-        dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
+      sample_rate: of the waveforms, Hz.
+      length: samples in a frame; the transform has the next power of 2.
+      hop: from frame to frame, samples.
+      n_mels: filters.
+      f_min: lower edge of the lowest filter, Hz.
+      f_max: upper edge of the highest filter, Hz.
+      preemphasis: share of the sample before that is subtracted from each sample.
+      pad_to: frames of every clip; None leaves as many as there are.
+      mean, std: of the features over the data that the encoder was trained on (AudioSet).
+      dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 
     sample_rate: int = 16_000
@@ -82,12 +82,12 @@ class KaldiFbank:
         """(B, samples) float32 in [-1, 1] to (B, frames, n_mels) float32; jitted, pure.
 
         Args:
-            waveforms: each with zeros behind its end, if it is shorter than the others.
-            lengths: (B,) integers, samples before that end; None for all. Frames that reach beyond
-                it are padding, but for a clip of less than a frame, which has one.
+          waveforms: each with zeros behind its end, if it is shorter than the others.
+          lengths: (B,) integers, samples before that end; None for all. Frames that reach beyond
+            it are padding, but for a clip of less than a frame, which has one.
 
         Raises:
-            ValueError: another rank or dtype, or less than one frame.
+          ValueError: another rank or dtype, or less than one frame.
         """
         return _fbank(self, waveforms, lengths)
 
@@ -145,7 +145,7 @@ def kaldi_mel_filter_bank(
     and the bin at half the sample rate is in no filter.
 
     Returns:
-        (n_mels, n_fft // 2 + 1) float32.
+      (n_mels, n_fft // 2 + 1) float32.
     """
     edges = np.linspace(*_mel(np.array([f_min, f_max])), n_mels + 2)
     bins = _mel(np.arange(n_fft // 2 + 1) * (sample_rate / n_fft))

@@ -33,10 +33,10 @@ class Frame:
     """One frame.
 
     Attributes:
-        start, size: bytes.
-        kind: version, layer and sample rate, which a recording keeps from frame to frame.
-        samples: per channel.
-        mono: whether there is one channel.
+      start, size: bytes.
+      kind: version, layer and sample rate, which a recording keeps from frame to frame.
+      samples: per channel.
+      mono: whether there is one channel.
     """
 
     start: int
@@ -61,8 +61,8 @@ class Recording:
     """All frames of a file.
 
     Attributes:
-        frames: those with sound, in order.
-        declared: how many the file says that there are, in a way that libsndfile reads; else None.
+      frames: those with sound, in order.
+      declared: how many the file says that there are, in a way that libsndfile reads; else None.
     """
 
     frames: tuple[Frame, ...]
@@ -78,14 +78,14 @@ def parse(data: bytes) -> Recording | None:
     """Counts the frames of a file.
 
     Args:
-        data: the whole file.
+      data: the whole file.
 
     Returns:
-        None where the file does not begin with MPEG audio (tags before it do not count).
+      None where the file does not begin with MPEG audio (tags before it do not count).
 
     Raises:
-        MpegError: it ends inside a frame or before the number that it declares, holds more frames
-            than it declares, or bytes between frames that are none.
+      MpegError: it ends inside a frame or before the number that it declares, holds more frames
+        than it declares, or bytes between frames that are none.
     """
     frames = tuple(_frames(data))
     declared, kind = _declared(data, frames[0]) if frames else (None, "")
@@ -126,7 +126,7 @@ def _frames(data: bytes) -> Iterator[Frame]:
     """Frames from the first on; the last may reach beyond the data.
 
     Raises:
-        MpegError: bytes in between that are neither frames nor tags.
+      MpegError: bytes in between that are neither frames nor tags.
     """
     place = _after_tags(data, 0)
     frame = _frame(data, place)

@@ -21,11 +21,11 @@ class Page:
     """One page.
 
     Attributes:
-        start, end: bytes.
-        flags: of its header.
-        serial: of its stream.
-        number: in its stream.
-        open: whether its last packet goes on in the next page.
+      start, end: bytes.
+      flags: of its header.
+      serial: of its stream.
+      number: in its stream.
+      open: whether its last packet goes on in the next page.
     """
 
     start: int
@@ -40,14 +40,14 @@ def checked(data: bytes) -> bytes | None:
     """Checks every page of a file.
 
     Args:
-        data: the whole file.
+      data: the whole file.
 
     Returns:
-        None if libsndfile can read it as it is; else, where only the flag is missing that ends a
-        stream (some encoders do not set it), the same with the flag.
+      None if libsndfile can read it as it is; else, where only the flag is missing that ends a
+      stream (some encoders do not set it), the same with the flag.
 
     Raises:
-        OggError: a page is damaged, missing or cut off, or one recording follows another.
+      OggError: a page is damaged, missing or cut off, or one recording follows another.
     """
     pages = list(_pages(data))
     number: dict[int, int] = {}
@@ -70,7 +70,7 @@ def _pages(data: bytes) -> Iterator[Page]:
     """Pages whose checksums are right, until the file ends; bytes after the last stream are left.
 
     Raises:
-        OggError: a page that is cut off or damaged, or bytes between pages that are none.
+      OggError: a page that is cut off or damaged, or bytes between pages that are none.
     """
     start, flags = 0, 0
     while start < len(data):

@@ -21,9 +21,9 @@ class _Keys:
     """Keys of one feature extractor.
 
     Attributes:
-        numbers: key -> field of our front end that it is.
-        sizes: key -> field of the encoder's published sizes that it has to equal.
-        fixed: key -> the one value that our front end is made for.
+      numbers: key -> field of our front end that it is.
+      sizes: key -> field of the encoder's published sizes that it has to equal.
+      fixed: key -> the one value that our front end is made for.
     """
 
     numbers: Mapping[str, str]
@@ -57,16 +57,16 @@ def front_end_numbers(front_end: str, said: Mapping[str, Any], sizes: Any) -> di
     """Fields of a front end as a feature extractor's settings have them.
 
     Args:
-        front_end: its name in `frontend.FRONT_ENDS`.
-        said: the settings, parsed; keys that are not there keep our numbers.
-        sizes: the encoder's config as it was published.
+      front_end: its name in `frontend.FRONT_ENDS`.
+      said: the settings, parsed; keys that are not there keep our numbers.
+      sizes: the encoder's config as it was published.
 
     Returns:
-        field -> number.
+      field -> number.
 
     Raises:
-        UserError: a setting that the front end or the model does not have, or no number where one
-            belongs; names the key, both values and what to do.
+      UserError: a setting that the front end or the model does not have, or no number where one
+        belongs; names the key, both values and what to do.
     """
     keys = _KEYS.get(front_end)
     if keys is None:

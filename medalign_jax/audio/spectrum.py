@@ -25,12 +25,12 @@ def check_settings(label: str, config: Any, above_zero: Sequence[str]) -> None:
     """Refuses numbers that make no mel front end.
 
     Args:
-        label: what errors call it.
-        config: has sample_rate, f_min, f_max, dft and the fields named next.
-        above_zero: fields that have to be.
+      label: what errors call it.
+      config: has sample_rate, f_min, f_max, dft and the fields named next.
+      above_zero: fields that have to be.
 
     Raises:
-        UserError: what is wrong.
+      UserError: what is wrong.
     """
     c = config
     if not 0 <= c.f_min < c.f_max <= c.sample_rate / 2:
@@ -49,7 +49,7 @@ def check_filters(label: str, config: Any, filter_bank: np.ndarray) -> None:
     """Refuses filters (n_mels, bins) of which some hold no bin of the transform.
 
     Raises:
-        UserError: too many filters for the transform, and what to do.
+      UserError: too many filters for the transform, and what to do.
     """
     if not filter_bank.any(axis=1).all():
         raise UserError(
@@ -78,13 +78,13 @@ def map_frames(
     """`function(frame(waveforms, length, hop))`, in the order that suits the platform.
 
     Args:
-        function: (B, n, length) to (B, n, features); frames must not depend on each other.
-        waveforms: (B, samples).
-        length: samples in a frame.
-        hop: samples from one frame to the next.
+      function: (B, n, length) to (B, n, features); frames must not depend on each other.
+      waveforms: (B, samples).
+      length: samples in a frame.
+      hop: samples from one frame to the next.
 
     Returns:
-        (B, frames, features).
+      (B, frames, features).
     """
     batch, samples = waveforms.shape
     count = frame_count(samples, length, hop)
@@ -125,14 +125,14 @@ def power_spectrum(
     """Squared magnitude of the windowed real discrete Fourier transform.
 
     Args:
-        frames: (..., length), length at most n_fft (zeros follow).
-        window: (length,).
-        n_fft: size of the transform.
-        bins: which of the n_fft // 2 + 1 bins are wanted.
-        dft: 'fft', 'matmul', or 'auto': fft on CPU, matmul elsewhere.
+      frames: (..., length), length at most n_fft (zeros follow).
+      window: (length,).
+      n_fft: size of the transform.
+      bins: which of the n_fft // 2 + 1 bins are wanted.
+      dft: 'fft', 'matmul', or 'auto': fft on CPU, matmul elsewhere.
 
     Returns:
-        (..., bins) float32.
+      (..., bins) float32.
     """
 
     def by_fft(frames):
@@ -160,7 +160,7 @@ def slaney_mel_filter_bank(
     factor of 6.4.
 
     Returns:
-        (n_mels, n_fft // 2 + 1) float32.
+      (n_mels, n_fft // 2 + 1) float32.
     """
     low, high = (_hz_to_slaney_mel(f) for f in (f_min, f_max))
     edges = _slaney_mel_to_hz(np.linspace(low, high, n_mels + 2))
@@ -184,12 +184,12 @@ def relative_decibels(power: jax.Array, top_db: float, amin: float) -> jax.Array
     example of equal values (digital silence) becomes all zeros.
 
     Args:
-        power: (B, frames, features), at least 0.
-        top_db: largest distance from the maximum, dB.
-        amin: lower bound of the power before the logarithm.
+      power: (B, frames, features), at least 0.
+      top_db: largest distance from the maximum, dB.
+      amin: lower bound of the power before the logarithm.
 
     Returns:
-        Array like `power`.
+      Array like `power`.
     """
     power = jnp.maximum(power, amin)
     # Extremes before the logarithm, so that it is taken once for each element.

@@ -46,20 +46,20 @@ def spectral_statistics(waveforms: jax.Array, lengths: jax.Array, sample_rate: i
     rate, where the highest band ends if that is below 8 kHz. Digital silence gives finite numbers.
 
     Args:
-        waveforms: (B, S) float32; S at least two frames of 64 ms (`least_samples`).
-        lengths: (B,) integers, samples that are real, at least 1.
-        sample_rate: Hz.
+      waveforms: (B, S) float32; S at least two frames of 64 ms (`least_samples`).
+      lengths: (B,) integers, samples that are real, at least 1.
+      sample_rate: Hz.
 
     Returns:
-        (B, len(STATISTICS)) float32. Of each band: mean, standard deviation and 5 % to 95 % range
-        over time of its level in dB, and the mean absolute change from frame to frame. Centroid
-        (octaves above 1 kHz), bandwidth (octaves) and flatness (dB) of the spectrum. Rate of zero
-        crossings. Crest factor (dB) and moments of the envelope. The highest value of the
-        envelope's autocorrelation between 0.25 and 2 s, its lag in seconds, and the value at half
-        that lag. Shares of the envelope's power in bands.
+      (B, len(STATISTICS)) float32. Of each band: mean, standard deviation and 5 % to 95 % range
+      over time of its level in dB, and the mean absolute change from frame to frame. Centroid
+      (octaves above 1 kHz), bandwidth (octaves) and flatness (dB) of the spectrum. Rate of zero
+      crossings. Crest factor (dB) and moments of the envelope. The highest value of the
+      envelope's autocorrelation between 0.25 and 2 s, its lag in seconds, and the value at half
+      that lag. Shares of the envelope's power in bands.
 
     Raises:
-        ValueError: a shape, or too few samples.
+      ValueError: a shape, or too few samples.
     """
     if waveforms.ndim != 2 or waveforms.shape[1] < least_samples(sample_rate):
         raise ValueError(

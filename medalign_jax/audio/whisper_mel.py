@@ -22,15 +22,15 @@ class WhisperMel:
     keeps its length.
 
     Attributes:
-        sample_rate: of the waveforms, Hz.
-        n_fft: frame and transform, samples.
-        hop: from frame to frame, samples.
-        n_mels: filters; 80 up to Whisper large-v2, 128 from large-v3 on and in Qwen's towers.
-        f_min: lower edge of the lowest filter, Hz.
-        f_max: upper edge of the highest filter, Hz.
-        log_range: dynamic range, powers of ten.
-        amin: lower bound of the power before the logarithm.
-        dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
+      sample_rate: of the waveforms, Hz.
+      n_fft: frame and transform, samples.
+      hop: from frame to frame, samples.
+      n_mels: filters; 80 up to Whisper large-v2, 128 from large-v3 on and in Qwen's towers.
+      f_min: lower edge of the lowest filter, Hz.
+      f_max: upper edge of the highest filter, Hz.
+      log_range: dynamic range, powers of ten.
+      amin: lower bound of the power before the logarithm.
+      dft: how the Fourier transform is taken: 'auto', 'fft' or 'matmul' (see `spectrum`).
     """
 
     sample_rate: int = 16_000
@@ -69,8 +69,8 @@ class WhisperMel:
         """(B, samples) float32 to (B, frames, n_mels) float32; jitted, pure.
 
         Raises:
-            ValueError: another rank or dtype, or too short a clip to be mirrored at its ends
-                (up to n_fft / 2 samples).
+          ValueError: another rank or dtype, or too short a clip to be mirrored at its ends
+            (up to n_fft / 2 samples).
         """
         return _whisper_mel(self, waveforms)
 

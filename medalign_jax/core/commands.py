@@ -98,9 +98,9 @@ def ended(
     """Runs a command and says what went wrong; returns the exit status.
 
     Args:
-      command: Returns a status, or None where all went well.
-      after_error: Called after a UserError was printed, to say more.
-      given: The command's arguments, looked through for paths that are not local.
+      command: returns a status, or None where all went well.
+      after_error: called after a UserError was printed, to say more.
+      given: the command's arguments, looked through for paths that are not local.
     """
     for stream in (sys.stdout, sys.stderr):  # not every file name fits the terminal's encoding
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -32,8 +32,8 @@ def run(main: Callable[[], int | None], document: str) -> int:
     """Reads the flags of `sys.argv` and runs a command that has a flag `config`.
 
     Args:
-      main: The command; flags are read when it is called.
-      document: What it does, for --help.
+      main: the command; flags are read when it is called.
+      document: what it does, for --help.
 
     Returns:
       The exit status, see `commands.ended`.
@@ -151,8 +151,8 @@ def keys(config: ConfigDict, path: Path) -> str:
     """A line for each key of a config: its flag with its value, and what it means.
 
     Args:
-      config: With the values to show.
-      path: Its file; those beside it, which it may take from, are read too.
+      config: with the values to show.
+      path: its file; those beside it, which it may take from, are read too.
     """
     others = sorted(path.parent.glob("*.py"))
     comments = _comments([path.parent / _COMMON, path, *others])

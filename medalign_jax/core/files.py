@@ -87,7 +87,7 @@ def check_no_folders(folder: str | os.PathLike, names: Iterable[str]) -> None:
     """Refuses a folder in which something stands in the way of files that will be written.
 
     Raises:
-        UserError: one of the names is a folder's; names it.
+      UserError: one of the names is a folder's; names it.
     """
     for path in (Path(folder) / name for name in names):
         if path.is_dir():
@@ -101,7 +101,7 @@ def check_name(folder: str | os.PathLike) -> None:
     """Refuses a folder for what libraries write (checkpoints, records): they take UTF-8 alone.
 
     Raises:
-        UserError: some bytes of its name are not UTF-8; names it.
+      UserError: some bytes of its name are not UTF-8; names it.
     """
     if printable(folder) != os.fspath(folder):
         raise UserError(

@@ -33,7 +33,7 @@ def check_numbers(spec: object, **least: int) -> None:
     """Refuses a specification with a number below the least, or with epochs below 1.
 
     Raises:
-        PipelineError: naming the number.
+      PipelineError: naming the number.
     """
     for name, low in least.items():
         if getattr(spec, name) < low:
@@ -46,7 +46,7 @@ def check_rows(rows: range | None, batch_size: int) -> range:
     """The rows of each batch that this process holds, all by default.
 
     Raises:
-        PipelineError: none, or one that is not of the batch.
+      PipelineError: none, or one that is not of the batch.
     """
     rows = range(batch_size) if rows is None else rows
     if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
@@ -59,19 +59,19 @@ class BatchSpec:
     """What batches look like and in which order they come.
 
     Attributes:
-        batch_size: recordings in a batch, over all processes.
-        samples: length of every clip.
-        pad: how shorter recordings are filled, see `audio.clip.fit`.
-        random_crop: cut longer ones at a random place, drawn anew each time; else at the start.
-        shuffle: a new order each epoch, the last partial batch dropped; else manifest order,
-            the last batch filled up with zeros and index -1.
-        one_per_subject: shuffled batches hold one recording each of different subjects, both
-            drawn anew for each batch; a batch's recordings then differ by what their reports say
-            and never by who was recorded.
-        seed: of the order, the crops and the extras' generators.
-        epochs: how many; None never ends.
-        workers: processes that decode; 0 decodes in threads.
-        prefetch: batches held ready (by each worker).
+      batch_size: recordings in a batch, over all processes.
+      samples: length of every clip.
+      pad: how shorter recordings are filled, see `audio.clip.fit`.
+      random_crop: cut longer ones at a random place, drawn anew each time; else at the start.
+      shuffle: a new order each epoch, the last partial batch dropped; else manifest order,
+        the last batch filled up with zeros and index -1.
+      one_per_subject: shuffled batches hold one recording each of different subjects, both
+        drawn anew for each batch; a batch's recordings then differ by what their reports say
+        and never by who was recorded.
+      seed: of the order, the crops and the extras' generators.
+      epochs: how many; None never ends.
+      workers: processes that decode; 0 decodes in threads.
+      prefetch: batches held ready (by each worker).
     """
 
     batch_size: int
@@ -212,7 +212,7 @@ class BatchIterator(grain.DatasetIterator):
         """Goes on after the batches that had been taken when `state` was.
 
         Raises:
-            PipelineError: the state counts batches of other data or of another specification.
+          PipelineError: the state counts batches of other data or of another specification.
         """
         other = [
             f"{name} is {state.get(name)!r} in the state and {value!r} here"
@@ -245,21 +245,21 @@ def make_iterator(
     """Iterates over this process's share of every batch.
 
     Args:
-        dataset: the recordings.
-        spec: what batches look like.
-        extras: further arrays of a recording, from its index and a generator of its own;
-            picklable where `spec.workers` is above 0.
-        rows: of each batch, those that this process holds (`core.mesh.local_rows`); all by
-            default.
+      dataset: the recordings.
+      spec: what batches look like.
+      extras: further arrays of a recording, from its index and a generator of its own;
+        picklable where `spec.workers` is above 0.
+      rows: of each batch, those that this process holds (`core.mesh.local_rows`); all by
+        default.
 
     Returns:
-        An iterator over dicts of b = len(rows) recordings:
-        "waveform" (b, samples) float32, "length" (b,) int32, samples of the recording in the
-        clip, not counting padding, "index" (b,) int32 into `dataset`, and the extras (b, ...).
+      An iterator over dicts of b = len(rows) recordings:
+      "waveform" (b, samples) float32, "length" (b,) int32, samples of the recording in the
+      clip, not counting padding, "index" (b,) int32 into `dataset`, and the extras (b, ...).
 
     Raises:
-        PipelineError: the batch size is above the number of recordings (of subjects, where
-            each gives one) when shuffled, or a row is not of the batch.
+      PipelineError: the batch size is above the number of recordings (of subjects, where
+        each gives one) when shuffled, or a row is not of the batch.
     """
     records = len(dataset)
     rows = check_rows(rows, spec.batch_size)

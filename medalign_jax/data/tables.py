@@ -31,7 +31,7 @@ class ManifestError(UserError):
     """A manifest, or too much of it, cannot be used.
 
     Attributes:
-        problems: everything found wrong, whatever part of it the message shows.
+      problems: everything found wrong, whatever part of it the message shows.
     """
 
     def __init__(self, message: str, problems: tuple = ()):
@@ -44,9 +44,9 @@ class BadRecord:
     """A record that is not a set of text cells.
 
     Attributes:
-        reason: why.
-        cells: what could be read of it.
-        column: the first column that is not text; "" where the record as a whole is wrong.
+      reason: why.
+      cells: what could be read of it.
+      column: the first column that is not text; "" where the record as a whole is wrong.
     """
 
     reason: str
@@ -71,16 +71,16 @@ def read_table(
     """Reads a manifest file by its suffix.
 
     Args:
-        path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file; CSV with ``,`` ``;`` or tab.
-        required: column that the table has to have; a CSV's separator is the one that shows it.
-        known: further names that a column gets if its own differs in case and signs alone
-            (`Subject_ID` and `subject ID` are ``subject_id``); `required` is one of them.
-        reads: whether a column (by its own name) is read at all. Cells of other columns are never
-            a reason to refuse a record; where they are not text they are "".
+      path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file; CSV with ``,`` ``;`` or tab.
+      required: column that the table has to have; a CSV's separator is the one that shows it.
+      known: further names that a column gets if its own differs in case and signs alone
+        (`Subject_ID` and `subject ID` are ``subject_id``); `required` is one of them.
+      reads: whether a column (by its own name) is read at all. Cells of other columns are never
+        a reason to refuse a record; where they are not text they are "".
 
     Raises:
-        ManifestError: no such file, unknown suffix, not readable as its suffix says, no
-            `required` column, a column twice, no record, or none that can be read.
+      ManifestError: no such file, unknown suffix, not readable as its suffix says, no
+        `required` column, a column twice, no record, or none that can be read.
     """
     path = local(path)
     if not path.is_file():
@@ -121,7 +121,7 @@ def renamed(path: Path, table: Table, known: Sequence[str]) -> Table:
     """The known columns under their known names.
 
     Raises:
-        ManifestError: two columns that have one of these names.
+      ManifestError: two columns that have one of these names.
     """
     names = {name: plain_name(name) for name in table.columns if plain_name(name) in known}
     for name in dict.fromkeys(names.values()):
@@ -310,7 +310,7 @@ def _check_sizes(path: Path, metadata, read: Sequence[str]) -> None:
     """Refuses, before it is unpacked, a column that has to hold a cell longer than `LONGEST_CELL`.
 
     Raises:
-        ManifestError: such a column, or a file as of `check_unpacked`.
+      ManifestError: such a column, or a file as of `check_unpacked`.
     """
     check_unpacked(path, metadata)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -331,11 +331,11 @@ def check_unpacked(path: Path, metadata) -> None:
     """Refuses a small Parquet file that would fill the memory once it is unpacked.
 
     Args:
-        path: of the file.
-        metadata: pyarrow's, of the file.
+      path: of the file.
+      metadata: pyarrow's, of the file.
 
     Raises:
-        ManifestError: more than `MOST_UNPACKED` bytes, and more than a hundred times the file's.
+      ManifestError: more than `MOST_UNPACKED` bytes, and more than a hundred times the file's.
     """
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     unpacked = sum(group.total_byte_size for group in groups)

@@ -38,16 +38,16 @@ def read_emotions(
     """Reads a table of emotional speech as questions with the four options `EMOTIONS`.
 
     Args:
-        path: CSV, JSONL or Parquet with the columns `audio_path`, `subject_id`, `emotion` and
-            optionally `split`; emotions by name or by IEMOCAP's three letters.
-        merge_excited: excited speech counts as happy, as is usual; else it is left out.
-        checks: see `Checks`.
+      path: CSV, JSONL or Parquet with the columns `audio_path`, `subject_id`, `emotion` and
+        optionally `split`; emotions by name or by IEMOCAP's three letters.
+      merge_excited: excited speech counts as happy, as is usual; else it is left out.
+      checks: see `Checks`.
 
     Other emotions are left out and counted in a note. For folds by speaker:
     ``leave_one_out(questions, lambda q: q.subject_id)``.
 
     Raises:
-        QuestionsError: a column is missing, or see `Collector.finish`.
+      QuestionsError: a column is missing, or see `Collector.finish`.
     """
     collector = Collector(path, Path(path).parent)
     try:
@@ -89,12 +89,12 @@ def read_iemocap(
     ``leave_one_out(questions, lambda q: q.extra["session"])``.
 
     Args:
-        folder: holds Session1 to Session5.
-        merge_excited: excited speech counts as happy (5531 utterances in all), as is usual.
-        checks: see `Checks`.
+      folder: holds Session1 to Session5.
+      merge_excited: excited speech counts as happy (5531 utterances in all), as is usual.
+      checks: see `Checks`.
 
     Raises:
-        QuestionsError: no evaluation file, or see `Collector.finish`.
+      QuestionsError: no evaluation file, or see `Collector.finish`.
     """
     folder = Path(folder)
     files = sorted(p for p in folder.glob("Session*/dialog/EmoEvaluation/*.txt")

@@ -50,8 +50,8 @@ def flattened(signal: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """A reduced signal (n,) whose spectrum is divided by its own course, down to a floor.
 
     Args:
-        signal: (n,) float32.
-        like: another one whose course is taken in place of the signal's own.
+      signal: (n,) float32.
+      like: another one whose course is taken in place of the signal's own.
     """
     like = signal if like is None else like
     if not np.any(signal) or not np.any(like):

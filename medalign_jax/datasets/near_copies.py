@@ -40,11 +40,11 @@ class NearCopies:
     """Pairs of recordings that are near-copies.
 
     Attributes:
-        count: recordings looked at, n.
-        pairs: (P, 2) int, i < j, in order.
-        similarity: (P,) normalised cross-correlation, without its sign, over what they share.
-        offset: (P,) seconds of recording i that come before the beginning of recording j;
-            negative where j begins earlier.
+      count: recordings looked at, n.
+      pairs: (P, 2) int, i < j, in order.
+      similarity: (P,) normalised cross-correlation, without its sign, over what they share.
+      offset: (P,) seconds of recording i that come before the beginning of recording j;
+        negative where j begins earlier.
     """
 
     count: int
@@ -73,8 +73,8 @@ class NearCopies:
         """What crosses splits, one sentence for two splits, for a note beside the results.
 
         Args:
-            splits: n names of splits.
-            names: n names of recordings, such as paths; rows are counted from 1.
+          splits: n names of splits.
+          names: n names of recordings, such as paths; rows are counted from 1.
         """
         crossing = self.across(splits)
         order = {name: i for i, name in enumerate(SPLITS)}
@@ -116,11 +116,11 @@ def near_copies(
     for sample. Reduced signals (2 bytes per sample at 1 kHz) and codes are held, 3 kB per second.
 
     Args:
-        waveform: of a recording's number: (samples,) float32. Called once for each.
-        count: number of recordings, n.
-        sample_rate: of all of them, Hz.
-        similarity: least normalised cross-correlation of a pair, 0 to 1.
-        progress: called with (recordings read, recordings in all).
+      waveform: of a recording's number: (samples,) float32. Called once for each.
+      count: number of recordings, n.
+      sample_rate: of all of them, Hz.
+      similarity: least normalised cross-correlation of a pair, 0 to 1.
+      progress: called with (recordings read, recordings in all).
     """
     signals: list[tuple[np.ndarray, float]] = []
     prints = Fingerprints()
@@ -163,8 +163,8 @@ def compare(
     more than a click or a hum.
 
     Args:
-        a, b: (n,), (m,) float32, `fingerprints.reduced`.
-        similarity: least normalised cross-correlation of the signals.
+      a, b: (n,), (m,) float32, `fingerprints.reduced`.
+      similarity: least normalised cross-correlation of the signals.
     """
     least = round(COMMON_SECONDS * RATE)
     shorter = a if len(a) < len(b) else b
@@ -248,11 +248,11 @@ def check_no_copies(base: AudioDataset, added: AudioDataset) -> None:
     """Refuses recordings to be trained on that are near-copies of a data set's.
 
     Args:
-        base: all recordings of a data set, whatever their split.
-        added: what is to join its training split.
+      base: all recordings of a data set, whatever their split.
+      added: what is to join its training split.
 
     Raises:
-        ManifestError: different sample rates, or near-copies; names the first few.
+      ManifestError: different sample rates, or near-copies; names the first few.
     """
     if base.sample_rate != added.sample_rate:
         raise ManifestError(

@@ -45,9 +45,9 @@ def matches(prediction: str, answer: str, choices: Sequence[str]) -> bool:
     in the real file (options that differ in order alone).
 
     Args:
-        prediction: what the model wrote as its answer (see `text.reasoning.final_answer`).
-        answer: the right option.
-        choices: all options; without any, only the first two conditions hold.
+      prediction: what the model wrote as its answer (see `text.reasoning.final_answer`).
+      answer: the right option.
+      choices: all options; without any, only the first two conditions hold.
     """
     said, right = _words(prediction), _words(answer)
     wrong = {word for choice in choices for word in _words(choice)} - right
@@ -73,11 +73,11 @@ def hits(questions: Sequence[Question], predictions: Predictions) -> np.ndarray:
     """Which questions are answered right, (n,) bool.
 
     Args:
-        questions: n questions, ids all different.
-        predictions: what is answered, by question id; a missing one is wrong.
+      questions: n questions, ids all different.
+      predictions: what is answered, by question id; a missing one is wrong.
 
     Raises:
-        AnswersError: no question, an id twice, or an answer to no question.
+      AnswersError: no question, an id twice, or an answer to no question.
     """
     ids = [question.id for question in questions]
     if not ids:
@@ -105,16 +105,16 @@ def accuracy_results(
     """Accuracy over all questions, by task, by difficulty and by sub-category.
 
     Args:
-        questions: n questions.
-        predictions: by question id, or several of these, one per seed, whose scores are averaged.
-        dataset, stage, kind, n_train: see `Result`.
-        name: `Result.task` over all; groups are named "<name>: <field> <value>".
+      questions: n questions.
+      predictions: by question id, or several of these, one per seed, whose scores are averaged.
+      dataset, stage, kind, n_train: see `Result`.
+      name: `Result.task` over all; groups are named "<name>: <field> <value>".
 
     Returns:
-        Results, all first; the number of missing answers is in the notes.
+      Results, all first; the number of missing answers is in the notes.
 
     Raises:
-        AnswersError: see `hits`.
+      AnswersError: see `hits`.
     """
     runs = _runs(predictions)
     right = np.stack([hits(questions, run) for run in runs])
@@ -184,7 +184,7 @@ def pool_folds(
     """The test questions of all folds, each with the answer of its own fold's model.
 
     Raises:
-        AnswersError: a question is tested in two folds, or an answer is to one of another fold.
+      AnswersError: a question is tested in two folds, or an answer is to one of another fold.
     """
     questions: list[Question] = []
     pooled: dict[str, str] = {}
@@ -205,7 +205,7 @@ def expand_options(questions: Sequence[Question]) -> list[Question]:
     """One question per option, answered by it without reasoning: what likelihood ranking scores.
 
     Raises:
-        AnswersError: a question without options.
+      AnswersError: a question without options.
     """
     found = []
     for question in questions:
@@ -226,12 +226,12 @@ def rank_options(
     """The most likely option of each question, as predictions by question id.
 
     Args:
-        questions: n questions with options.
-        log_probs: (m,) of the options, in the order of `expand_options`.
-        lengths: (m,) tokens of each; with them the mean per token is ranked, without them the sum.
+      questions: n questions with options.
+      log_probs: (m,) of the options, in the order of `expand_options`.
+      lengths: (m,) tokens of each; with them the mean per token is ranked, without them the sum.
 
     Raises:
-        AnswersError: not one finite number per option (-inf is allowed, but not for all).
+      AnswersError: not one finite number per option (-inf is allowed, but not for all).
     """
     count = sum(len(question.choices) for question in questions)
     scores = np.asarray(log_probs, np.float64)

@@ -54,12 +54,12 @@ def baseline_stages(
     With several processes all have to call this.
 
     Args:
-      suite: Tasks and folds.
-      rows: Of the recordings.
-      names: In `BASELINES`; "random" is an encoder, which the caller embeds.
-      metadata: Columns of circumstances beside those that are known.
-      data: The recordings; None where there are only embeddings, so that nothing can be heard.
-      store: Keeps the spectral statistics.
+      suite: tasks and folds.
+      rows: of the recordings.
+      names: in `BASELINES`; "random" is an encoder, which the caller embeds.
+      metadata: columns of circumstances beside those that are known.
+      data: the recordings; None where there are only embeddings, so that nothing can be heard.
+      store: keeps the spectral statistics.
     """
     check_baselines(names)
     stages, guesses = [], []

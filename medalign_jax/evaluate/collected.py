@@ -19,7 +19,7 @@ class Measured:
     """Collected results.
 
     Attributes:
-      results: One number each.
+      results: one number each.
       intervals: (task, kind, stage, metric) -> interval, for results that have one.
       scores: (task, kind, stage) -> predictions, (R, m, C) or (R, m), of `tested[task]`.
       tested: task -> (m,) positions of the test recordings of all folds, ascending.
@@ -43,11 +43,11 @@ def add_result(
     """A result with its interval over subjects; without one, and the reason, where there is none.
 
     Args:
-      into: Gets it.
-      score: A statistic, or (earlier, later) for the paired interval of their difference.
-      subjects: One id per recording that the statistic weighs.
-      folds: That tested them, see `intervals.interval`.
-      **fields: Of the `Result`.
+      into: gets it.
+      score: a statistic, or (earlier, later) for the paired interval of their difference.
+      subjects: one id per recording that the statistic weighs.
+      folds: that tested them, see `intervals.interval`.
+      **fields: of the `Result`.
     """
     pair = score if isinstance(score, tuple) else (score,)
     measure = intervals.interval if len(pair) == 1 else intervals.paired_interval
@@ -68,9 +68,9 @@ def add_identical(into: Measured, subjects: Sequence, **fields) -> None:
     """The difference of two stages whose predictions are the same: 0, without any doubt.
 
     Args:
-      into: Gets it.
-      subjects: One id per recording.
-      **fields: Of the `Result`.
+      into: gets it.
+      subjects: one id per recording.
+      **fields: of the `Result`.
     """
     count = len(set(subjects))
     interval = Interval(0.0, 0.0, 0.0, 0.95, "identical predictions", count, p_value=1.0)

@@ -28,9 +28,9 @@ def add_stages(
     """Results of all predictions in `into.scores`.
 
     Args:
-      tasks, plans, subjects, stages, settings: As `measure.measure` takes them.
+      tasks, plans, subjects, stages, settings: as `measure.measure` takes them.
       notes: (task, kind, stage) -> what a probe has to say.
-      into: Holds predictions, gets the results.
+      into: holds predictions, gets the results.
     """
     class_notes = {task.name: describe_classes(task, plans) for task in tasks if task.classes}
     table = _Table(stages, notes, class_notes, np.asarray(subjects, object), into)

@@ -42,8 +42,8 @@ def answers_in(columns: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     """column -> task, for those columns that hold a task's answers or give them away.
 
     Args:
-      columns: Of a manifest, in any spelling.
-      tasks: As `tasks.tasks_of` takes them.
+      columns: of a manifest, in any spelling.
+      tasks: as `tasks.tasks_of` takes them.
     """
     revealed: dict[str, str] = {}
     for task in (name.partition(":")[0] for name in tasks):
@@ -58,7 +58,7 @@ def holds_codes(column: str) -> bool:
     and 3.
 
     Args:
-      column: Of a manifest, in any spelling: a circumstance that is not an amount, or an id or code
+      column: of a manifest, in any spelling: a circumstance that is not an amount, or an id or code
         ("ward_id"). Of another column nothing is known but its values.
     """
     plain = normalise_column(column)

@@ -25,8 +25,8 @@ class Searched:
     """A data set that was looked through.
 
     Attributes:
-      data: The recordings; those without a subject have the one of their near-copies.
-      copies: What was found; None where nobody looked.
+      data: the recordings; those without a subject have the one of their near-copies.
+      copies: what was found; None where nobody looked.
     """
 
     data: AudioDataset
@@ -36,7 +36,7 @@ class Searched:
         """What a reader of the results has to know, in sentences.
 
         Args:
-          suite: Folds over the recordings of `data`.
+          suite: folds over the recordings of `data`.
         """
         copies = self.copies
         if copies is None:
@@ -62,8 +62,8 @@ def search(data: AudioDataset, aggregate: str = "recording", enabled: bool = Tru
     """Looks for near-copies and gives recordings without a subject the one of their copies.
 
     Args:
-      data: All recordings that are evaluated.
-      aggregate: Of `suite.Options`. Where a subject's recordings become one row, copies of unnamed
+      data: all recordings that are evaluated.
+      aggregate: of `suite.Options`. Where a subject's recordings become one row, copies of unnamed
         subjects stay apart: they may be in different splits, or carry different answers.
       enabled: False leaves them as they are.
     """

@@ -26,9 +26,9 @@ class Findings:
     """Sentences for the reader.
 
     Attributes:
-      copies: On near-copies, or equal embeddings.
-      subjects: On subjects that may be one.
-      trained: On encoders that were trained on what is tested.
+      copies: on near-copies, or equal embeddings.
+      subjects: on subjects that may be one.
+      trained: on encoders that were trained on what is tested.
     """
 
     copies: tuple[str, ...] = ()
@@ -55,8 +55,8 @@ def describe_subjects(rows: Sequence[Row], suite: Suite) -> tuple[str, ...]:
     Without folds any two splits count: validation recordings choose the model.
 
     Args:
-      rows: Of the recordings.
-      suite: Over them.
+      rows: of the recordings.
+      suite: over them.
     """
     across = [
         group
@@ -96,8 +96,8 @@ def rows_of_equals(
     """Rows with equal embeddings that name no subject become one subject's, as near-copies do.
 
     Args:
-      rows, embeddings: Of a table.
-      aggregate: Of `suite.Options`, see `copies.search`.
+      rows, embeddings: of a table.
+      aggregate: of `suite.Options`, see `copies.search`.
     """
     if aggregate != "recording":
         return list(rows)
@@ -110,8 +110,8 @@ def describe_equals(rows: Sequence[Row], embeddings: np.ndarray, suite: Suite) -
     """On equal embeddings, and which of them are tested after one like them was trained on.
 
     Args:
-      rows, embeddings: Of a table.
-      suite: Over them.
+      rows, embeddings: of a table.
+      suite: over them.
     """
     groups = equal_embeddings(embeddings)
     size = np.bincount(groups)

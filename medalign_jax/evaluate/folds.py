@@ -66,9 +66,9 @@ def folds_by_subject(
 
     Args:
       subjects: (N,) one id per recording.
-      tasks: What to stratify by; regressions do not count.
-      count: Number of folds, at least 2.
-      seed: Same seed, same folds.
+      tasks: what to stratify by; regressions do not count.
+      count: number of folds, at least 2.
+      seed: same seed, same folds.
 
     Raises:
       TaskError: fewer than two folds, or fewer subjects than folds.
@@ -108,10 +108,10 @@ def check_folds(
     """Everything that would stop a probe, before anything is embedded.
 
     Args:
-      tasks: What is asked.
-      folds: Where it is trained and tested.
-      per_class: Labels of each class that a few-label probe draws; 0 for none.
-      validated: Probes that choose on validation recordings, if there are any.
+      tasks: what is asked.
+      folds: where it is trained and tested.
+      per_class: labels of each class that a few-label probe draws; 0 for none.
+      validated: probes that choose on validation recordings, if there are any.
 
     Raises:
       TaskError: names task, class and fold.
@@ -170,8 +170,8 @@ def describe_classes(task: Task, plans: Sequence[Sequence[Fold]]) -> str:
     """Which classes an AUROC leaves out, and which of them not all folds compare; "" if none.
 
     Args:
-      task: A classification.
-      plans: Repeats of folds.
+      task: a classification.
+      plans: repeats of folds.
     """
     counts = np.stack([compared(task, plan) for plan in plans])
     tested = {int(c) for fold in plans[0] for c in np.unique(task.answers[fold.test])}

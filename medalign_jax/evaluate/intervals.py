@@ -63,12 +63,12 @@ def interval(
     """Interval of a statistic, averaged over its columns, for other subjects and other columns.
 
     Args:
-      statistic: From weights (B, n) to values (B, D), as `evaluate.statistics` makes them; any
+      statistic: from weights (B, n) to values (B, D), as `evaluate.statistics` makes them; any
         other function of that kind is taken as "free" and evaluated once for each subject.
       subjects: (n,) ids; a recording without one (None or "") is a subject of its own.
-      level: Coverage.
-      least: Subjects that every class needs.
-      folds: That were trained on each other's test subjects; 1 for a training part of its own.
+      level: coverage.
+      least: subjects that every class needs.
+      folds: that were trained on each other's test subjects; 1 for a training part of its own.
 
     Raises:
       StatisticsError: a class has fewer than `least` subjects (all subjects together, where there
@@ -148,8 +148,8 @@ class _Part:
         is the variance.
       strata: (K,) classes of subjects, between which degrees of freedom are shared out.
       scale: "share", "error" or "free".
-      prior: Effective number of subjects of a share, see `effective_subjects`.
-      overlap: How many times the variance over subjects counts, since folds share training sets.
+      prior: effective number of subjects of a share, see `effective_subjects`.
+      overlap: how many times the variance over subjects counts, since folds share training sets.
     """
 
     values: np.ndarray

@@ -12,8 +12,8 @@ class EmbeddingMap:
     """Coordinates on the first two principal components of the training embeddings.
 
     Attributes:
-      coordinates: One (n_i, 2) array for the training embeddings and for each other set.
-      explained: Shares of the training variance on the two axes; zeros if there is none.
+      coordinates: one (n_i, 2) array for the training embeddings and for each other set.
+      explained: shares of the training variance on the two axes; zeros if there is none.
     """
 
     coordinates: tuple[np.ndarray, ...]

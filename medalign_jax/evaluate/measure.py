@@ -40,13 +40,13 @@ def measure(
     """Every task, probe and stage; differences from the first stage and from plain statistics.
 
     Args:
-      tasks: What is asked; their data set must be the same.
-      plans: Repeats of folds; each tests every test recording once, the same ones in each.
+      tasks: what is asked; their data set must be the same.
+      plans: repeats of folds; each tests every test recording once, the same ones in each.
       subjects: (N,) one id per recording.
-      stages: The first is what encoders, controls and references are compared with.
-      settings: How.
-      guesses: Baselines that need no features.
-      by_subject: Whether a subject has one score, the mean of its recordings': of log
+      stages: the first is what encoders, controls and references are compared with.
+      settings: how.
+      guesses: baselines that need no features.
+      by_subject: whether a subject has one score, the mean of its recordings': of log
         probabilities, or of numbers. Answers of a subject's recordings must be the same.
 
     Raises:

@@ -31,10 +31,10 @@ def nearest_waveform(
     Every pair is compared: the time grows with their number (about 0.2 ms per pair on two cores).
 
     Args:
-      waveform: Of a recording's number: (samples,) float32.
+      waveform: of a recording's number: (samples,) float32.
       train: n numbers of training recordings.
       test: m numbers of test recordings.
-      sample_rate: Of all of them, Hz.
+      sample_rate: of all of them, Hz.
 
     Returns:
       (m,) numbers out of `train`, and (m,) their correlations, -1 to 1.

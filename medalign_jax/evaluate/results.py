@@ -29,19 +29,19 @@ class Result:
     """One measured number.
 
     Attributes:
-      task: What is asked, for example "diagnosis".
-      dataset: Name of the data set.
-      kind: How it is asked: "linear", "linear_10_labels", "nearest_sentence", "retrieval", ...
+      task: what is asked, for example "diagnosis".
+      dataset: name of the data set.
+      kind: how it is asked: "linear", "linear_10_labels", "nearest_sentence", "retrieval", ...
       stage: "before", "after", or the name of an ablation or reference.
       metric: "auroc", "mae", "accuracy", "recall@1", ...
-      value: The number, finite.
-      ci_low: Lower end of its 95 % interval over subjects; None with `ci_high` where
+      value: the number, finite.
+      ci_low: lower end of its 95 % interval over subjects; None with `ci_high` where
         there is no interval, and `notes` then says why.
-      ci_high: Upper end.
-      n_train: Training recordings used, those of a fitted map included.
-      n_test: Test recordings.
-      seeds: Seeds, or numbers of the draws, that the value is averaged over.
-      notes: Anything a reader must know.
+      ci_high: upper end.
+      n_train: training recordings used, those of a fitted map included.
+      n_test: test recordings.
+      seeds: seeds, or numbers of the draws, that the value is averaged over.
+      notes: anything a reader must know.
     """
 
     task: str

@@ -66,7 +66,7 @@ def fit_map(
       kind: "none" leaves both as they are; "procrustes" is the orthogonal map (of orthonormal
         columns or rows where widths differ) closest to the pairs, Schönemann 1966; "ridge" is
         linear regression with an l2 penalty.
-      ridge: Penalty of "ridge" in units of the mean variance of an audio coordinate.
+      ridge: penalty of "ridge" in units of the mean variance of an audio coordinate.
 
     Raises:
       RetrievalError: shapes disagree, values are not finite, fewer than two pairs, widths that
@@ -125,7 +125,7 @@ def nearest_sentence(
       audio: (n, D_a) embeddings of the audio head.
       class_text: (C, D_t), or (C, K, D_t) for K wordings per class: their unit vectors are
         averaged.
-      mapping: From `fit_map`; None compares the embeddings as they are.
+      mapping: from `fit_map`; None compares the embeddings as they are.
 
     Raises:
       RetrievalError: shapes disagree, values are not finite, or an embedding has no direction.
@@ -143,13 +143,13 @@ class Recall:
     """Retrieval in one direction, over n queries.
 
     Attributes:
-      hits: For each k, (n,) probability that one of the k first is right (0 or 1 but for ties,
+      hits: for each k, (n,) probability that one of the k first is right (0 or 1 but for ties,
         which are broken evenly). Their mean is recall@k; feed them to
         `statistics.mean_statistic` for an interval.
       ranks: (n,) expected rank of the first right answer, from 1.
-      chance: For each k, recall@k of a random order.
-      median_rank: Median of `ranks`.
-      chance_rank: The same for a random order.
+      chance: for each k, recall@k of a random order.
+      median_rank: median of `ranks`.
+      chance_rank: the same for a random order.
     """
 
     hits: dict[int, np.ndarray]
@@ -168,8 +168,8 @@ class Retrieval:
     """Both directions, and the cosine matrix that they come from.
 
     Attributes:
-      audio_to_report: One query per recording, among the distinct reports.
-      report_to_audio: One query per recording's report, among all recordings; every recording
+      audio_to_report: one query per recording, among the distinct reports.
+      report_to_audio: one query per recording's report, among all recordings; every recording
         with the same report is right.
       similarity: (n, U) cosine of recordings and distinct reports.
       reports: (U,) the text ids of the columns, in order of first appearance.
@@ -197,8 +197,8 @@ def retrieve(
       audio: (n, D_a) embeddings of the audio head.
       text: (n, D_t) embeddings of each recording's report.
       text_ids: (n,) the reports' texts, or any id that is equal for equal texts.
-      mapping: From `fit_map`, fitted on other pairs; None compares embeddings as they are.
-      ks: Sizes of the lists for recall@k.
+      mapping: from `fit_map`, fitted on other pairs; None compares embeddings as they are.
+      ks: sizes of the lists for recall@k.
 
     Raises:
       RetrievalError: as `nearest_sentence`, or lengths differ.

@@ -28,9 +28,9 @@ class Words:
 
     Attributes:
       reports: (N,) the report of each recording.
-      class_sentences: Of each fold, (C,) the K sentences that stand for each class: nothing of
+      class_sentences: of each fold, (C,) the K sentences that stand for each class: nothing of
         what the fold tests.
-      trained: Every text that a recording was aligned with, in any wording and any fold.
+      trained: every text that a recording was aligned with, in any wording and any fold.
     """
 
     reports: tuple[str, ...]
@@ -68,7 +68,7 @@ class Shown:
     """What the page shows of one stage.
 
     Attributes:
-      task: What its classes are of.
+      task: what its classes are of.
       predicted: position of a test recording that has an answer -> class number.
       confusion: (C, C) counts, rows are truths.
       nearest: position -> its three nearest reports as (text, centred cosine).
@@ -92,13 +92,13 @@ def measure_sentences(
     """Adds the results of one stage; folds are pooled.
 
     Args:
-      task: A classification of the recordings.
-      folds: Training pairs and test recordings.
+      task: a classification of the recordings.
+      folds: training pairs and test recordings.
       subjects: (N,) ids.
-      words: Reports and class sentences, of the same folds.
-      stage: Its name in the results.
-      spaces: One per fold.
-      into: Gets the results.
+      words: reports and class sentences, of the same folds.
+      stage: its name in the results.
+      spaces: one per fold.
+      into: gets the results.
     """
     shown = Shown(task, {}, np.zeros((len(task.classes),) * 2, int), {})
     parts = [

@@ -34,10 +34,10 @@ class Source:
     """One thing to measure.
 
     Attributes:
-      name: Of its stage.
-      path: Weights, or a table of embeddings.
-      encoder: Name in `models.ENCODERS`; None where the weights say it.
-      options: Of `load_encoder`.
+      name: of its stage.
+      path: weights, or a table of embeddings.
+      encoder: name in `models.ENCODERS`; None where the weights say it.
+      options: of `load_encoder`.
     """
 
     name: str
@@ -162,9 +162,9 @@ def joined(path: str, table: EmbeddingTable, rows: Sequence[Row]) -> np.ndarray:
     Files are matched by path, else by their names where these are unique on both sides.
 
     Args:
-      path: Of the table, for messages.
-      table: From `read_joinable`.
-      rows: Of the manifest.
+      path: of the table, for messages.
+      table: from `read_joinable`.
+      rows: of the manifest.
 
     Raises:
       UserError: a recording without an embedding, or one whose file name another has, by row.
@@ -224,9 +224,9 @@ def rows_of(
     """Rows as a manifest would have them, from the columns beside the embeddings.
 
     Args:
-      path: Of the table, for messages.
-      table: What it holds; without a column of paths its rows are called by their numbers.
-      targets: Columns to keep.
+      path: of the table, for messages.
+      table: what it holds; without a column of paths its rows are called by their numbers.
+      targets: columns to keep.
 
     Returns:
       Rows, numbered as in the file, and what is wrong with the others, those without an embedding

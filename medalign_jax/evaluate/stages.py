@@ -29,7 +29,7 @@ class Stage:
       name: "before", "after", an encoder, a control, a baseline.
       features: (N, D), or one (N, D) per fold where a model was trained on each.
       role: "encoder", "control", "baseline" or "reference"; decides what it is compared with.
-      notes: Anything a reader must know of it.
+      notes: anything a reader must know of it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Guess:
 
     Attributes:
       name: "majority", "nearest training waveform", ...
-      predict: Of a task and a fold: scores (m, C) of the fold's known test recordings, or (m,)
+      predict: of a task and a fold: scores (m, C) of the fold's known test recordings, or (m,)
         numbers; None where it has nothing to say of the task.
       notes: kind of task -> anything a reader must know of it.
     """
@@ -63,10 +63,10 @@ class Settings:
     """How it is measured.
 
     Attributes:
-      probes: Names in `probes.PROBES`; the first one is the headline.
-      per_class: Labels of each class in the few-label probe; 0 leaves it out.
-      draws: Draws of few labels.
-      seeds: Seeds of probes that start at random.
+      probes: names in `probes.PROBES`; the first one is the headline.
+      per_class: labels of each class in the few-label probe; 0 leaves it out.
+      draws: draws of few labels.
+      seeds: seeds of probes that start at random.
     """
 
     probes: tuple[str, ...] = ("linear",)

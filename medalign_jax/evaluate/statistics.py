@@ -28,15 +28,15 @@ class Interval:
     """A value with its interval.
 
     Attributes:
-      value: The score of the sample itself, averaged over draws.
-      low: Lower end of the interval.
-      high: Upper end of the interval.
-      level: Coverage aimed at, 0.95 for 95 %.
-      method: How it was made, in words.
-      subjects: Subjects behind it.
-      draws: Columns (draws, seeds, repeats of folds) whose spread is in it; with 1 the interval
+      value: the score of the sample itself, averaged over draws.
+      low: lower end of the interval.
+      high: upper end of the interval.
+      level: coverage aimed at, 0.95 for 95 %.
+      method: how it was made, in words.
+      subjects: subjects behind it.
+      draws: columns (draws, seeds, repeats of folds) whose spread is in it; with 1 the interval
         is that of the one training run at hand.
-      p_value: Of a difference, two-sided, against no difference; None of a score.
+      p_value: of a difference, two-sided, against no difference; None of a score.
     """
 
     value: float
@@ -57,9 +57,9 @@ class Auroc:
     """Macro one-vs-rest AUROC.
 
     Attributes:
-      value: Mean over the classes that the sample defines; NaN when it defines none.
+      value: mean over the classes that the sample defines; NaN when it defines none.
       per_class: (C,), NaN for a class without positives or without negatives.
-      undefined: Indices of those classes; say them beside the value when there are any.
+      undefined: indices of those classes; say them beside the value when there are any.
     """
 
     value: float
@@ -247,7 +247,7 @@ def auroc_statistic(
     Args:
       labels: (n,) integer classes.
       scores: (n, C) or (D, n, C); only their order over recordings matters.
-      names: The C classes' names, for messages.
+      names: the C classes' names, for messages.
       folds: (n,), or (D, n) where the columns were dealt differently: the fold that tested a
         recording. None compares all.
 
@@ -266,7 +266,7 @@ def mean_statistic(per_recording: np.ndarray, scale: str | None = None) -> MeanS
 
     Args:
       per_recording: (n,) or (D, n).
-      scale: On which an interval is built: "share" (values from 0 to 1), "error" (never
+      scale: on which an interval is built: "share" (values from 0 to 1), "error" (never
         negative) or "free". By default a share where all values are 0 or 1, an error where
         none is negative.
 
@@ -284,7 +284,7 @@ def class_mean_statistic(
     Args:
       labels: (n,) integer classes; the classes that occur are averaged.
       per_recording: (n,) or (D, n).
-      names: The classes' names, for messages.
+      names: the classes' names, for messages.
 
     Returns:
       A function from weights (B, n) to values (B, D); NaN where a class has no weight.

@@ -34,13 +34,13 @@ class Options:
     """What is evaluated and how.
 
     Attributes:
-      tasks: Columns of the manifest, see `tasks`.
-      folds: Folds by subject; 0 takes the manifest's column `split`.
-      repeats: How often the folds are dealt anew.
-      seed: Of the folds.
+      tasks: columns of the manifest, see `tasks`.
+      folds: folds by subject; 0 takes the manifest's column `split`.
+      repeats: how often the folds are dealt anew.
+      seed: of the folds.
       aggregate: "recording"; "subject": the mean of a subject's features; "scores": the mean of the
         scores of a subject's recordings.
-      settings: Probes, draws and seeds.
+      settings: probes, draws and seeds.
     """
 
     tasks: tuple[str, ...] = ("label",)
@@ -71,10 +71,10 @@ class Suite:
     """Checked tasks over R rows, each one recording, or all recordings of a subject.
 
     Attributes:
-      dataset: Name of the data.
-      options: As asked for.
-      tasks: Over R rows.
-      plans: Repeats of folds over R rows.
+      dataset: name of the data.
+      options: as asked for.
+      tasks: over R rows.
+      plans: repeats of folds over R rows.
       subjects: (R,) ids.
       members: (R,) the recordings (positions in the manifest) of each row.
       count: N recordings.
@@ -95,10 +95,10 @@ class Suite:
         """Checks everything.
 
         Args:
-          rows: Of the manifest, with the tasks' columns as targets.
-          options: What is asked.
-          dataset: Name of the data.
-          validation: Whether a model is trained on each fold, which takes three of them.
+          rows: of the manifest, with the tasks' columns as targets.
+          options: what is asked.
+          dataset: name of the data.
+          validation: whether a model is trained on each fold, which takes three of them.
 
         Raises:
           TaskError: anything that would stop the evaluation later.

@@ -16,7 +16,7 @@ class Table:
     """Texts in rows and columns: names in the first column, scores in the others.
 
     Attributes:
-      caption: What it shows.
+      caption: what it shows.
       head: (C,) names of the columns.
       rows: (C,) texts each.
     """

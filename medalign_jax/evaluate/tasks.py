@@ -50,11 +50,11 @@ class Task:
     """One question about N recordings.
 
     Attributes:
-      name: The column, and the label where a column holds several.
-      dataset: Name of the data.
+      name: the column, and the label where a column holds several.
+      dataset: name of the data.
       kind: "classification" or "regression".
       answers: (N,) int32 classes, -1 where unknown; or (N,) float64, NaN where unknown.
-      classes: Names of the classes, sorted; () for a regression.
+      classes: names of the classes, sorted; () for a regression.
     """
 
     name: str
@@ -96,9 +96,9 @@ def tasks_of(rows: Sequence[Row], names: Sequence[str], dataset: str) -> tuple[T
     """The tasks of those names, in their order.
 
     Args:
-      rows: Of the manifest, read with `columns_of(names)` as targets.
-      names: Columns, with a kind after a colon where needed, see the module.
-      dataset: Name of the data.
+      rows: of the manifest, read with `columns_of(names)` as targets.
+      names: columns, with a kind after a colon where needed, see the module.
+      dataset: name of the data.
 
     Raises:
       TaskError: no such column or kind, no value, one class only, or values that do not fit.

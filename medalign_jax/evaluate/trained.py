@@ -29,10 +29,10 @@ def describe_trained(name: str, source: str, data: AudioDataset, suite: Suite) -
     Recordings are the same where they sound the same, sample for sample, or are the same file.
 
     Args:
-      name: Of the encoder.
-      source: Where its weights are, as `load_encoder` takes it.
-      data: The recordings.
-      suite: Folds over them.
+      name: of the encoder.
+      source: where its weights are, as `load_encoder` takes it.
+      data: the recordings.
+      suite: folds over them.
 
     Raises:
       UserError: the list of a workdir cannot be read.

@@ -80,21 +80,21 @@ def generate(
     Compiled once for each shape of the prompts and each ``max_new_tokens``.
 
     Args:
-      model: The language model; it needs its head.
-      params: Its parameters, on a mesh or not.
+      model: the language model; it needs its head.
+      params: its parameters, on a mesh or not.
       ids: (B, P) token ids.
       mask: (B, P) bool, True for a real token; padding at the left (``pad_left``).
       max_new_tokens: N, at most so many for each text.
-      temperature: Divides the logits; 0 takes the likeliest token.
-      top_p: In (0, 1]: see above; 1 draws from all tokens.
-      stop_tokens: A text ends with the first of these.
-      pad_token: Stands after the end of a text.
-      key: For drawing, where the temperature is not 0: one for the batch, or keys (B,), one per
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_p: in (0, 1]: see above; 1 draws from all tokens.
+      stop_tokens: a text ends with the first of these.
+      pad_token: stands after the end of a text.
+      key: for drawing, where the temperature is not 0: one for the batch, or keys (B,), one per
         text, which then does not depend on the others of its batch.
-      mesh: Lays the cache out over it: texts over (data, fsdp), key heads over tensor.
-      features, lengths: Of an ``AudioLM``: (B, K, F, M) and (B, K), the clips of each prompt in the
+      mesh: lays the cache out over it: texts over (data, fsdp), key heads over tensor.
+      features, lengths: of an ``AudioLM``: (B, K, F, M) and (B, K), the clips of each prompt in the
         order of its placeholders; None where no prompt has any.
-      lora: Low-rank factors, as collection "lora" of the model.
+      lora: low-rank factors, as collection "lora" of the model.
 
     Returns:
       See ``Generated``.
@@ -313,12 +313,12 @@ def continuation_log_probs(
     """Log-likelihood of given continuations, e.g. to rank the options of a question.
 
     Args:
-      model, params, lora: As of ``generate``.
+      model, params, lora: as of ``generate``.
       ids: (B, T) token ids, each row a prompt with its continuation.
       mask: (B, T) bool, True for a real token; padding on either side.
       response_mask: (B, T) bool, True for the tokens of the continuation.
-      features, lengths: As of ``generate``.
-      chunk: Tokens of a row whose scores over the vocabulary exist at a time.
+      features, lengths: as of ``generate``.
+      chunk: tokens of a row whose scores over the vocabulary exist at a time.
 
     Returns:
       (B,) float32: the sum of log p(token | all before it) over a row's continuation. No length

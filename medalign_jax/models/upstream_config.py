@@ -74,8 +74,8 @@ class ConfigReader:
     """Typed access to a config that remembers what was read, so that the rest can be refused.
 
     Args:
-      config: The parsed JSON object. Untrusted: every value's type is checked.
-      where: What to call it in messages, e.g. ``"config.json"`` or ``"config.json: text_config"``.
+      config: the parsed JSON object. Untrusted: every value's type is checked.
+      where: what to call it in messages, e.g. ``"config.json"`` or ``"config.json: text_config"``.
     """
 
     def __init__(self, config: Mapping[str, Any], where: str = "config.json"):

@@ -63,8 +63,8 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
     """What a reader must not conclude.
 
     Args:
-      suite: What is asked.
-      rows: Of the recordings.
+      suite: what is asked.
+      rows: of the recordings.
     """
     limits = [
         "Differences between stages are paired over subjects; p values of several tasks are "

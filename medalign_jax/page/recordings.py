@@ -26,14 +26,14 @@ class Recording:
     """A recording to listen to.
 
     Attributes:
-      name: File name or id.
+      name: file name or id.
       waveform: (samples,) float.
       sample_rate: Hz.
       label: True class, or "".
-      predicted: Class that the model names, or "".
-      report: Its own report, or "".
+      predicted: class that the model names, or "".
+      report: its own report, or "".
       features: (frames, bands) log-mel, or None.
-      nearest: Nearest reports, best first.
+      nearest: nearest reports, best first.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Sound:
     """A recording that a question is about.
 
     Attributes:
-      name: File name.
+      name: file name.
       waveform: (samples,) float, or None where it cannot be played.
       sample_rate: Hz.
-      problem: Why it cannot.
+      problem: why it cannot.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Response:
     """What a stage answered.
 
     Attributes:
-      stage: Its name.
-      answer: What the response answers, "" for nothing.
-      right: Whether that is the right answer.
-      text: The whole response.
-      note: For example of how many seeds it is one.
+      stage: its name.
+      answer: what the response answers, "" for nothing.
+      right: whether that is the right answer.
+      text: the whole response.
+      note: for example of how many seeds it is one.
     """
 
     stage: str
@@ -87,12 +87,12 @@ class Example:
     """A question, and what each stage answered.
 
     Attributes:
-      task: What the question belongs to.
-      sounds: Recordings that it is about.
-      question: Its text.
-      options: To choose from, or none.
-      answer: The right one.
-      responses: One per stage.
+      task: what the question belongs to.
+      sounds: recordings that it is about.
+      question: its text.
+      options: to choose from, or none.
+      answer: the right one.
+      responses: one per stage.
     """
 
     task: str

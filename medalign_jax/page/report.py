@@ -37,23 +37,23 @@ class ReportData:
     """Everything on the page; a section without content is left out.
 
     Attributes:
-      title: What was run, in a few words.
-      headline: The outcome in one or two plain sentences, see `comparison_sentence`; each line
+      title: what was run, in a few words.
+      headline: the outcome in one or two plain sentences, see `comparison_sentence`; each line
         is a paragraph.
-      summary: A few sentences about what was done; each line is a paragraph.
-      facts: Name and value: method, encoder, teacher, data, device, git commit, ...
-      bars: Comparisons of stages and baselines.
-      tables: Scores side by side, below the bars.
-      curves: Training curves.
-      maps: Embedding maps before and after.
-      map_note: How the maps were made.
-      confusions: Confusion matrices.
-      recordings: A few recordings to play.
-      examples: Questions about recordings, and what each stage answered.
-      example_note: How the examples were chosen.
-      results: All results, as in `evaluation.json`.
-      unusable: Rows that were left out.
-      limits: What a reader must not conclude.
+      summary: a few sentences about what was done; each line is a paragraph.
+      facts: name and value: method, encoder, teacher, data, device, git commit, ...
+      bars: comparisons of stages and baselines.
+      tables: scores side by side, below the bars.
+      curves: training curves.
+      maps: embedding maps before and after.
+      map_note: how the maps were made.
+      confusions: confusion matrices.
+      recordings: a few recordings to play.
+      examples: questions about recordings, and what each stage answered.
+      example_note: how the examples were chosen.
+      results: all results, as in `evaluation.json`.
+      unusable: rows that were left out.
+      limits: what a reader must not conclude.
     """
 
     title: str
@@ -130,11 +130,11 @@ def comparison_sentence(
     A change is called one only where its paired interval leaves out zero.
 
     Args:
-      what: The score, for example "AUROC of the linear probe on heart_sounds".
-      before: Score before.
-      after: Score after.
-      difference: Paired interval of after minus before.
-      reference: Score of the same encoder fine-tuned with the labels, if there is one. It is not
+      what: the score, for example "AUROC of the linear probe on heart_sounds".
+      before: score before.
+      after: score after.
+      difference: paired interval of after minus before.
+      reference: score of the same encoder fine-tuned with the labels, if there is one. It is not
         a bound: reports may say more than labels do.
       higher_is_better: False for errors.
     """

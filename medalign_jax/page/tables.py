@@ -24,8 +24,8 @@ def html_table(caption: str, head: Sequence[str], rows: Sequence[str]) -> str:
     """A table that scrolls sideways on a narrow screen and can be reached by keyboard.
 
     Args:
-      caption: What it shows.
-      head: Names of the columns; "#" in front marks one of numbers, to be set to the right.
+      caption: what it shows.
+      head: names of the columns; "#" in front marks one of numbers, to be set to the right.
       rows: HTML of the rows.
     """
     columns = "".join(

@@ -41,10 +41,10 @@ class Run:
     """What all folds and arms share.
 
     Attributes:
-      data: All recordings of the manifest.
-      reports: Wordings of each of them.
-      suite: Tasks and folds.
-      findings: What may have leaked from training into testing.
+      data: all recordings of the manifest.
+      reports: wordings of each of them.
+      suite: tasks and folds.
+      findings: what may have leaked from training into testing.
     """
 
     config: ConfigDict
@@ -94,11 +94,11 @@ class Part:
     """One fold: the recordings with its splits.
 
     Attributes:
-      run: What is shared.
-      fold: Over recordings.
-      folder: The workdir, or a folder in it where there are several folds.
-      data: All recordings, split as the fold says.
-      train: Those of training, and the simulated ones mixed in.
+      run: what is shared.
+      fold: over recordings.
+      folder: the workdir, or a folder in it where there are several folds.
+      data: all recordings, split as the fold says.
+      train: those of training, and the simulated ones mixed in.
     """
 
     run: Run
@@ -157,9 +157,9 @@ class Aligned:
     """An alignment that is done.
 
     Attributes:
-      encoder, heads: Parameters on the host.
-      targets: What it was aligned with.
-      whitening: What was applied to the teacher's vectors.
+      encoder, heads: parameters on the host.
+      targets: what it was aligned with.
+      whitening: what was applied to the teacher's vectors.
     """
 
     encoder: Any

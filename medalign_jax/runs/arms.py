@@ -27,12 +27,12 @@ class Arm:
     """One alignment.
 
     Attributes:
-      name: Of its stage.
-      config: The whole config with the arm's changes.
+      name: of its stage.
+      config: the whole config with the arm's changes.
       role: "encoder" for what is claimed, "control" for what must not gain, "candidate" for what
         may stand in the place of the run's own alignment, fold by fold (`choosing`).
-      identity: Equal for arms that would train the same.
-      changes: Of the config, as JSON.
+      identity: equal for arms that would train the same.
+      changes: of the config, as JSON.
     """
 
     name: str
@@ -53,8 +53,8 @@ def arms_of(config: ConfigDict, depth: int) -> tuple[Arm, ...]:
     """The run's own alignment first, then one with each other teacher, then the arms by name.
 
     Args:
-      config: Of the run.
-      depth: Blocks of its encoder.
+      config: of the run.
+      depth: blocks of its encoder.
 
     Raises:
       UserError: changes of a key that is not there or may not differ between arms, or a run whose

@@ -25,8 +25,8 @@ class Chosen:
     """The alignment of each fold.
 
     Attributes:
-      names: Of the arms, one per fold.
-      folds: Their names.
+      names: of the arms, one per fold.
+      folds: their names.
       scores: name -> validation score of each arm there was to choose from, one per fold; empty
         where there was only one.
     """
@@ -57,8 +57,8 @@ def settle(
     of `embedded`, and those of the chosen ones stand under the name of the run's own alignment.
 
     Args:
-      suite: Tasks and folds.
-      arms: Of the run.
+      suite: tasks and folds.
+      arms: of the run.
       embedded: stage -> (N, D) of each fold; changed.
     """
     folds = suite.choice_folds()
@@ -85,8 +85,8 @@ def validation_scores(
     """What the headline probe, fitted on a fold's training rows, reaches on its validation rows.
 
     Args:
-      suite: Tasks, and how recordings become rows.
-      fold: Over rows.
+      suite: tasks, and how recordings become rows.
+      fold: over rows.
       embedded: name -> (N, D) of all recordings.
 
     Returns:

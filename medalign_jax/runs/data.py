@@ -44,10 +44,10 @@ def open_data(
     the screen.
 
     Args:
-      config: Of the run.
-      workdir: Its folder.
-      made: The encoder, for its sample rate.
-      check: Called with the rows of a manifest before any recording is opened; raises where a
+      config: of the run.
+      workdir: its folder.
+      made: the encoder, for its sample rate.
+      check: called with the rows of a manifest before any recording is opened; raises where a
         task cannot be answered.
     """
     data, reports_required = config.data, config.method == "acula"
@@ -110,11 +110,11 @@ def simulated_manifest(
     """Simulated recordings under ``workdir/name``, written once (anew for another request).
 
     Args:
-      config: Of the run.
-      workdir: Its folder.
-      count: Recordings.
-      name: Of their folder.
-      check: Called with their rows before there is any sound.
+      config: of the run.
+      workdir: its folder.
+      count: recordings.
+      name: of their folder.
+      check: called with their rows before there is any sound.
     """
     folder = workdir / name
 

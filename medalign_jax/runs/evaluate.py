@@ -112,8 +112,8 @@ class _Opened:
     """What there is to be measured on; `data` is None where there are only embeddings.
 
     Attributes:
-      problems: Of rows that were left out, and notes.
-      findings: What may have leaked from training into testing.
+      problems: of rows that were left out, and notes.
+      findings: what may have leaked from training into testing.
     """
 
     suite: Suite

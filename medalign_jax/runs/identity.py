@@ -48,9 +48,9 @@ class Difference:
     """A key whose value differs from that in the run that is there.
 
     Attributes:
-      key: Dotted.
-      before, now: Values, `ABSENT` where there is none.
-      kind: One of the kinds above.
+      key: dotted.
+      before, now: values, `ABSENT` where there is none.
+      kind: one of the kinds above.
     """
 
     key: str
@@ -83,9 +83,9 @@ def differences(
     default there.
 
     Args:
-      before: Config of the run that is there.
-      now: As asked for.
-      defaults: The same before anything was changed on the command line; None where that is not
+      before: config of the run that is there.
+      now: as asked for.
+      defaults: the same before anything was changed on the command line; None where that is not
         known, which takes values of new keys for their defaults.
     """
     there, asked = flat(before), flat(now)
@@ -125,9 +125,9 @@ def recording(name: str, sound: str, **more: str | Sequence[str]) -> Recording:
     """One recording (or question) as a run is known by it.
 
     Args:
-      name: For people, and to find it again where its sound has changed.
-      sound: Equal for what sounds equal.
-      **more: Whatever else decides what is trained; several texts become a digest.
+      name: for people, and to find it again where its sound has changed.
+      sound: equal for what sounds equal.
+      **more: whatever else decides what is trained; several texts become a digest.
     """
     more = {key: v if isinstance(v, str) else digest(list(v)) for key, v in more.items()}
     return {"name": name, "sound": sound, **more}

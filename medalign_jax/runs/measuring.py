@@ -94,10 +94,10 @@ def measure_run(
     """evaluation.json, evaluation.csv, the tables on the screen, and report.html.
 
     Args:
-      run: What was run.
-      arms: Its alignments.
+      run: what was run.
+      arms: its alignments.
       embedded: stage -> (N, D) of each fold, or one for all folds.
-      aligned: The run's own alignment, one per fold.
+      aligned: the run's own alignment, one per fold.
       notes: stage -> what a reader must know of it.
     """
     config, suite = run.config, run.suite

@@ -36,11 +36,11 @@ def write(
     """report.html, and its first sentence on the screen.
 
     Args:
-      run: What was run.
-      stages: What was measured.
-      found: Results of all stages.
+      run: what was run.
+      stages: what was measured.
+      found: results of all stages.
       shown: stage -> what the nearest sentences and reports were.
-      provenance: Of the run.
+      provenance: of the run.
     """
     headline = headline_of(found, run.suite, "before", "after", "supervised")
     data = report.ReportData(

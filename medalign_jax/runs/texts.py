@@ -82,7 +82,7 @@ class Texts:
     """A teacher and its vectors of every text of a run.
 
     Attributes:
-      teacher: The frozen language model.
+      teacher: the frozen language model.
       vectors: (U, H) embeddings of all distinct texts, as the teacher gives them.
       row: text -> row of `vectors`.
     """
@@ -185,11 +185,11 @@ def targets_of(
     the tasks, all at right angles), "random" (one random vector for each distinct report).
 
     Args:
-      config: Of the run or of an arm.
-      texts: Vectors of all texts.
-      whitening: Applied to them.
-      parts: Training and validation recordings; the second may be None.
-      tasks: Columns that "classes" reads.
+      config: of the run or of an arm.
+      texts: vectors of all texts.
+      whitening: applied to them.
+      parts: training and validation recordings; the second may be None.
+      tasks: columns that "classes" reads.
 
     Raises:
       UserError: see `check_texts`.

@@ -41,8 +41,8 @@ class EmbeddingCache:
     """A folder of embeddings.
 
     Args:
-      folder: Made when first written to.
-      shard_texts: Texts computed between two writes: what a kill can cost.
+      folder: made when first written to.
+      shard_texts: texts computed between two writes: what a kill can cost.
     """
 
     def __init__(self, folder: str | Path, shard_texts: int = SHARD_TEXTS):
@@ -61,10 +61,10 @@ class EmbeddingCache:
         Texts that are cut are for the caller to speak of, of all at once: ``teacher.overlong``.
 
         Args:
-          teacher: The frozen model.
+          teacher: the frozen model.
           texts: N texts, of which many may be equal.
-          batch_size: Texts per batch of the teacher.
-          progress: Called with (texts computed, texts to compute) after each shard.
+          batch_size: texts per batch of the teacher.
+          progress: called with (texts computed, texts to compute) after each shard.
 
         Returns:
           (N, H) float32.

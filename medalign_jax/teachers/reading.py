@@ -23,12 +23,12 @@ class Reading:
     """How a text is turned into a vector.
 
     Attributes:
-      layer: Hidden state, counted as in transformers: 0 = embeddings, -1 = last.
+      layer: hidden state, counted as in transformers: 0 = embeddings, -1 = last.
       pooling: ``"mean"`` over real tokens (special tokens included, padding never), or ``"last"``
         real token.
-      max_tokens: A longer text is cut at the right, which `Teacher.embed` warns of.
-      lowercase: Whether texts are lower-cased first, as the alignment's recipe does.
-      normalise: Whether vectors are scaled to L2 norm 1.
+      max_tokens: a longer text is cut at the right, which `Teacher.embed` warns of.
+      lowercase: whether texts are lower-cased first, as the alignment's recipe does.
+      normalise: whether vectors are scaled to L2 norm 1.
     """
 
     layer: int = -1

@@ -130,8 +130,8 @@ class StateCache:
         """The arrays of an example (see this module's head), positions padded with zeros.
 
         Args:
-          key: From `example_key`.
-          length: Positions of the result, R or more.
+          key: from `example_key`.
+          length: positions of the result, R or more.
 
         Raises:
           StateCacheError: no such example, more positions than `length`, or a damaged file.
@@ -201,10 +201,10 @@ class StateCacheWriter:
         """Opens or makes the folder.
 
         Args:
-          folder: One per teacher.
-          fingerprint: What the states depend on.
-          shard_examples: Examples per file: what a kill can cost.
-          writer: Number of this process among those that write.
+          folder: one per teacher.
+          fingerprint: what the states depend on.
+          shard_examples: examples per file: what a kill can cost.
+          writer: number of this process among those that write.
 
         Raises:
           StateCacheError: a folder of another teacher (names what differs), a damaged file (names

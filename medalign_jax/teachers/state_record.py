@@ -32,15 +32,15 @@ class Fingerprint:
     """All that a teacher's states depend on, beside the example.
 
     Attributes:
-      teacher: Identity of its weights (`WeightSource.identity`).
-      tokenizer: Identity of its tokeniser.
-      layers: Hidden states that are kept, numbered as in transformers.
-      width: Of the hidden states.
+      teacher: identity of its weights (`WeightSource.identity`).
+      tokenizer: identity of its tokeniser.
+      layers: hidden states that are kept, numbered as in transformers.
+      width: of the hidden states.
       form: "last" keeps the last hidden state, "top_k" the most probable next tokens.
-      top_k: How many of them; 0 in form "last".
-      vocabulary: Tokens that their probabilities are normalised over; 0 in form "last".
-      temperature: That the logits were divided by; 1 in form "last".
-      dtype: Precision that the teacher ran in.
+      top_k: how many of them; 0 in form "last".
+      vocabulary: tokens that their probabilities are normalised over; 0 in form "last".
+      temperature: that the logits were divided by; 1 in form "last".
+      dtype: precision that the teacher ran in.
     """
 
     teacher: str

@@ -46,9 +46,9 @@ class TextArchitecture:
     """What it takes to build and fill one kind of language model.
 
     Attributes:
-      module: Made from a config; called with ids and mask.
-      table: Mapping table of (the part that is loaded, layers of the whole).
-      sharding: Lays the parameters out on a mesh (see core/mesh.py).
+      module: made from a config; called with ids and mask.
+      table: mapping table of (the part that is loaded, layers of the whole).
+      sharding: lays the parameters out on a mesh (see core/mesh.py).
     """
 
     module: Callable[..., nn.Module]
@@ -77,11 +77,11 @@ class Teacher:
     """A frozen language model with its tokeniser and the way its hidden states are read.
 
     Attributes:
-      params: The frozen tree, sharded over the mesh if there is one.
+      params: the frozen tree, sharded over the mesh if there is one.
       width: H, length of an embedding.
-      identity: Hex digest of the weights.
-      sharding_rules: Table that lays ``params`` out on a mesh (see core/mesh.py).
-      fingerprint: Hex digest of everything that an embedding depends on: weights, sizes,
+      identity: hex digest of the weights.
+      sharding_rules: table that lays ``params`` out on a mesh (see core/mesh.py).
+      fingerprint: hex digest of everything that an embedding depends on: weights, sizes,
         tokeniser, precision and ``reading``.
     """
 
@@ -133,7 +133,7 @@ class Teacher:
         """Embeddings of right-padded tokens; pure.
 
         Args:
-          params: Tree like ``self.params``.
+          params: tree like ``self.params``.
           ids: (N, L) int32.
           mask: (N, L) bool, True for a real token.
 
@@ -166,7 +166,7 @@ class Teacher:
 
         Args:
           texts: N texts, none of them empty.
-          batch_size: Texts per batch.
+          batch_size: texts per batch.
 
         Returns:
           (N, H) float32.
@@ -273,12 +273,12 @@ def load_teacher(
     Only the layers that are read are loaded.
 
     Args:
-      source: What ``weights.source.resolve`` takes: Hub id, folder, file, mapping of tensors.
-      mesh: Mesh with axes (data, fsdp, tensor) over which the weights are laid out.
-      layer, pooling, max_tokens, lowercase, normalise: See ``Reading``.
+      source: what ``weights.source.resolve`` takes: Hub id, folder, file, mapping of tensors.
+      mesh: mesh with axes (data, fsdp, tensor) over which the weights are laid out.
+      layer, pooling, max_tokens, lowercase, normalise: see ``Reading``.
       dtype: float32 or bfloat16, of weights and computation; pooling is always float32.
-      config: The parsed config.json, where the source has none.
-      tokenizer: Folder of tokeniser files or a ready one; by default what lies in the source's
+      config: the parsed config.json, where the source has none.
+      tokenizer: folder of tokeniser files or a ready one; by default what lies in the source's
         folder, or in a GGUF file.
 
     Raises:
@@ -311,7 +311,7 @@ def teacher_width(
     """H of what `load_teacher` would load with the tokeniser beside it; no weight is read.
 
     Args:
-      source, layer, pooling, max_tokens, dtype: As `load_teacher` takes them.
+      source, layer, pooling, max_tokens, dtype: as `load_teacher` takes them.
 
     Raises:
       UserError: what `load_teacher` would refuse, as far as the files' headers say it.
@@ -331,10 +331,10 @@ def unfilled(
     """A language model without weights.
 
     Args:
-      config: The published sizes.
-      reading: As asked for.
+      config: the published sizes.
+      reading: as asked for.
       dtype: float32 or bfloat16, of weights and computation.
-      mesh: As in `load_teacher`.
+      mesh: as in `load_teacher`.
 
     Returns:
       The module up to the layer that is read; shapes, dtypes and (with a mesh) shardings of its

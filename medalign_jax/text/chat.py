@@ -45,22 +45,22 @@ class ChatTokenizer(FolderTokenizer):
     Qwen2-Audio's processor); where it takes text alone, `placeholder` is written before the text.
 
     Args:
-        folder: of the published tokeniser.
-        template: a Jinja chat template, in place of the folder's.
-        default_template: that of the model's processor where the folder has none, e.g.
-            `QWEN2_AUDIO_TEMPLATE`.
-        options: further variables of the template, such as ``{"enable_thinking": False}``.
-        audio_token: stands for one embedding of audio.
-        placeholder: of one clip, for templates of text alone; ``{number}`` counts the clips
-            (Qwen2-Audio: ``"Audio {number}: <|audio_bos|><|AUDIO|><|audio_eos|>\\n"``).
-        end_of_turn: token that ends a turn; by default what the template writes after one.
+      folder: of the published tokeniser.
+      template: a Jinja chat template, in place of the folder's.
+      default_template: that of the model's processor where the folder has none, e.g.
+        `QWEN2_AUDIO_TEMPLATE`.
+      options: further variables of the template, such as ``{"enable_thinking": False}``.
+      audio_token: stands for one embedding of audio.
+      placeholder: of one clip, for templates of text alone; ``{number}`` counts the clips
+        (Qwen2-Audio: ``"Audio {number}: <|audio_bos|><|AUDIO|><|audio_eos|>\\n"``).
+      end_of_turn: token that ends a turn; by default what the template writes after one.
 
     Attributes:
-        audio_id: id of `audio_token`, None for a tokeniser that has none.
-        end_id: id of the token that ends a turn.
+      audio_id: id of `audio_token`, None for a tokeniser that has none.
+      end_id: id of the token that ends a turn.
 
     Raises:
-        TokenizerError: no readable tokeniser or template, or no token that ends a turn.
+      TokenizerError: no readable tokeniser or template, or no token that ends a turn.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ChatTokenizer(FolderTokenizer):
         """The user's turn with so many clips before the text, up to where the answer begins.
 
         Raises:
-            TokenizerError: the template refuses it.
+          TokenizerError: the template refuses it.
         """
         return self._render(self._messages(text, clips, system), add_generation_prompt=True)
 
@@ -195,11 +195,11 @@ def shared_vocabulary(student: ChatTokenizer, teacher: ChatTokenizer, least: flo
     has tokens of its own. Next-token distributions are compared over these alone.
 
     Args:
-        student, teacher: the two tokenisers.
-        least: share of the smaller vocabulary that has to be common.
+      student, teacher: the two tokenisers.
+      least: share of the smaller vocabulary that has to be common.
 
     Raises:
-        TokenizerError: less is common; the message shows where they part.
+      TokenizerError: less is common; the message shows where they part.
     """
     ours, theirs = student.tokens(), teacher.tokens()
     count = 0

@@ -45,11 +45,11 @@ def parse_response(text: str) -> tuple[Stages, str]:
     """Takes a response with four stages apart.
 
     Returns:
-        The stages, and the text of <RESPONSE>.
+      The stages, and the text of <RESPONSE>.
 
     Raises:
-        ReasoningError: a tag is missing, comes twice, is not closed, stands in another order, is
-            empty, or there is text outside of all.
+      ReasoningError: a tag is missing, comes twice, is not closed, stands in another order, is
+        empty, or there is text outside of all.
     """
     think, after = _element("THINK", text, 0)
     before = text[: think.start].strip()
@@ -98,8 +98,8 @@ def format_response(reasoning: Stages | str | None, answer: str) -> str:
     """Writes the response that a model is to learn; `parse_response` reads it back.
 
     Args:
-        reasoning: four stages, a free text, or None for an answer without reasoning.
-        answer: the text of <RESPONSE>.
+      reasoning: four stages, a free text, or None for an answer without reasoning.
+      answer: the text of <RESPONSE>.
     """
     if isinstance(reasoning, Stages):
         parts = zip(STAGES, (reasoning.planning, reasoning.caption, reasoning.reasoning,

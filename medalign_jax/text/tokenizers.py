@@ -44,8 +44,8 @@ class Tokenizer(Protocol):
     """What a teacher asks of a tokeniser.
 
     Attributes:
-      identity: Hex digest that changes with whatever changes the ids.
-      pad_id: Id to fill padding with; never looked at.
+      identity: hex digest that changes with whatever changes the ids.
+      pad_id: id to fill padding with; never looked at.
     """
 
     identity: str

@@ -118,12 +118,12 @@ def export_peft(
     With arrays spread over several processes all of them must call this.
 
     Args:
-      folder: Made if need be.
-      lora: The adapter's tree.
-      table: The base model's mapping table.
-      config: The adapter's.
-      base_name: The base model, as a Hub id or a path, that the adapter's config names.
-      names: Tensor names of the model that the adapter will be put on (the keys of its
+      folder: made if need be.
+      lora: the adapter's tree.
+      table: the base model's mapping table.
+      config: the adapter's.
+      base_name: the base model, as a Hub id or a path, that the adapter's config names.
+      names: tensor names of the model that the adapter will be put on (the keys of its
         ``state_dict``), which decide between the table's prefixes and alternatives. None: the
         first of each.
 
@@ -179,11 +179,11 @@ def import_peft(
     """Reads an adapter in PEFT's layout.
 
     Args:
-      folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
-      abstract: Shapes of the adapter's tree, with shardings or without, as
+      folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+      abstract: shapes of the adapter's tree, with shardings or without, as
         ``jax.eval_shape(lambda: init_lora(key, params, config))`` gives them.
-      table: The base model's mapping table.
-      config: Has to have the file's rank and alpha.
+      table: the base model's mapping table.
+      config: has to have the file's rank and alpha.
 
     Returns:
       The adapter's tree, float32.

@@ -31,18 +31,18 @@ class QuestionBatchSpec:
     """What batches of questions look like and in which order they come.
 
     Attributes:
-        batch_size: examples in a batch, over all processes.
-        edges: longest sequence of each bucket, ascending; () for one bucket of the longest.
-            Lengths are the student's, prompt and response; of `prompts`, the prompt alone.
-        prompts: left-padded prompts to generate from, in place of whole sequences.
-        samples: S, of every clip; None for the longest of each bucket.
-        shuffle: a new order each epoch, without the few examples, others each time, that fill no
-            batch; else the order of the data, the last batch filled up with index -1.
-        seed: of the order.
-        epochs: how many; None never ends.
-        workers: processes that decode; 0 decodes in threads.
-        prefetch: batches held ready (by each worker).
-        token_multiple, sample_multiple: shapes that the data decides are rounded up to these.
+      batch_size: examples in a batch, over all processes.
+      edges: longest sequence of each bucket, ascending; () for one bucket of the longest.
+        Lengths are the student's, prompt and response; of `prompts`, the prompt alone.
+      prompts: left-padded prompts to generate from, in place of whole sequences.
+      samples: S, of every clip; None for the longest of each bucket.
+      shuffle: a new order each epoch, without the few examples, others each time, that fill no
+        batch; else the order of the data, the last batch filled up with index -1.
+      seed: of the order.
+      epochs: how many; None never ends.
+      workers: processes that decode; 0 decodes in threads.
+      prefetch: batches held ready (by each worker).
+      token_multiple, sample_multiple: shapes that the data decides are rounded up to these.
     """
 
     batch_size: int
@@ -82,7 +82,7 @@ def bucket_shapes(data: QuestionData, spec: QuestionBatchSpec) -> tuple[list[Sha
     A bucket's shape holds the examples of all buckets before it.
 
     Raises:
-        PipelineError: an example longer than the last edge, or a clip longer than `samples`.
+      PipelineError: an example longer than the last edge, or a clip longer than `samples`.
     """
     lengths = _lengths(data)
     key = "prompt" if spec.prompts else "student"
@@ -254,27 +254,27 @@ def make_question_iterator(
     """Iterates over this process's share of every batch.
 
     Args:
-        data: the questions.
-        spec: what batches look like.
-        rows: of each batch, those that this process holds (`core.mesh.local_rows`); all by
-            default.
-        extras: further arrays of an example, of one shape for all examples of a bucket; picklable
-            where `spec.workers` is above 0.
+      data: the questions.
+      spec: what batches look like.
+      rows: of each batch, those that this process holds (`core.mesh.local_rows`); all by
+        default.
+      extras: further arrays of an example, of one shape for all examples of a bucket; picklable
+        where `spec.workers` is above 0.
 
     Returns:
-        An iterator over dicts of b = len(rows) examples, with K clips of S samples, sequences of T
-        and U tokens, responses of R tokens:
-        "waveform" (b, K, S) float32 and "samples" (b, K) int32, 0 where there is no clip;
-        "student_ids" (b, T) int32 and "student_mask" (b, T) bool, right-padded;
-        "response_ids", "response_mask" (b, R), and "student_at" (b, R) int32, the position whose
-        next token is that of the response; with a teacher also "teacher_ids", "teacher_mask"
-        (b, U) and "teacher_at" (b, R); "index" (b,) int32 into `data`, -1 in rows that fill up.
-        With `spec.prompts`: "prompt_ids" (b, P) and "prompt_mask", left-padded, in place of the
-        sequences. Without any recording there is no waveform. The extras are added.
+      An iterator over dicts of b = len(rows) examples, with K clips of S samples, sequences of T
+      and U tokens, responses of R tokens:
+      "waveform" (b, K, S) float32 and "samples" (b, K) int32, 0 where there is no clip;
+      "student_ids" (b, T) int32 and "student_mask" (b, T) bool, right-padded;
+      "response_ids", "response_mask" (b, R), and "student_at" (b, R) int32, the position whose
+      next token is that of the response; with a teacher also "teacher_ids", "teacher_mask"
+      (b, U) and "teacher_at" (b, R); "index" (b,) int32 into `data`, -1 in rows that fill up.
+      With `spec.prompts`: "prompt_ids" (b, P) and "prompt_mask", left-padded, in place of the
+      sequences. Without any recording there is no waveform. The extras are added.
 
     Raises:
-        PipelineError: too few examples for a batch when shuffled, extras with the name of an array
-            above, or see `bucket_shapes`.
+      PipelineError: too few examples for a batch when shuffled, extras with the name of an array
+        above, or see `bucket_shapes`.
     """
     rows = check_rows(rows, spec.batch_size)
     identity = _identity(data, spec)

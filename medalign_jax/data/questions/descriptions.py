@@ -33,8 +33,8 @@ class Joined:
     """Questions with a description, and what is wrong with rows of descriptions.
 
     Attributes:
-        questions: those that have one, in their own order.
-        problems: rows of the descriptions, then (with no row) questions without one.
+      questions: those that have one, in their own order.
+      problems: rows of the descriptions, then (with no row) questions without one.
     """
 
     questions: tuple[Question, ...]
@@ -54,13 +54,13 @@ def join_descriptions(
     they had before is replaced.
 
     Args:
-        questions: from a reader.
-        path: CSV, JSONL or Parquet with the column `description` and one of those above.
-        audio_folder: where relative audio paths begin; the table's folder by default.
-        max_bad_fraction: share of the table's rows that may be unusable.
+      questions: from a reader.
+      path: CSV, JSONL or Parquet with the column `description` and one of those above.
+      audio_folder: where relative audio paths begin; the table's folder by default.
+      max_bad_fraction: share of the table's rows that may be unusable.
 
     Raises:
-        QuestionsError: no such table or column, too many unusable rows, or no question described.
+      QuestionsError: no such table or column, too many unusable rows, or no question described.
     """
     try:
         table = read_table(path, "description", ("id", *AUDIO_COLUMNS), lambda name: False)
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Reads, joins, reports and writes.
 
     Raises:
-        UserError: see the readers and `join_descriptions`.
+      UserError: see the readers and `join_descriptions`.
     """
     # Whether the recordings can be used is asked when they are: here they need not be at hand.
     checks = Checks(require_audio=False, max_bad_fraction=arguments.max_bad_fraction)

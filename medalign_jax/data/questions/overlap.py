@@ -31,11 +31,11 @@ def refuse_overlap(train: Sequence[Question], tests: Mapping[str, Sequence[Quest
     under another name is found too.
 
     Args:
-        train: questions to train on or to choose by.
-        tests: questions of each test, by its name.
+      train: questions to train on or to choose by.
+      tests: questions of each test, by its name.
 
     Raises:
-        OverlapError: naming subjects and recordings.
+      OverlapError: naming subjects and recordings.
     """
     content = functools.cache(_content)
     # A look at the size spares reading nearly all files of a large training set.

@@ -25,8 +25,8 @@ class ExampleError(UserError):
     """A question that makes no example.
 
     Attributes:
-        id: the question's.
-        reason: what is wrong and what to do, without the id.
+      id: the question's.
+      reason: what is wrong and what to do, without the id.
     """
 
     def __init__(self, id: str, reason: str):
@@ -43,13 +43,13 @@ class PromptFormat:
     """The words around a question.
 
     Attributes:
-        system: first turn; None leaves it to the template.
-        description: before the question, for a text-only model; with ``{description}``.
-        options: after a question with options; with ``{options}``.
-        option: each of them; with ``{text}`` and, if wanted, ``{letter}``. MMAU's rule counts a
-            letter in an answer as a word, so there are none by default.
-        reasoning: whether a response holds the reasoning, or the answer alone.
-        wording: answer in the record's own words (``extra["response"]``) where it has them.
+      system: first turn; None leaves it to the template.
+      description: before the question, for a text-only model; with ``{description}``.
+      options: after a question with options; with ``{options}``.
+      option: each of them; with ``{text}`` and, if wanted, ``{letter}``. MMAU's rule counts a
+        letter in an answer as a word, so there are none by default.
+      reasoning: whether a response holds the reasoning, or the answer alone.
+      wording: answer in the record's own words (``extra["response"]``) where it has them.
     """
 
     system: str | None = None
@@ -84,10 +84,10 @@ class Sequences:
     """The token ids of an example, each (n,) int32.
 
     Attributes:
-        prompt: of the student, one audio token for each embedding of audio.
-        teacher_prompt: None without a teacher.
-        response: the very same for both, the end of the turn included.
-        samples: (K,) of each clip.
+      prompt: of the student, one audio token for each embedding of audio.
+      teacher_prompt: None without a teacher.
+      response: the very same for both, the end of the turn included.
+      samples: (K,) of each clip.
     """
 
     prompt: np.ndarray
@@ -114,21 +114,21 @@ class SequenceBuilder:
     """Makes a question's token ids, or says by name why it makes none.
 
     Args:
-        student: the audio language model's tokeniser; it has an audio token.
-        teacher: the text-only model's, or None.
-        audio_tokens: embeddings of audio for so many samples at 16 kHz (the model's front end and
-            tower decide, see `models.encoders.qwen_omni_audio.pooled_tokens`); None for a text-only
-            model: its prompt holds the description in place of the recordings.
-        max_length: longest sequence of the student, prompt and response.
-        teacher_max_length: of the teacher; `max_length` by default.
-        max_samples: longest clip that the model takes; None for no limit.
-        format: the words around a question.
+      student: the audio language model's tokeniser; it has an audio token.
+      teacher: the text-only model's, or None.
+      audio_tokens: embeddings of audio for so many samples at 16 kHz (the model's front end and
+        tower decide, see `models.encoders.qwen_omni_audio.pooled_tokens`); None for a text-only
+        model: its prompt holds the description in place of the recordings.
+      max_length: longest sequence of the student, prompt and response.
+      teacher_max_length: of the teacher; `max_length` by default.
+      max_samples: longest clip that the model takes; None for no limit.
+      format: the words around a question.
 
     Attributes:
-        shared_vocab: ids that mean the same on both sides; None without a teacher.
+      shared_vocab: ids that mean the same on both sides; None without a teacher.
 
     Raises:
-        TokenizerError: no audio token, or no vocabulary in common.
+      TokenizerError: no audio token, or no vocabulary in common.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class SequenceBuilder:
         """The student's prompt, to generate from.
 
         Args:
-            question: a question with one or more clips.
-            samples: of each clip, at 16 kHz.
-            room: tokens that are to be written after it.
+          question: a question with one or more clips.
+          samples: of each clip, at 16 kHz.
+          room: tokens that are to be written after it.
 
         Raises:
-            ExampleError: see `build`.
+          ExampleError: see `build`.
         """
         if self.audio_tokens is None or not question.audio:
             ids = self._read_prompt(question, self.student)
@@ -182,15 +182,15 @@ class SequenceBuilder:
         """The sequences to train on.
 
         Args:
-            question: a question with one or more clips, and a description if there is a teacher.
-            samples: of each clip, at 16 kHz.
+          question: a question with one or more clips, and a description if there is a teacher.
+          samples: of each clip, at 16 kHz.
 
         Raises:
-            ExampleError: audio longer than the model's limit or too short for a token, a number
-                of placeholders other than that of clips, text that holds a special token, an
-                answer that is not among the options, no description for the teacher, response
-                tokens that differ between student and teacher, or a sequence longer than the
-                window.
+          ExampleError: audio longer than the model's limit or too short for a token, a number
+            of placeholders other than that of clips, text that holds a special token, an
+            answer that is not among the options, no description for the teacher, response
+            tokens that differ between student and teacher, or a sequence longer than the
+            window.
         """
         if question.choices and find_option(question.answer, question.choices) is None:
             raise ExampleError(
@@ -320,13 +320,13 @@ def build_sequences(
     """Builds every example; those that cannot be are listed, not dropped without a word.
 
     Args:
-        builder: see `SequenceBuilder`.
-        questions: N questions; problems count them from 1.
-        samples: N lists of the clips' lengths, at 16 kHz.
-        max_bad_fraction: share of the questions that may make no example.
+      builder: see `SequenceBuilder`.
+      questions: N questions; problems count them from 1.
+      samples: N lists of the clips' lengths, at 16 kHz.
+      max_bad_fraction: share of the questions that may make no example.
 
     Raises:
-        QuestionsError: more than that, or none left. `.problems` has all of them.
+      QuestionsError: more than that, or none left. `.problems` has all of them.
     """
     kept, sequences, problems = [], [], []
     for n, (question, lengths) in enumerate(zip(questions, samples, strict=True)):

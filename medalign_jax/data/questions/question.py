@@ -39,19 +39,19 @@ class Question:
     """One question about one or more recordings.
 
     Attributes:
-        id: unique in its file.
-        audio: files, relative paths already joined to their folder; in the prompt's order. Empty
-            for a question without audio, asked by its description.
-        question: text, without the options.
-        choices: options, or empty for a free answer.
-        answer: one of the options where there are any.
-        reasoning: four stages, a free text, or None.
-        description: the recording put into words, which a text-only teacher reads, or None.
-        task, category, sub_category, difficulty: for tables of results; "" where unknown.
-        subject_id: who was recorded; "" where unknown. Never in two splits.
-        split: "train", "valid", "test" or a benchmark's own name; "" where folds decide.
-        extra: whatever else is to be kept, as text. "response", if there, is the wording around
-            the answer (CoTA's <RESPONSE>).
+      id: unique in its file.
+      audio: files, relative paths already joined to their folder; in the prompt's order. Empty
+        for a question without audio, asked by its description.
+      question: text, without the options.
+      choices: options, or empty for a free answer.
+      answer: one of the options where there are any.
+      reasoning: four stages, a free text, or None.
+      description: the recording put into words, which a text-only teacher reads, or None.
+      task, category, sub_category, difficulty: for tables of results; "" where unknown.
+      subject_id: who was recorded; "" where unknown. Never in two splits.
+      split: "train", "valid", "test" or a benchmark's own name; "" where folds decide.
+      extra: whatever else is to be kept, as text. "response", if there, is the wording around
+        the answer (CoTA's <RESPONSE>).
     """
 
     id: str
@@ -83,11 +83,11 @@ class Checks:
     """What is asked of a file of questions.
 
     Attributes:
-        require_audio: every question has recordings, and they are there; without it they are
-            not looked at.
-        decode: decode them to the last sample; else only their headers are read.
-        max_seconds: longest recording that the model takes; None for no limit.
-        max_bad_fraction: share of rows that may be unusable, 0 to 1.
+      require_audio: every question has recordings, and they are there; without it they are
+        not looked at.
+      decode: decode them to the last sample; else only their headers are read.
+      max_seconds: longest recording that the model takes; None for no limit.
+      max_bad_fraction: share of rows that may be unusable, 0 to 1.
     """
 
     require_audio: bool = True
@@ -113,8 +113,8 @@ class Collector:
     """Rows of a file become questions or problems; `finish` checks what holds between them.
 
     Args:
-        path: the file (or folder) read, for messages.
-        folder: where relative audio paths begin.
+      path: the file (or folder) read, for messages.
+      folder: where relative audio paths begin.
     """
 
     def __init__(self, path: str | Path, folder: str | Path):
@@ -151,7 +151,7 @@ class Collector:
         """Checks recordings, ids and splits.
 
         Raises:
-            QuestionsError: a subject in two splits, more unusable rows than allowed, or none left.
+          QuestionsError: a subject in two splits, more unusable rows than allowed, or none left.
         """
         self.problems += _same_ids(self.rows) + _subjects_in_two_splits(self.rows)
         if checks.require_audio:
@@ -317,11 +317,11 @@ def leave_one_out(questions: Sequence[Question], group: Callable[[Question], str
     """One fold per group: tested on it, trained on all others.
 
     Args:
-        questions: all of them.
-        group: names a question's group, for example ``lambda q: q.subject_id``.
+      questions: all of them.
+      group: names a question's group, for example ``lambda q: q.subject_id``.
 
     Raises:
-        QuestionsError: fewer than two groups, a question without one, or a subject in two.
+      QuestionsError: fewer than two groups, a question without one, or a subject in two.
     """
     groups: dict[str, list[Question]] = {}
     of_subject: dict[str, str] = {}

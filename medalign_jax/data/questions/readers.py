@@ -43,7 +43,7 @@ def read_objects(path: str | Path) -> Iterator[dict[str, object] | BadRecord]:
     the row and the field.
 
     Raises:
-        QuestionsError: no such file, or a `.json` that is not an array of objects.
+      QuestionsError: no such file, or a `.json` that is not an array of objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,7 +90,7 @@ def read_questions(path: str | Path, checks: Checks = DEFAULT_CHECKS) -> Loaded:
     with a note.
 
     Raises:
-        QuestionsError: see `Collector.finish`.
+      QuestionsError: see `Collector.finish`.
     """
     collector = Collector(path, Path(path).parent)
     unused: dict[str, int] = {}
@@ -144,12 +144,12 @@ def read_cota(
     there. The wording of <RESPONSE> is kept in ``extra["response"]``.
 
     Args:
-        path: the file.
-        audio_folder: where relative audio paths begin; the file's folder by default.
-        checks: see `Checks`.
+      path: the file.
+      audio_folder: where relative audio paths begin; the file's folder by default.
+      checks: see `Checks`.
 
     Raises:
-        QuestionsError: see `Collector.finish`.
+      QuestionsError: see `Collector.finish`.
     """
     collector = Collector(path, audio_folder or Path(path).parent)
     for row, record in enumerate(read_objects(path), start=1):
@@ -221,7 +221,7 @@ def read_mmau(
     To read the questions without the recordings use ``Checks(require_audio=False)``.
 
     Raises:
-        QuestionsError: see `Collector.finish`.
+      QuestionsError: see `Collector.finish`.
     """
     collector = Collector(path, audio_folder or Path(path).parent)
     for row, record in enumerate(read_objects(path), start=1):

@@ -18,11 +18,11 @@ class QuestionData:
     """Questions with their token ids and recordings, by index.
 
     Attributes:
-        questions: those that make an example.
-        sequences: their token ids.
-        problems: why others make none.
-        pad_ids: what fills the student's and the teacher's ids up; never looked at.
-        clips: most clips of a question, K.
+      questions: those that make an example.
+      sequences: their token ids.
+      problems: why others make none.
+      pad_ids: what fills the student's and the teacher's ids up; never looked at.
+      clips: most clips of a question, K.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class QuestionData:
         """A clip of a question, (samples,) float32 at 16 kHz, as long as its tokens say.
 
         Raises:
-            AudioError: the file cannot be read, or is not the one of which the length was taken.
+          AudioError: the file cannot be read, or is not the one of which the length was taken.
         """
         path = self.questions[index].audio[clip]
         promised = int(self.sequences[index].samples[clip])
@@ -86,7 +86,7 @@ def clip_samples(path: str) -> int:
     """Samples of a file at 16 kHz, from its header: what resampling gives, without doing it.
 
     Raises:
-        AudioError: the header cannot be read.
+      AudioError: the header cannot be read.
     """
     info = audio_io.probe(path)
     return (2 * info.frames * SAMPLE_RATE + info.sample_rate) // (2 * info.sample_rate)
@@ -102,14 +102,14 @@ def open_questions(
     """Makes the token ids of all questions; recordings are decoded when a batch asks for them.
 
     Args:
-        questions: from a reader.
-        builder: makes token ids.
-        max_bad_fraction: share of questions that may make no example.
-        cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
+      questions: from a reader.
+      builder: makes token ids.
+      max_bad_fraction: share of questions that may make no example.
+      cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
 
     Raises:
-        AudioError: a recording cannot be read.
-        QuestionsError: see `prompts.build_sequences`.
+      AudioError: a recording cannot be read.
+      QuestionsError: see `prompts.build_sequences`.
     """
     samples: list[list[int]] = [[] for _ in questions]
     if builder.audio_tokens is not None:

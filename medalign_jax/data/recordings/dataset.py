@@ -30,9 +30,9 @@ class AudioDataset:
     """Recordings by index. Selections share their parent's files and memory.
 
     Attributes:
-        rows: what the manifest says of each recording.
-        problems: what was wrong with rows left out, and notes (`manifest.write_problems`).
-        sample_rate: samples per second of every waveform.
+      rows: what the manifest says of each recording.
+      problems: what was wrong with rows left out, and notes (`manifest.write_problems`).
+      sample_rate: samples per second of every waveform.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class AudioDataset:
         `sounds[i]` is its `sources.Clip.sound`, where that is known already.
 
         Raises:
-            ManifestError: no recordings, or sources of different sample rates.
+          ManifestError: no recordings, or sources of different sample rates.
         """
         self.rows = tuple(rows)
         self.problems = tuple(problems)
@@ -75,7 +75,7 @@ class AudioDataset:
         (`sources.quantise`), the same from a manifest, a prepared folder, or memory.
 
         Raises:
-            AudioError: the file has become unreadable since it was checked.
+          AudioError: the file has become unreadable since it was checked.
         """
         return self.clip(index).waveform()
 
@@ -95,15 +95,15 @@ class AudioDataset:
         """The manifest's own report, or up to `count` wordings of the metadata.
 
         Args:
-            index: of the recording.
-            count: how many wordings are wanted.
-            seed: of their choice.
-            leave_out: columns of the metadata of which nothing is said. A recording whose other
-                columns say nothing has one that says just that it is a recording.
+          index: of the recording.
+          count: how many wordings are wanted.
+          seed: of their choice.
+          leave_out: columns of the metadata of which nothing is said. A recording whose other
+            columns say nothing has one that says just that it is a recording.
 
         Raises:
-            ManifestError: something is to be left out of a report that is the manifest's own.
-            ReportError: there is no report and the metadata says nothing.
+          ManifestError: something is to be left out of a report that is the manifest's own.
+          ReportError: there is no report and the metadata says nothing.
         """
         row = self.rows[index]
         if not leave_out:
@@ -119,7 +119,7 @@ class AudioDataset:
         """The recordings at these indices (in their order), or whose row passes a predicate.
 
         Raises:
-            ManifestError: none is left.
+          ManifestError: none is left.
         """
         if callable(which):
             indices = [i for i, row in enumerate(self.rows) if which(row)]
@@ -151,7 +151,7 @@ class AudioDataset:
         """The recordings of one split ("train", "valid", "test"; usual other names are known).
 
         Raises:
-            ManifestError: the split has no row.
+          ManifestError: the split has no row.
         """
         name = SPLIT_ALIASES.get(name, name)
         if name not in self.splits():
@@ -176,7 +176,7 @@ def concatenate(datasets: Sequence[AudioDataset]) -> AudioDataset:
     """All recordings of several data sets, in order.
 
     Raises:
-        ManifestError: nothing to join, different sample rates, or a subject in two splits.
+      ManifestError: nothing to join, different sample rates, or a subject in two splits.
     """
     rows = [row for dataset in datasets for row in dataset.rows]
     clips = [clip for dataset in datasets for clip in dataset._clips]
@@ -197,13 +197,13 @@ def check_joined(base: AudioDataset, added: AudioDataset) -> None:
     """Refuses recordings that must not join a training split.
 
     Args:
-        base: all recordings of a data set, whatever their split.
-        added: what is to be trained on beside its training split.
+      base: all recordings of a data set, whatever their split.
+      added: what is to be trained on beside its training split.
 
     Raises:
-        ManifestError: a subject of another split than "train" (also in another spelling, see
-            `data.recordings.subjects`), or, sample for sample, a recording of any split is among
-            them; names the first.
+      ManifestError: a subject of another split than "train" (also in another spelling, see
+        `data.recordings.subjects`), or, sample for sample, a recording of any split is among
+        them; names the first.
     """
     held = {_plain_subject(row): row for row in base.rows if row.split != "train"}
     sounds = {_digest(base, i): row for i, row in enumerate(base.rows)}
@@ -255,17 +255,17 @@ def open_dataset(
     """Opens a manifest file, every recording checked, or a folder that `prepare` has written.
 
     Args:
-        path: manifest (CSV, JSONL, Parquet) or prepared folder.
-        targets: further columns to keep in `Row.targets`.
-        max_seconds: what is read of a longer recording; None reads all of it.
-        sample_rate: samples per second to resample to; a prepared folder has to have it.
-        max_bad_fraction: share of a manifest's rows that may be unusable.
-        reports_required: whether a row has to have a report or metadata for one.
-        cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
-        progress: called with (files checked, files in all) of a manifest.
+      path: manifest (CSV, JSONL, Parquet) or prepared folder.
+      targets: further columns to keep in `Row.targets`.
+      max_seconds: what is read of a longer recording; None reads all of it.
+      sample_rate: samples per second to resample to; a prepared folder has to have it.
+      max_bad_fraction: share of a manifest's rows that may be unusable.
+      reports_required: whether a row has to have a report or metadata for one.
+      cache_bytes: memory for waveforms; what does not fit is decoded again when asked for.
+      progress: called with (files checked, files in all) of a manifest.
 
     Raises:
-        ManifestError: see `manifest.read_manifest`, `manifest.check`, `records.open_records`.
+      ManifestError: see `manifest.read_manifest`, `manifest.check`, `records.open_records`.
     """
     path = local(path)
     if path.is_dir():

@@ -43,15 +43,15 @@ class Row:
     """One recording.
 
     Attributes:
-        row: its place in the manifest, counted from 1; header and blank lines do not count.
-        audio_path: the file, relative paths already joined to the manifest's folder.
-        subject_id: the subject, or the manifest's audio path where no subject is given, so
-            that no two recordings are ever taken for one subject by having none.
-        split: "train", "valid" or "test".
-        label: class name, or None. "none" in words stays: a task of several labels reads it.
-        targets: the columns named as targets, without missing values; "none" as in `label`.
-        metadata: the known metadata columns, without missing values.
-        report: the manifest's own report, or None.
+      row: its place in the manifest, counted from 1; header and blank lines do not count.
+      audio_path: the file, relative paths already joined to the manifest's folder.
+      subject_id: the subject, or the manifest's audio path where no subject is given, so
+        that no two recordings are ever taken for one subject by having none.
+      split: "train", "valid" or "test".
+      label: class name, or None. "none" in words stays: a task of several labels reads it.
+      targets: the columns named as targets, without missing values; "none" as in `label`.
+      metadata: the known metadata columns, without missing values.
+      report: the manifest's own report, or None.
     """
 
     row: int
@@ -102,16 +102,16 @@ def read_manifest(
     """Reads a manifest's text; no recording is opened.
 
     Args:
-        path: the manifest file.
-        targets: further columns to keep for probes.
-        reports_required: whether a row has to have a report or metadata to make one from.
+      path: the manifest file.
+      targets: further columns to keep for probes.
+      reports_required: whether a row has to have a report or metadata to make one from.
 
     Returns:
-        The rows whose text is usable and the problems of the others, with notes on unused
-        columns and on what is taken for granted.
+      The rows whose text is usable and the problems of the others, with notes on unused
+      columns and on what is taken for granted.
 
     Raises:
-        ManifestError: the file is not a table, has no `audio_path`, or lacks a named target.
+      ManifestError: the file is not a table, has no `audio_path`, or lacks a named target.
     """
     path = Path(path)
 
@@ -136,15 +136,15 @@ def rows_of_table(
     """Rows of a table that was read, whatever it was read from; see `read_manifest`.
 
     Args:
-        path: of the table, for messages.
-        table: its columns under their known names, `audio_path` among them.
-        targets: further columns to keep for probes.
-        folder: that paths of recordings are relative to; "" leaves them as they are written.
-        reports_required: whether a row has to have a report or metadata to make one from.
-        numbers: of the records in their file, counted from 1; None for all of them in order.
+      path: of the table, for messages.
+      table: its columns under their known names, `audio_path` among them.
+      targets: further columns to keep for probes.
+      folder: that paths of recordings are relative to; "" leaves them as they are written.
+      reports_required: whether a row has to have a report or metadata to make one from.
+      numbers: of the records in their file, counted from 1; None for all of them in order.
 
     Raises:
-        ManifestError: a named target is not a column.
+      ManifestError: a named target is not a column.
     """
     places = {target: _place(target, table.columns) for target in targets}
     used, problems = _columns(path, table.columns, places)
@@ -298,18 +298,18 @@ def check(
     """Checks recordings and what holds between rows, and decides whether to go on.
 
     Args:
-        rows, problems: from `read_manifest`.
-        check_audio: decode every file (in threads); without it files only have to exist.
-        max_bad_fraction: share of rows that may be unusable, 0 to 1.
-        max_seconds: what is read of a recording; None reads all of it.
-        digest_sound: decodes and checks a row's file and gives a digest of its samples, or raises
-            `AudioError`; a caller that keeps them does not decode twice. By default read at 16 kHz,
-            forgotten.
-        progress: called with (files looked at, files in all).
+      rows, problems: from `read_manifest`.
+      check_audio: decode every file (in threads); without it files only have to exist.
+      max_bad_fraction: share of rows that may be unusable, 0 to 1.
+      max_seconds: what is read of a recording; None reads all of it.
+      digest_sound: decodes and checks a row's file and gives a digest of its samples, or raises
+        `AudioError`; a caller that keeps them does not decode twice. By default read at 16 kHz,
+        forgotten.
+      progress: called with (files looked at, files in all).
 
     Raises:
-        ManifestError: a subject in two splits, more unusable rows than allowed, or no row
-            left. `.problems` has everything.
+      ManifestError: a subject in two splits, more unusable rows than allowed, or no row
+        left. `.problems` has everything.
     """
     rows, problems = list(rows), list(problems)
     _check_fraction(max_bad_fraction)
@@ -326,7 +326,7 @@ def check_rows(
     """The part of `check` that opens no recording: what holds between rows, and whether to go on.
 
     Raises:
-        ManifestError: as `check`.
+      ManifestError: as `check`.
     """
     rows, problems = list(rows), list(problems)
     _check_fraction(max_bad_fraction)

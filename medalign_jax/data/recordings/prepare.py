@@ -55,19 +55,19 @@ def write_records(
     """Writes a data set as a prepared folder, whole or not at all.
 
     Args:
-        dataset: opened from `manifest` as `recipe` says.
-        recipe: remembered in the folder.
-        manifest: paths inside its folder are written relative to it.
-        out: the folder to make; if it is there with the same content, nothing is done.
-        progress: called with (recordings written, recordings in all).
+      dataset: opened from `manifest` as `recipe` says.
+      recipe: remembered in the folder.
+      manifest: paths inside its folder are written relative to it.
+      out: the folder to make; if it is there with the same content, nothing is done.
+      progress: called with (recordings written, recordings in all).
 
     Returns:
-        Whether something was written.
+      Whether something was written.
 
     Raises:
-        ManifestError: `out` holds something else.
-        LockedError: another process writes to it.
-        AudioError: a file has become unreadable since it was checked.
+      ManifestError: `out` holds something else.
+      LockedError: another process writes to it.
+      AudioError: a file has become unreadable since it was checked.
     """
     out, manifest = local(out), Path(manifest)
     rows = [without_folder(row, manifest.parent) for row in dataset.rows]
@@ -234,8 +234,8 @@ def refuse_other_content(out: str | Path, recipe: Recipe) -> None:
     """Looks at what is under `out` before anything is decoded.
 
     Raises:
-        ManifestError: a file, a folder with other things, or a data set prepared otherwise.
-        UserError: a name that is not UTF-8.
+      ManifestError: a file, a folder with other things, or a data set prepared otherwise.
+      UserError: a name that is not UTF-8.
     """
     out = Path(out)
     check_name(out.absolute())
@@ -311,7 +311,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Checks, prints and writes.
 
     Raises:
-        UserError: see `open_dataset` and `write_records`.
+      UserError: see `open_dataset` and `write_records`.
     """
     targets = tuple(name.strip() for name in arguments.targets.split(",") if name.strip())
     recipe = Recipe(arguments.sample_rate, arguments.max_seconds, targets)

@@ -71,7 +71,7 @@ class RecordSource:
         """Opens the array_record files `paths`, whose records count on from file to file.
 
         Raises:
-            ManifestError: one is damaged.
+          ManifestError: one is damaged.
         """
         self.paths = tuple(paths)
         self.sample_rate = sample_rate
@@ -107,7 +107,7 @@ class RecordSource:
         """Record `position`.
 
         Raises:
-            ManifestError: it is damaged.
+          ManifestError: it is damaged.
         """
         try:
             found = self._features.deserialize_example_np(self._records[position])
@@ -133,15 +133,15 @@ def open_records(
     """Opens a prepared folder without decoding audio.
 
     Args:
-        folder: written by `medalign_jax.data.recordings.prepare`.
-        targets: target columns to keep; none named keeps all that were prepared.
-        max_seconds: what is read of a longer recording.
-        sample_rate: has to be the one prepared.
+      folder: written by `medalign_jax.data.recordings.prepare`.
+      targets: target columns to keep; none named keeps all that were prepared.
+      max_seconds: what is read of a longer recording.
+      sample_rate: has to be the one prepared.
 
     Raises:
-        ManifestError: not a whole prepared folder, or prepared at another sample rate or
-            without a target.
-        UserError: the folder's name is not UTF-8.
+      ManifestError: not a whole prepared folder, or prepared at another sample rate or
+        without a target.
+      UserError: the folder's name is not UTF-8.
     """
     folder = Path(folder)
     check_name(folder.absolute())
@@ -210,7 +210,7 @@ def read_description(folder: Path) -> dict[str, object]:
     """The content of prepared.json.
 
     Raises:
-        ManifestError: there is none, or of another format.
+      ManifestError: there is none, or of another format.
     """
     path = folder / DESCRIPTION
     try:
@@ -229,8 +229,8 @@ def check_files(folder: Path, description: dict[str, object]) -> list[str]:
     """The record files in record order, after seeing that every file is there and whole.
 
     Raises:
-        ManifestError: a file is missing or has another size, or one beside the records has
-            other bytes than when it was written.
+      ManifestError: a file is missing or has another size, or one beside the records has
+        other bytes than when it was written.
     """
     sizes = description.get("files")
     if not isinstance(sizes, dict) or not all(Path(name).name == name for name in sizes):

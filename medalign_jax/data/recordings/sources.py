@@ -45,7 +45,7 @@ def quantise(waveform: np.ndarray) -> Clip:
     scale and very quiet recordings keep their shape.
 
     Args:
-        waveform: (n,) float32, finite, not empty.
+      waveform: (n,) float32, finite, not empty.
     """
     low, high = float(waveform.min()), float(waveform.max())
     peak = max(-low, high, 2.0**-100)

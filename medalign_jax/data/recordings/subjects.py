@@ -19,10 +19,10 @@ def alike_subjects(subjects: Sequence[str | None]) -> list[dict[str, int]]:
     """Groups of two or more subjects whose names have one plain form.
 
     Args:
-        subjects: one for each row, None where it names none.
+      subjects: one for each row, None where it names none.
 
     Returns:
-        For each group: subject -> position of its first row, in the order of the rows.
+      For each group: subject -> position of its first row, in the order of the rows.
     """
     alike: dict[str, dict[str, int]] = {}
     for place, subject in enumerate(subjects):

@@ -23,7 +23,7 @@ class Design:
 
     Attributes:
       train: (n,) rows.
-      members: Numbers of the problems, at most 16.
+      members: numbers of the problems, at most 16.
     """
 
     train: np.ndarray

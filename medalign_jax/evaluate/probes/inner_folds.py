@@ -17,7 +17,7 @@ class InnerFolds:
       number: (n,) fold of each training row, 0..count - 1.
       usable: (count,) whether the rows outside the fold have every class; other folds are left
         out of the choice.
-      note: What is not as it should be; empty otherwise.
+      note: what is not as it should be; empty otherwise.
     """
 
     number: np.ndarray
@@ -41,9 +41,9 @@ def inner_folds(
     Args:
       targets: (n,) classes or numbers of the training rows.
       groups: (n,) integers.
-      classes: Number of classes; 0 for a regression.
-      seed: Order of groups that are alike.
-      folds: Number of folds; no more are made than there are groups.
+      classes: number of classes; 0 for a regression.
+      seed: order of groups that are alike.
+      folds: number of folds; no more are made than there are groups.
     """
     _, group = np.unique(groups, return_inverse=True)
     total = int(group.max()) + 1

@@ -30,8 +30,8 @@ def knn(
 
     Args:
       x: (N, D) features.
-      problems: Problems on rows of x.
-      neighbours: Values of k to choose from; one alone is taken.
+      problems: problems on rows of x.
+      neighbours: values of k to choose from; one alone is taken.
       metric: "cosine" or "euclidean".
 
     Raises:

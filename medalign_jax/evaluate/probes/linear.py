@@ -48,7 +48,7 @@ def default_penalties(width: int) -> np.ndarray:
     does not count.
 
     Args:
-      width: How many vary.
+      width: how many vary.
     """
     return max(1, width) * GRID
 
@@ -58,16 +58,16 @@ class LinearModel:
     """A fitted probe.
 
     Attributes:
-      scaling: Of the features.
+      scaling: of the features.
       weights: (D, c) of the standardised features; c is 1 for two classes and for a regression.
       intercept: (c,).
       classes: 0 for a regression.
-      unit: Mean and deviation of a regression's training targets.
+      unit: mean and deviation of a regression's training targets.
       penalty: l2.
       losses: (P,) mean loss of the held-out rows for each penalty, falling; NaN where none was
         measured.
       aurocs: (P,) AUROC of the held-out rows for each penalty; NaN where it is not defined.
-      note: What is not as it should be.
+      note: what is not as it should be.
     """
 
     scaling: Scaling

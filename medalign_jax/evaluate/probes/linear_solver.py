@@ -131,7 +131,7 @@ def paths(z, count, y, weight, held, penalties, shared, *, kind: str) -> Paths:
       penalties: (S, P) on half the squared coefficients, beside the sum of losses; falling.
       shared: (D, D) orthonormal axes near those of every design, which save a decomposition
         each; they change how many steps are taken, not where these lead. Or None.
-      kind: As `newton.Fits` has it.
+      kind: as `newton.Fits` has it.
     """
     matrix, basis = _decompose(z, count, shared)
     shape = weight.shape[:2]
@@ -166,8 +166,8 @@ def finish(z, y, weight, penalty, theta, basis: Basis, *, kind: str):
       weight: (S, n, p) 1 for the rows of the fit.
       penalty: (S, p).
       theta: (S, r + 1, p, c) to start from, in the basis.
-      basis: Of the path.
-      kind: As `newton.Fits` has it.
+      basis: of the path.
+      kind: as `newton.Fits` has it.
 
     Returns:
       Coefficients (S, D + 1, p, c), the intercept last, decrements (S, p) and products spent.

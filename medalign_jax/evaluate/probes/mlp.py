@@ -26,11 +26,11 @@ class MLPConfig:
     """Settings of the probe, as the module's text has them.
 
     Attributes:
-      hidden: Units of the hidden layer.
-      steps: Full-batch steps.
-      learning_rate: Of the first step.
-      weight_decay: Decoupled, on kernels.
-      runs: Initial weights that are averaged over.
+      hidden: units of the hidden layer.
+      steps: full-batch steps.
+      learning_rate: of the first step.
+      weight_decay: decoupled, on kernels.
+      runs: initial weights that are averaged over.
     """
 
     hidden: int = 64
@@ -54,8 +54,8 @@ def mlp(
 
     Args:
       x: (N, D) features.
-      problems: Problems on rows of x.
-      config: Settings; defaults as the module's text has them.
+      problems: problems on rows of x.
+      config: settings; defaults as the module's text has them.
 
     Raises:
       ProbeError: as `problem.check`; or the training diverged.

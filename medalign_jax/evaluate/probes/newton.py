@@ -76,7 +76,7 @@ class Fits:
 
     Attributes:
       kind: BINARY, MULTICLASS or NUMBERS.
-      rows: The matrices.
+      rows: the matrices.
       y: (S, n, F, c) targets.
       weight: (S, n, F) weights of rows.
       ridge: (S, F) penalties.

@@ -25,10 +25,10 @@ def opera(
 
     Args:
       x: (N, D) features.
-      problems: Problems on rows of x. Those that differ only in training rows and seeds train
+      problems: problems on rows of x. Those that differ only in training rows and seeds train
         together.
-      config: Protocol of classification, by default as published.
-      regression: Protocol of regression.
+      config: protocol of classification, by default as published.
+      regression: protocol of regression.
 
     Raises:
       ProbeError: as `problem.check`; or a probe diverged.

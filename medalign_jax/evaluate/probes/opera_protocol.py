@@ -94,9 +94,9 @@ def few_shot_draws(labels: np.ndarray, per_class: int, draws: int, seed: int) ->
 
     Args:
       labels: (n,) integer classes.
-      per_class: Examples per class in each draw.
-      draws: Number of draws, D.
-      seed: Same seed, same draws; a longer list starts with the shorter one.
+      per_class: examples per class in each draw.
+      draws: number of draws, D.
+      seed: same seed, same draws; a longer list starts with the shorter one.
 
     Returns:
       (D, per_class * C) int32 indices into `labels`.
@@ -133,14 +133,14 @@ def classification_probe(
 
     Args:
       train: (n, D) embeddings and (n,) integer classes.
-      valid: The same for the selection of the epoch by macro one-vs-rest AUROC. None selects
+      valid: the same for the selection of the epoch by macro one-vs-rest AUROC. None selects
         the last epoch.
       test_x: (m, D) embeddings.
-      n_classes: Number of classes, C.
+      n_classes: number of classes, C.
       draws: (R, k) training indices of each run, as from `few_shot_draws`; None trains every
         run on all examples.
       seeds: (R,) seeds of initial weights and shuffling; by default 0..4, or one per draw.
-      config: The protocol, published values by default.
+      config: the protocol, published values by default.
 
     Raises:
       ProbeError: shapes disagree, an embedding is not finite, a class lacks in training or is

@@ -21,16 +21,16 @@ class ProbeConfig:
     """The published protocol; the classification defaults.
 
     Attributes:
-      epochs: Passes over the training examples.
-      batch_size: Examples per step; the last batch of an epoch may be smaller and is used.
+      epochs: passes over the training examples.
+      batch_size: examples per step; the last batch of an epoch may be smaller and is used.
       learning_rate: Adam's, in the first epoch.
-      decay: Factor on the learning rate after each epoch.
-      l2: Weight of the sum of squares of all parameters.
-      clip: Largest gradient norm.
-      init_std: Standard deviation of the initial weights.
-      select_every: Only every k-th epoch may be selected (5 for KAUH, 3 for SSBPR and
+      decay: factor on the learning rate after each epoch.
+      l2: weight of the sum of squares of all parameters.
+      clip: largest gradient norm.
+      init_std: standard deviation of the initial weights.
+      select_every: only every k-th epoch may be selected (5 for KAUH, 3 for SSBPR and
         spirometry in the published code).
-      standardise: Centre and scale the features by the examples that a run trains on. Not part
+      standardise: centre and scale the features by the examples that a run trains on. Not part
         of the published protocol.
     """
 

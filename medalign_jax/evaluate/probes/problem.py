@@ -27,10 +27,10 @@ class Problem:
       test: (m,) rows that are predicted.
       groups: (N,) integers, one per subject; a choice inside the training rows never has a
         subject's rows on both of its sides.
-      classes: Number of classes; 0 for a regression.
+      classes: number of classes; 0 for a regression.
       valid: (v,) rows on which the published protocol chooses its epoch; other probes don't
         read them.
-      seed: Of whatever the probe draws: inner folds, initial weights, order of examples.
+      seed: of whatever the probe draws: inner folds, initial weights, order of examples.
     """
 
     targets: np.ndarray
@@ -48,7 +48,7 @@ class Prediction:
 
     Attributes:
       scores: (m, classes) float64 probabilities, or (m,) numbers in the target's unit.
-      note: What a reader of the scores has to know; empty where all is as it should be.
+      note: what a reader of the scores has to know; empty where all is as it should be.
     """
 
     scores: np.ndarray

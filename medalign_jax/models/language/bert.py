@@ -67,9 +67,9 @@ def read_bert(reader: ConfigReader, default: BertConfig, roberta: bool = False) 
     """Reads what configs of BERT's kin have in common; the caller has checked the model type.
 
     Args:
-      reader: Of the config; closed here, so what the caller knows has to be read before.
-      default: Sizes where the config is silent.
-      roberta: Positions begin after the number of the padding token, and as many rows of the
+      reader: of the config; closed here, so what the caller knows has to be read before.
+      default: sizes where the config is silent.
+      roberta: positions begin after the number of the padding token, and as many rows of the
         position table are never a token's.
 
     Raises:
@@ -150,7 +150,7 @@ class Bert(nn.Module):
         Args:
           ids: (B, T) int32, T at most ``max_positions``.
           mask: (B, T) bool, True for a real token.
-          layers: Hidden states to keep: 0 = embeddings, i = after layer i, -1 = last. Only the
+          layers: hidden states to keep: 0 = embeddings, i = after layer i, -1 = last. Only the
             layers up to the deepest of them run.
 
         Returns:

@@ -167,11 +167,11 @@ class Decoder(DecoderHead):
     ``layers`` and ``lm_head`` may be given as collection "lora" (see ``layer_stack.low_rank``).
 
     Attributes:
-      config: Sizes and switches.
-      dtype, param_dtype: Of computation and of parameters.
-      backend: Of ``models.layers.attention.attention``.
-      remat: Whether the backward pass computes each layer anew instead of keeping its inner values.
-      access: How weights are read, e.g. gathered from shards; a layer's inside the scan, before the
+      config: sizes and switches.
+      dtype, param_dtype: of computation and of parameters.
+      backend: of ``models.layers.attention.attention``.
+      remat: whether the backward pass computes each layer anew instead of keeping its inner values.
+      access: how weights are read, e.g. gathered from shards; a layer's inside the scan, before the
         layer uses them, and anew with ``remat``. See ``sharded_weights``.
     """
 
@@ -206,7 +206,7 @@ class Decoder(DecoderHead):
           ids: (B, T) int32, T at most ``max_positions``.
           mask: (B, T) bool, True for a real token; padding on either side. Positions count real
             tokens only. What comes out at padding means nothing.
-          layers: Hidden states to keep: 0 = scaled embeddings, i = after layer i, -1 = last, which
+          layers: hidden states to keep: 0 = scaled embeddings, i = after layer i, -1 = last, which
             is after the final norm. Only the layers up to the deepest of them run.
           embeddings: (B, T, width) in place of ``embedded(ids)``, e.g. with audio put in.
           positions: (B, T) int32, or (3, B, T) for the three axes of a rope with sections; they
@@ -258,8 +258,8 @@ class Decoder(DecoderHead):
           ids: (B, T) int32: columns ``start`` to ``start + T`` of the texts.
           mask: (B, S) bool: which columns of the whole texts are real tokens. Columns that are
             still to come may say either.
-          cache: With room for S columns, filled up to ``start``.
-          start: The first new column. The number 0 makes the whole prompt attend to itself
+          cache: with room for S columns, filled up to ``start``.
+          start: the first new column. The number 0 makes the whole prompt attend to itself
             without looking at the cache.
           embeddings: (B, T, width) in place of ``embedded(ids)``.
 

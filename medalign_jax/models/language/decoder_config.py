@@ -21,24 +21,24 @@ class DecoderConfig:
     """A decoder-only language model.
 
     Attributes:
-      sliding: For each layer, whether it sees only the last ``window`` tokens (itself included).
+      sliding: for each layer, whether it sees only the last ``window`` tokens (itself included).
         Its length is the depth.
-      rope: Rotary embedding of the layers that see everything.
-      local_rope: Rotary embedding of the sliding layers.
-      attention_scale: Factor on the scores, e.g. ``head_dim ** -0.5``.
-      embed_scale: Factor on the token embeddings.
+      rope: rotary embedding of the layers that see everything.
+      local_rope: rotary embedding of the sliding layers.
+      attention_scale: factor on the scores, e.g. ``head_dim ** -0.5``.
+      embed_scale: factor on the token embeddings.
       activation: ``"gelu_tanh"`` (GeGLU) or ``"silu"`` (SwiGLU).
-      norm_offset: Norms multiply by ``norm_offset + scale``: 1 in Gemma, 0 elsewhere.
-      post_norms: Norms after attention and feed-forward too, before the residual sum.
+      norm_offset: norms multiply by ``norm_offset + scale``: 1 in Gemma, 0 elsewhere.
+      post_norms: norms after attention and feed-forward too, before the residual sum.
       qk_norm: RMSNorm of each head's queries and keys.
-      qkv_bias, out_bias, mlp_bias: Biases on the query, key and value projections, on the one out
+      qkv_bias, out_bias, mlp_bias: biases on the query, key and value projections, on the one out
         of attention, and on the three of the feed-forward.
-      tied: Logits through the token embedding; otherwise through ``lm_head``.
+      tied: logits through the token embedding; otherwise through ``lm_head``.
       final_softcap: ``cap * tanh(logits / cap)``; None for none.
-      final_norm: Whether the last hidden state is normed; off in a truncated model.
-      head: Whether logits can be had; off in a model that is read for its hidden states only. It
+      final_norm: whether the last hidden state is normed; off in a truncated model.
+      head: whether logits can be had; off in a model that is read for its hidden states only. It
         makes a difference to the parameters only where the head is not tied.
-      padded_vocab: Rows of the embedding and the head, of which those from ``vocab_size`` on are
+      padded_vocab: rows of the embedding and the head, of which those from ``vocab_size`` on are
         zeros, so that they can be divided over devices; None for as many as there are tokens.
     """
 

@@ -41,9 +41,9 @@ class DecoderHead(nn.Module):
     not tied to the embedding; those that a call does not read may be missing (`head_params`).
 
     Attributes:
-      config: Sizes and switches.
-      dtype, param_dtype: Of computation and of parameters.
-      access: How weights are read, e.g. gathered from shards (`sharded_weights`).
+      config: sizes and switches.
+      dtype, param_dtype: of computation and of parameters.
+      access: how weights are read, e.g. gathered from shards (`sharded_weights`).
     """
 
     config: DecoderConfig
@@ -94,7 +94,7 @@ class DecoderHead(nn.Module):
 
         Args:
           hidden: (..., width).
-          normed: Whether they are past the final norm, as the last ones are.
+          normed: whether they are past the final norm, as the last ones are.
         """
         return self.logits(hidden if normed else self._normed(hidden))
 

@@ -38,10 +38,10 @@ class YarnScaling:
     """YaRN (Peng et al. 2023, arXiv 2309.00071, section 3.2).
 
     Attributes:
-      length: Positions that the model was first trained on.
-      fast, slow: Turns in ``length`` tokens above which a pair is kept, below which it is slowed.
-      amplitude: Factor on cosine and sine, which tempers the attention (section 3.3).
-      whole: Whether the ends of the ramp between the two are rounded to whole pairs.
+      length: positions that the model was first trained on.
+      fast, slow: turns in ``length`` tokens above which a pair is kept, below which it is slowed.
+      amplitude: factor on cosine and sine, which tempers the attention (section 3.3).
+      whole: whether the ends of the ramp between the two are rounded to whole pairs.
     """
 
     length: int
@@ -56,11 +56,11 @@ class Rope:
     """Rotary position embedding: its base, and how it is stretched.
 
     Attributes:
-      theta: The base.
-      factor: By how much the slowed pairs are slowed; without ``scaling`` that is all of them
+      theta: the base.
+      factor: by how much the slowed pairs are slowed; without ``scaling`` that is all of them
         (linear position interpolation).
-      scaling: Which pairs keep how much of their speed.
-      sections: For positions of three axes: how many pairs, in order, turn by the first, second,
+      scaling: which pairs keep how much of their speed.
+      sections: for positions of three axes: how many pairs, in order, turn by the first, second,
         third, first ... axis (``mrope_section``). Empty for a model of one axis.
     """
 
@@ -112,8 +112,8 @@ def rope_table(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Arr
     """Cosine and sine of the turn of every token: twice (B, T, head_dim / 2) float32.
 
     Args:
-      rope: The settings.
-      head_dim: Channels of a head.
+      rope: the settings.
+      head_dim: channels of a head.
       positions: (B, T) int, or (3, B, T) for the three axes of a rope with ``sections``.
 
     Raises:
@@ -158,12 +158,12 @@ def read_rope(
     """Reads ``rope_scaling`` or one entry of ``rope_parameters`` of a config.json.
 
     Args:
-      settings: The JSON object.
-      theta: Base, where the object does not name one.
-      where: What to call the object in messages.
-      kinds: Values of ``rope_type`` that are supported.
-      length: Positions of the first training, where the object does not say.
-      head_dim: Channels of a head of a model whose positions have three axes; None for one axis.
+      settings: the JSON object.
+      theta: base, where the object does not name one.
+      where: what to call the object in messages.
+      kinds: values of ``rope_type`` that are supported.
+      length: positions of the first training, where the object does not say.
+      head_dim: channels of a head of a model whose positions have three axes; None for one axis.
 
     Raises:
       ModelConfigError: for another kind, a missing or malformed value or an unknown key.

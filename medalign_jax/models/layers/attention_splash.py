@@ -51,8 +51,8 @@ def splash(
       q: (B, T, Hq, D).
       k, v: (B, T, Hkv, D).
       mask: (B, 1, 1, T) or (1, 1, 1, T) bool, or None.
-      scale, causal, window: As in ``attention``.
-      interpret: Runs the kernel's text on any platform, slowly.
+      scale, causal, window: as in ``attention``.
+      interpret: runs the kernel's text on any platform, slowly.
 
     Returns:
       (B, T, Hq, D) of q's type.

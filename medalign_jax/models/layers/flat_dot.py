@@ -25,8 +25,8 @@ def flat_dot(
     Args:
       x: (..., in).
       kernel: (in, out).
-      dimension_numbers: As `nn.Dense` passes them: the last axis of x with the first of kernel.
-      precision, preferred_element_type: As in `jax.lax.dot_general`.
+      dimension_numbers: as `nn.Dense` passes them: the last axis of x with the first of kernel.
+      precision, preferred_element_type: as in `jax.lax.dot_general`.
 
     Returns:
       (..., out).

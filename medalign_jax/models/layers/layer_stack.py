@@ -21,8 +21,8 @@ def stacked_init(block: nn.Module, depth: int) -> Callable[..., Any]:
     """An initialiser of ``depth`` copies of ``block``'s parameters, stacked on axis 0.
 
     Args:
-      block: A detached module (``parent=None``).
-      depth: Number of layers.
+      block: a detached module (``parent=None``).
+      depth: number of layers.
 
     Returns:
       ``init(key, *inputs) -> params`` for ``Module.param``, each leaf (depth, ...).
@@ -59,8 +59,8 @@ def low_rank(module: nn.Module, *names: str) -> dict[str, Any]:
     alpha / r is already in b).
 
     Args:
-      module: A bound module.
-      names: Its parameters or submodules that can be adapted.
+      module: a bound module.
+      names: its parameters or submodules that can be adapted.
 
     Returns:
       {name: its part of the collection, or None}.
@@ -81,7 +81,7 @@ def adapted(weights: Any, factors: Any) -> Any:
     """A layer's weights with ``kernel + a @ b`` wherever there are factors for a kernel.
 
     Args:
-      weights: Nested dict of arrays.
+      weights: nested dict of arrays.
       factors: None, or a part of that nesting with ``{"a": (in, r), "b": (r, out)}`` for kernels.
 
     Returns:
@@ -123,9 +123,9 @@ def scan_layers(
 
     Args:
       step: ``(x, layer) -> x``, where ``layer`` is one slice of ``stacked``.
-      stacked: Pytree whose leaves all have the layers on axis 0 (weights, per-layer settings).
-      x: Hidden state 0, (B, T, W).
-      wanted: Sorted indices from ``normalise_layers``.
+      stacked: pytree whose leaves all have the layers on axis 0 (weights, per-layer settings).
+      x: hidden state 0, (B, T, W).
+      wanted: sorted indices from ``normalise_layers``.
 
     Returns:
       ``{index: (B, T, W)}`` with exactly the wanted indices. Stopping before the last layer copies

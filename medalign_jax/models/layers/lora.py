@@ -37,9 +37,9 @@ class LoraConfig:
     """What is adapted, and how.
 
     Attributes:
-      rank: Inner width of an adapter.
-      alpha: The product A B counts ``alpha / rank`` times.
-      modules: Regexes, searched for in the paths of the kernels, e.g.
+      rank: inner width of an adapter.
+      alpha: the product A B counts ``alpha / rank`` times.
+      modules: regexes, searched for in the paths of the kernels, e.g.
         ``text/layers/attention/(query|value)/kernel$``.
 
     Raises:
@@ -79,9 +79,9 @@ def init_lora(key: jax.Array, abstract_params: Tree, config: LoraConfig) -> Tree
     Each kernel draws from a key of its own path: adapting more kernels changes none of the others.
 
     Args:
-      key: A PRNG key.
-      abstract_params: The base parameters, arrays or their shapes.
-      config: Which kernels, and the rank.
+      key: a PRNG key.
+      abstract_params: the base parameters, arrays or their shapes.
+      config: which kernels, and the rank.
 
     Returns:
       The tree of this module's head.
@@ -151,9 +151,9 @@ def merge(params: Tree, lora: Tree, config: LoraConfig) -> Tree:
     (``weights.peft``).
 
     Args:
-      params: The base tree, or a part of it that holds all adapted kernels.
-      lora: The adapter.
-      config: The one that it was made with.
+      params: the base tree, or a part of it that holds all adapted kernels.
+      lora: the adapter.
+      config: the one that it was made with.
 
     Raises:
       UserError: the adapter is of another model or rank; names the kernels.

@@ -67,8 +67,8 @@ def table(config: DecoderConfig, depth: int) -> Table:
     """The table of a model.
 
     Args:
-      config: The part of it that is loaded, e.g. truncated or without its head.
-      depth: Layers of the whole model.
+      config: the part of it that is loaded, e.g. truncated or without its head.
+      depth: layers of the whole model.
     """
     above = tuple(
         Ignore(f"{{prefix}}layers.{layer}.*", "above the hidden layer that is read")
