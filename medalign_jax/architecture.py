@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
-from medalign_jax.audio.published import front_end_numbers
+from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import Rules, shardings
 from medalign_jax.models import ENCODERS, EncoderEntry
@@ -110,7 +110,7 @@ def architecture(
         one whose sizes are read from it; takes precedence over the preset, and `overrides` over
         both.
       preprocessor: the parsed ``preprocessor_config.json`` beside them; the front end's numbers
-        come from it (`audio.published`), and `front_end_overrides` take precedence over it.
+        come from it (`audio.preprocessor_config`); `front_end_overrides` take precedence.
 
     Raises:
       UserError: an unknown name, size or front-end number, or published settings that ask for what

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from medalign_jax.audio.published import front_end_numbers
+from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_whole

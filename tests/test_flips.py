@@ -20,7 +20,7 @@ from medalign_jax.data.recordings import prepare
 from medalign_jax.encoder import Encoder, open_encoder
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.runs.export import export_encoder, export_heads
-from medalign_jax.teachers.cache import EmbeddingCache
+from medalign_jax.teachers.embedding_cache import EmbeddingCache
 from medalign_jax.teachers.state_cache import StateCacheWriter, open_state_cache
 from medalign_jax.train.checkpoint import Checkpoints
 from medalign_jax.weights.source import resolve

@@ -44,6 +44,13 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """UTF-8 text by `write_whole`; creates the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, encoded(text))
+
+
 def clear_remains(folder: Path) -> None:
     """Removes what `writing_whole` of processes of this host that are dead has left there."""
     for entry in Path(folder).glob(".writing-*"):

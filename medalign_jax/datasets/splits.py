@@ -1,4 +1,7 @@
-"""Deals subjects out to folds, with like shares of every label in each."""
+"""Deals subjects out to folds, with like shares of every label in each.
+
+That no subject is in two splits is checked where rows are read (`data.recordings.subjects`).
+"""
 
 from __future__ import annotations
 

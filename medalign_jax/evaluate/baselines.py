@@ -14,7 +14,7 @@ import numpy as np
 import soxr
 from jax.sharding import Mesh
 
-from medalign_jax.audio.statistics import STATISTICS, VERSION, spectral_statistics
+from medalign_jax.audio.spectral_statistics import STATISTICS, VERSION, spectral_statistics
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import batch_sharding
 from medalign_jax.core.words import finite_number, is_missing
@@ -163,7 +163,7 @@ def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
 
 
 class SpectralStatistics:
-    """`audio.statistics.spectral_statistics` of recordings, with the face of an `Encoder`.
+    """`audio.spectral_statistics.spectral_statistics` of recordings, with the face of an `Encoder`.
 
     So an `EmbeddingStore` takes it beside encoders, and keeps its numbers. Recordings of like
     length share a batch, filled up to a power of two of seconds.

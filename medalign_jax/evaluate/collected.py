@@ -9,7 +9,7 @@ import numpy as np
 
 from medalign_jax.evaluate import intervals
 from medalign_jax.evaluate.results import Result
-from medalign_jax.evaluate.statistics import Interval, Statistic, StatisticsError
+from medalign_jax.evaluate.statistics import Interval, Statistic, StatisticsError, holm
 
 MEAN_OF = "mean of "  # begins the name of a mean over tasks
 
@@ -99,7 +99,7 @@ def correct_for_tasks(into: Measured) -> None:
         values = {i: into.intervals[key_of(into.results[i])].p_value for i in places}
         corrected = {}
         if len(single) > 1:
-            adjusted = intervals.holm([values[i] for i in single])
+            adjusted = holm([values[i] for i in single])
             corrected = dict(zip(single, adjusted, strict=True))
         for i in places:
             note = f"p {values[i]:.2g}"

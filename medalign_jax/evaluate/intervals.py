@@ -116,25 +116,6 @@ def paired_interval(
     return _make(both.difference.value, low, high, level, both.difference, both.p_value())
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) adjusted p values, in the order given: (m,).
-
-    At most `alpha` of all families of true null hypotheses have an adjusted value of `alpha` or
-    less, however the tests depend on each other.
-
-    Raises:
-      StatisticsError: a value that is not a probability.
-    """
-    p = np.asarray(p_values, np.float64)
-    if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
-        raise StatisticsError(f"p values lie between 0 and 1; got {p_values}")
-    order = np.argsort(p, kind="stable")
-    steps = (len(p) - np.arange(len(p))) * p[order]
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted
-
-
 # -------------------------------------------------------------------------------- one score
 
 

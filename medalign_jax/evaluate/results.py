@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.files import encoded, write_whole
+from medalign_jax.core.files import write_text
 from medalign_jax.evaluate.statistics import Interval
 
 
@@ -124,7 +124,7 @@ def write_results(
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ResultsError(f"provenance cannot be written as JSON: {error}") from error
-    write_atomically(path, text)
+    write_text(path, text)
 
 
 def read_results(path: str | os.PathLike) -> tuple[list[Result], dict[str, Any]]:
@@ -150,13 +150,6 @@ def read_results(path: str | os.PathLike) -> tuple[list[Result], dict[str, Any]]
         results.append(Result(**row))
     _check_unique(results)
     return results, content["provenance"]
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text beside `path` and renames it into place; creates the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, encoded(text))
 
 
 def _check_unique(results: Sequence[Result]) -> None:

@@ -1,4 +1,4 @@
-"""Nearest class sentence and audio-report retrieval in the space of the trained heads.
+"""Nearest class sentence and audio-report retrieval: by a fitted map, or as trained heads compare.
 
 `sentences` puts the outcome of all folds together and names it.
 

@@ -1,5 +1,8 @@
 """Architectures in `encoders`, `language` and `layers`; a model returns `(output, intermediates)`.
 
+`audio_lm` joins an encoder and a language model, `generate` writes with one, `catalogue` lists what
+is published.
+
 An audio encoder is a Linen module with a frozen dataclass `config` and the method
 
     embed(features (B, T, M) float32) -> ((B, width) float32, intermediates)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.evaluate.collected import MEAN_OF, Measured
-from medalign_jax.evaluate.map import embedding_map
+from medalign_jax.evaluate.projection import embedding_map
 from medalign_jax.evaluate.stages import MINUS, Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.page import figures, report

@@ -10,7 +10,8 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from medalign_jax.evaluate.results import Result, write_atomically
+from medalign_jax.core.files import write_text
+from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval
 from medalign_jax.evaluate.tables import Table
 from medalign_jax.page import figures
@@ -80,7 +81,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> None:
     Raises:
       ValueError: arrays of a figure or recording that do not fit together or are not finite.
     """
-    write_atomically(path, render(data))
+    write_text(path, render(data))
 
 
 def render(data: ReportData) -> str:

@@ -25,7 +25,7 @@ from medalign_jax.evaluate.baseline_stages import check_baselines
 from medalign_jax.evaluate.context import check_metadata
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import Findings, describe_subjects
+from medalign_jax.evaluate.leaks import Findings, describe_subjects
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.evaluate.trained import describe_trained

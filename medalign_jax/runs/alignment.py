@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from medalign_jax.architecture import Architecture
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.wordings import Reports, TextColumn, report_marks
-from medalign_jax.evaluate.findings import Findings
 from medalign_jax.evaluate.folds import Fold
+from medalign_jax.evaluate.leaks import Findings
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.methods.acula import Acula
@@ -27,7 +27,7 @@ from medalign_jax.runs.data import training_part
 from medalign_jax.runs.export import export_encoder, export_heads, host_params
 from medalign_jax.runs.parts.alignment import acula_config, teacher_of
 from medalign_jax.runs.parts.audio import audio_student_of, data_of, encoder_of, published_params
-from medalign_jax.runs.parts.blocks import loop_of, optimizer_of
+from medalign_jax.runs.parts.blocks import loop_config, optimizer_config
 from medalign_jax.runs.pretrain import pretrain
 from medalign_jax.runs.texts import Targets, Texts, reports_of, targets_of
 from medalign_jax.runs.workdir import bind
@@ -250,7 +250,7 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
         }
     width = targets.width if not extra else _online_width(texts, whitening)
     method = Acula(student, width, acula_config(config), run.made.sharding, **extra)
-    loop = loop_of(config, len(part.train), "recordings")
+    loop = loop_config(config, len(part.train), "recordings")
     names, marks = ("waveform", *targets.arrays), [None, None]
     if config.loss.align != "cka":  # two wordings of one report are no negatives
         names, marks = (*names, "report"), report_marks(targets.train, targets.valid)
@@ -261,7 +261,7 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
         valid = TextColumn(targets.arrays, targets.valid, use, marks[1])
     data = data_of(config, run.mesh, part.train, part.valid, names, train, valid)
     what = part.what + ("align" if name == "after" else name)
-    return fit(method, data, optimizer_of(config), loop, folder, run.mesh, what)
+    return fit(method, data, optimizer_config(config), loop, folder, run.mesh, what)
 
 
 def _online(texts: Texts, whitening: Whitening | None) -> Any:
@@ -291,10 +291,10 @@ def supervise(part: Part, start: Any) -> Any:
     folder.mkdir(exist_ok=True)
     student = audio_student_of(block, run.made, start)
     method = Supervised(student, len(task.classes), run.made.sharding)
-    loop = loop_of(block, len(train), "recordings")
+    loop = loop_config(block, len(train), "recordings")
     data = data_of(block, run.mesh, train, valid, ("waveform", "label"), train_column, valid_column)
     fitted = fit(
-        method, data, optimizer_of(block), loop, folder, run.mesh, f"{part.what}supervised"
+        method, data, optimizer_config(block), loop, folder, run.mesh, f"{part.what}supervised"
     )
     return host_params(fitted.best_params["encoder"])
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from medalign_jax.core import commands, processes, rendezvous
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.files import check_no_folders
+from medalign_jax.core.files import check_no_folders, write_text
 from medalign_jax.core.mesh import make_mesh
 from medalign_jax.core.progress import Progress
 from medalign_jax.core.provenance import provenance
@@ -43,7 +43,7 @@ from medalign_jax.evaluate.context import check_metadata, context_columns
 from medalign_jax.evaluate.copies import search
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
-from medalign_jax.evaluate.findings import (
+from medalign_jax.evaluate.leaks import (
     Findings,
     describe_equals,
     describe_subjects,
@@ -51,7 +51,7 @@ from medalign_jax.evaluate.findings import (
 )
 from medalign_jax.evaluate.measure import measure
 from medalign_jax.evaluate.probes import PROBES
-from medalign_jax.evaluate.results import write_atomically, write_results
+from medalign_jax.evaluate.results import write_results
 from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.stages import RANDOM, Settings, Stage
 from medalign_jax.evaluate.suite import AGGREGATES, Options, Suite
@@ -246,7 +246,7 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     ranks = ranks_of(stages)
     facts = _provenance(arguments, opened) | {"effective_rank": ranks}
     write_results(out / _RESULTS, found.results, facts)
-    write_atomically(out / _TABLE, csv_of(found.results))
+    write_text(out / _TABLE, csv_of(found.results))
     tables = tables_of(found.results)
     print("\n" + text_of(tables) + "\n", flush=True)
     print(describe_ranks(ranks), flush=True)

@@ -9,13 +9,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_text
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.evaluate.baseline_stages import baseline_stages
 from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
-from medalign_jax.evaluate.results import write_atomically, write_results
+from medalign_jax.evaluate.results import write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
 from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.suite import Suite
@@ -128,7 +129,7 @@ def measure_run(
         run.workdir, recordings=len(run.data), effective_rank=ranks, **run.findings.provenance()
     )
     write_results(run.workdir / "evaluation.json", found.results, facts)
-    write_atomically(run.workdir / "evaluation.csv", csv_of(found.results))
+    write_text(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)
     page.write(run, stages, found, shown, facts)
 

@@ -24,7 +24,7 @@ from medalign_jax.runs.parts.audio import (
     encoder_of,
     published_params,
 )
-from medalign_jax.runs.parts.blocks import loop_of, mesh_of, optimizer_of
+from medalign_jax.runs.parts.blocks import loop_config, mesh_of, optimizer_config
 from medalign_jax.runs.recordings import bind_dataset
 from medalign_jax.runs.workdir import alone, begin_anew, bind, open_workdir, record_config
 from medalign_jax.train.loop import Fit, fit
@@ -73,6 +73,6 @@ def pretrain(
     train = training_part(config, dataset, workdir)
     valid = dataset.split("valid") if "valid" in dataset.splits() else None
     method = Pretrain(audio_student_of(config, made, params), made.sharding)
-    loop = loop_of(config, len(train), "recordings")
+    loop = loop_config(config, len(train), "recordings")
     data = data_of(config, mesh, train, valid, ("waveform",))
-    return fit(method, data, optimizer_of(config), loop, workdir, mesh, "pre-train")
+    return fit(method, data, optimizer_config(config), loop, workdir, mesh, "pre-train")

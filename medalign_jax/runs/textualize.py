@@ -24,12 +24,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_text
 from medalign_jax.core.journal import Journal
 from medalign_jax.data.questions.prompts import PromptFormat, SequenceBuilder
 from medalign_jax.data.questions.question import Loaded, Question
 from medalign_jax.data.questions.readers import write_questions
 from medalign_jax.data.recordings.records import sha256
-from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.language_model import LanguageModel, load_language_model
 from medalign_jax.runs.describing import (
     Plan,
@@ -199,7 +199,7 @@ def _finish(workdir: Path, loaded: Loaded, plan: Plan, journal: Journal, origin:
         extra = dict(question.extra) | origin.of(question, plan.texts[question.id], record)
         found.append(replace(question, description=record["text"], extra=extra))
     lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in failed)
-    write_atomically(workdir / FAILED, "".join(lines))
+    write_text(workdir / FAILED, "".join(lines))
     if len(found) == given:
         raise UserError(
             f"no recording was described: all {len(failed)} failed, see {workdir / FAILED}"

@@ -1,1 +1,1 @@
-"""Tokenisers, chat templates, and the stages of a written chain of reasoning."""
+"""Tokenisers, chat templates, the stages of written reasoning, and options named in an answer."""

@@ -1,7 +1,9 @@
 """Published weights: where they come from, what they hold, where they go, and back.
 
-`source` opens them, `table` says which tensor fills which parameter, `load` does it (and `export`
-and `save` undo it), `tables` holds one table per architecture.
+`source` opens them (`hub` downloads, `torch_pickle` and `gguf` read what is not safetensors),
+`table` says which tensor fills which parameter, `tables` holds one table per architecture.
+`load.load` fills the parameters, `load.export` and `load.save` give the tensors back;
+`language_export` writes a whole language model, `peft` an adapter.
 """
 
 from medalign_jax.weights.lazy import LazyTensor, WeightError

@@ -6,7 +6,7 @@ import pytest
 import soxr
 
 from medalign_jax.architecture import architecture
-from medalign_jax.audio.statistics import STATISTICS, spectral_statistics
+from medalign_jax.audio.spectral_statistics import STATISTICS, spectral_statistics
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import named_leaves
 from medalign_jax.encoder import Encoder

@@ -1,1 +1,1 @@
-"""Questions about recordings: readers, prompts, batches, and what overlaps with a test."""
+"""Questions about recordings: readers, descriptions, prompts, batches, and overlap with a test."""

@@ -22,6 +22,7 @@ from medalign_jax.data.recordings.manifest import (
     Problem,
     problem_table,
 )
+from medalign_jax.data.recordings.subjects import in_two_splits
 from medalign_jax.data.tables import LONGEST_CELL, BadRecord
 from medalign_jax.text.options import find_option
 from medalign_jax.text.reasoning import STAGES, ReasoningError, Stages
@@ -153,7 +154,9 @@ class Collector:
         Raises:
           QuestionsError: a subject in two splits, more unusable rows than allowed, or none left.
         """
-        self.problems += _same_ids(self.rows) + _subjects_in_two_splits(self.rows)
+        self.problems += _same_ids(self.rows)
+        named = ((row, q.subject_id, q.split) for row, q in self.rows if q.subject_id)
+        self.problems += [Problem(None, "", why, fatal=True) for why in in_two_splits(named)]
         if checks.require_audio:
             self.problems += _audio_problems(self.rows, checks)
         self.problems.sort(key=lambda p: (not p.fatal, p.row is not None, p.row or 0))
@@ -261,20 +264,6 @@ def _same_ids(rows: Sequence[tuple[int, Question]]) -> list[Problem]:
         for row, q in rows
         if first.setdefault(q.id, row) != row
     ]
-
-
-def _subjects_in_two_splits(rows: Sequence[tuple[int, Question]]) -> list[Problem]:
-    splits: dict[str, dict[str, int]] = {}
-    for row, question in rows:
-        if question.subject_id:
-            splits.setdefault(question.subject_id, {}).setdefault(question.split, row)
-    found = []
-    for subject, first in splits.items():
-        if len(first) > 1:
-            where = ", ".join(f"{split or 'none'} (row {row})" for split, row in first.items())
-            reason = f"subject '{subject}' is in more than one split: {where}"
-            found.append(Problem(None, "", reason, fatal=True))
-    return found
 
 
 def _audio_problems(rows: Sequence[tuple[int, Question]], checks: Checks) -> list[Problem]:

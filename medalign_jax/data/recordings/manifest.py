@@ -22,7 +22,7 @@ from medalign_jax.audio import io as audio_io
 from medalign_jax.core.files import encoded, write_whole
 from medalign_jax.core.local_paths import ADVICE, is_remote, place_of
 from medalign_jax.core.words import did_you_mean, is_missing, is_none_in_words, plain_name
-from medalign_jax.data.recordings.subjects import alike_subjects
+from medalign_jax.data.recordings.subjects import alike_subjects, in_two_splits
 from medalign_jax.data.tables import BadRecord, ManifestError, Table, read_table
 from medalign_jax.reports import templates as reports
 from medalign_jax.reports.vocabulary import says_nothing
@@ -332,7 +332,8 @@ def check_rows(
     _check_fraction(max_bad_fraction)
     unusable = {problem.row for problem in problems if problem.fatal}
     total = len(rows) + len(unusable - {None} - {row.row for row in rows})
-    problems += _subjects_in_two_splits(rows)
+    by_subject = in_two_splits((row.row, row.subject_id, row.split) for row in rows)
+    problems += [Problem(None, "", reason, fatal=True) for reason in by_subject]
     problems += _alike_subjects_in_two_splits(rows)
     problems.sort(key=lambda p: (not p.fatal, p.row is not None, p.row or 0))
     bad = {problem.row for problem in problems if problem.fatal}
@@ -364,19 +365,6 @@ def _stop_if_unusable(
     fatal = [problem for problem in problems if problem.fatal]
     table = problem_table(fatal, limit=LINES_IN_MESSAGE)
     raise ManifestError(f"{why}. Mend or remove the rows:\n{table}", tuple(problems))
-
-
-def _subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:
-    splits: dict[str, dict[str, int]] = {}
-    for row in rows:
-        splits.setdefault(row.subject_id, {}).setdefault(row.split, row.row)
-    found = []
-    for subject, first in splits.items():
-        if len(first) > 1:
-            where = ", ".join(f"{split} (row {number})" for split, number in first.items())
-            reason = f"subject '{subject}' is in more than one split: {where}"
-            found.append(Problem(None, "", reason, fatal=True))
-    return found
 
 
 def _alike_subjects_in_two_splits(rows: Sequence[Row]) -> list[Problem]:

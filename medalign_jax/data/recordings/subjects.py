@@ -1,11 +1,32 @@
-"""Subjects that may be one: names that differ only as spellings of one name do."""
+"""Subjects in more than one split, and names that may be those of one subject.
+
+Nothing that is trained on may come from a subject that is tested on. Near-copies under other names
+are found by `datasets.near_copies`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from medalign_jax.core.words import plain_spelling
+
+
+def in_two_splits(rows: Iterable[tuple[int, str, str]]) -> list[str]:
+    """What is wrong with subjects that have rows in more than one split, a sentence for each.
+
+    Args:
+      rows: (number, subject, split) of each row that names a subject.
+    """
+    splits: dict[str, dict[str, int]] = {}
+    for row, subject, split in rows:
+        splits.setdefault(subject, {}).setdefault(split, row)
+    found = []
+    for subject, first in splits.items():
+        if len(first) > 1:
+            where = ", ".join(f"{split or 'none'} (row {row})" for split, row in first.items())
+            found.append(f"subject '{subject}' is in more than one split: {where}")
+    return found
 
 
 def plain_subject(subject: str) -> str:

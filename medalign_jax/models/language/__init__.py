@@ -1,1 +1,1 @@
-"""Language models: decoders and BERT, and generation with a key-value cache."""
+"""Text models: decoders with their key-value cache (`models.generate` writes with it), and BERT."""

@@ -1,1 +1,1 @@
-"""What several architectures are built of."""
+"""What several architectures are built of: attention, stacks of layers, pooling, heads, LoRA."""

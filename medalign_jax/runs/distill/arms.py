@@ -20,7 +20,7 @@ from medalign_jax.methods.distill import Distill
 from medalign_jax.methods.text_teacher import LIVE
 from medalign_jax.models.layers.sharded_weights import over_mesh
 from medalign_jax.runs.distill import cache as distill_cache
-from medalign_jax.runs.parts.blocks import loop_of, optimizer_of
+from medalign_jax.runs.parts.blocks import loop_config, optimizer_config
 from medalign_jax.runs.parts.distillation import (
     audio_lm_student_of,
     batches_of,
@@ -108,9 +108,9 @@ def train_on(
     if valid:
         opened.append(open_all(config, folder, valid, builder, "unusable_held_out.jsonl"))
     extras = None if extras_of is None else extras_of(opened)
-    loop = loop_of(config, len(opened[0]), "questions")
+    loop = loop_config(config, len(opened[0]), "questions")
     batches = batches_of(config, mesh, opened, clip_samples, extras)
-    fitted = fit(method, batches, optimizer_of(config), loop, folder, mesh, what)
+    fitted = fit(method, batches, optimizer_config(config), loop, folder, mesh, what)
     return fitted.best_params if valid and keep == "best" else fitted.last_params
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_text
 from medalign_jax.core.provenance import provenance_rows
-from medalign_jax.evaluate.results import Result, write_atomically, write_results
+from medalign_jax.evaluate.results import Result, write_results
 from medalign_jax.page import figures, report
 from medalign_jax.runs.distill import examples as distill_examples
 from medalign_jax.runs.distill import results as scoring
@@ -43,7 +44,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
     write_results(workdir / "evaluation.json", results, facts)
     losses = {arm: scoring.loss_of(setting.config, arm) for arm in scoring.arms_among(tuple(found))}
     table = distill_tables.ablation_table(results, losses)
-    write_atomically(workdir / "ablations.md", table)
+    write_text(workdir / "ablations.md", table)
     print(table, flush=True)
     lines = headline(setting, tuple(found), results)
     data = report.ReportData(

@@ -18,10 +18,10 @@ import jax
 from ml_collections import ConfigDict
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import write_text
 from medalign_jax.core.progress import Progress
 from medalign_jax.evaluate.answering import likeliest_options, write_answers
 from medalign_jax.evaluate.answers import pool_folds
-from medalign_jax.evaluate.results import write_atomically
 from medalign_jax.language_model import LanguageModel
 from medalign_jax.runs.distill import page as distill_page
 from medalign_jax.runs.distill import results as scoring
@@ -180,9 +180,9 @@ def answers_of(setting: Setting, model: LanguageModel, folder: Path, what: str) 
             continue
         found[task.name] = _answer(setting, model, task, what)
         if jax.process_index() == 0:
-            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             by[task.name] = asked
-            write_atomically(origin, json.dumps(by, indent=1) + "\n")
+            write_text(origin, json.dumps(by, indent=1) + "\n")
     return found
 
 

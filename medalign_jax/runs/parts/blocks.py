@@ -67,7 +67,7 @@ def check_batch(config: ConfigDict) -> None:
         )
 
 
-def loop_of(config: ConfigDict, examples: int, what: str) -> LoopConfig:
+def loop_config(config: ConfigDict, examples: int, what: str) -> LoopConfig:
     """Length and rhythm of training; `steps`, if given, takes precedence over `epochs`.
 
     Raises:
@@ -91,6 +91,6 @@ def loop_of(config: ConfigDict, examples: int, what: str) -> LoopConfig:
     )
 
 
-def optimizer_of(config: ConfigDict) -> OptimizerConfig:
+def optimizer_config(config: ConfigDict) -> OptimizerConfig:
     """What config.optimizer asks for."""
     return typed(OptimizerConfig, config.optimizer, "optimizer")

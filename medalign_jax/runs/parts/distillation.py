@@ -25,7 +25,7 @@ from medalign_jax.language_model import LanguageModel
 from medalign_jax.methods.distill import DistillConfig, Student
 from medalign_jax.methods.text_teacher import LAST, LIVE, TOP_K, TextTeacher
 from medalign_jax.models.layers.lora import LoraConfig
-from medalign_jax.runs.parts.blocks import check_batch, dtype_of, optimizer_of, typed
+from medalign_jax.runs.parts.blocks import check_batch, dtype_of, optimizer_config, typed
 from medalign_jax.train.loop import Data
 from medalign_jax.train.optimizer import make_schedule
 
@@ -93,7 +93,7 @@ def check_settings(config: ConfigDict) -> None:
     distill_config(config)
     teacher_form(config)
     lora_of(config)
-    make_schedule(optimizer_of(config), 1)
+    make_schedule(optimizer_config(config), 1)
     for name in ("student", "teacher"):
         if "dtype" in config[name]:
             dtype_of(config, name)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medalign_jax.evaluate.findings import describe_equals, describe_subjects, rows_of_equals
+from medalign_jax.evaluate.leaks import describe_equals, describe_subjects, rows_of_equals
 from medalign_jax.evaluate.stages import Settings
 from medalign_jax.evaluate.suite import Options, Suite
 from medalign_jax.page.outline import limits_of

@@ -12,7 +12,7 @@ import pytest
 from medalign_jax.data.recordings.wordings import Reports
 from medalign_jax.models.language.bert import BertConfig
 from medalign_jax.runs.texts import cached_texts
-from medalign_jax.teachers.cache import CacheError, EmbeddingCache
+from medalign_jax.teachers.embedding_cache import CacheError, EmbeddingCache
 from medalign_jax.teachers.reading import OverlongWarning
 from medalign_jax.teachers.teacher import Reading, TeacherError
 from medalign_jax.testing import random_teacher

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from medalign_jax.audio.statistics import (
+from medalign_jax.audio.spectral_statistics import (
     BANDS,
     CORNER,
     RHYTHM_BANDS,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medalign_jax.evaluate.map import embedding_map
+from medalign_jax.evaluate.projection import embedding_map
 
 
 def test_axes_are_those_of_the_training_set():
