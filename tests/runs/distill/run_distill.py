@@ -1,4 +1,4 @@
-"""Run by test_distill_run.py: a tiny distillation, to be killed and started again, or divided.
+"""Run by test_run.py: a tiny distillation, to be killed and started again, or divided.
 
 Usage: run_distill.py FOLDER WORKDIR MODE [ADDRESS NUMBER]; MODE is that of config.teacher. With an
 address this is process NUMBER of two, each with a FOLDER of its own.

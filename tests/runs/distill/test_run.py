@@ -16,7 +16,7 @@ from tests.quick import FLAGS
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = 9  # evaluated and saved every third
 MODES = ("live", "cached")
 
