@@ -10,6 +10,7 @@ medalign_jax.COMMAND`` as well (``train`` is ``medalign_jax.main``).
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = did_you_mean(name, COMMANDS)
         print(f"error: there is no command {name!r}{near}; see medalign --help", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"medalign_jax.{COMMANDS[name][0]}")
+    # An import that is interrupted has a long stack trace, or fails for a reason that it makes up.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        module = importlib.import_module(f"medalign_jax.{COMMANDS[name][0]}")
+    finally:
+        signal.signal(signal.SIGINT, before)
     if hasattr(module, "command"):
         sys.argv = [f"medalign {name}", *rest[:-1]]
         return module.command()

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import gc
 import io
 import math
 import os
@@ -20,6 +21,7 @@ import re
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 
 from medalign_jax.core.errors import UserError
@@ -27,6 +29,8 @@ from medalign_jax.core.local_paths import check_local
 
 ERROR, INTERRUPTED, TERMINATED = 1, 130, 143
 
+_AGAIN = 0.05  # seconds until a signal is asked for again
+_IMPORT = "<frozen importlib._bootstrap>"  # file name of the code that every import runs through
 _GO_ON = "start the same command again to go on"
 _WORDS = {
     errno.ENOSPC: "the disk is full; free some space and start again",
@@ -106,7 +110,7 @@ def ended(
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             check_local({} if given is None else vars(given))
             return command() or 0
     except Terminated as stop:
@@ -155,17 +159,38 @@ def _of_system(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Training has its own handler, which saves first, and puts this one back."""
-
-    def stop(*_: object) -> None:
-        raise Terminated
-
+def _signals_raise() -> Iterator[None]:
+    """Training has its own handlers, which save first, and puts these back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
+        del kinds[signal.SIGINT]
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        if _would_harm(frame):
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+        else:
+            raise kinds[number]
+
+    before = {number: signal.signal(number, stop) for number in kinds}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _would_harm(frame: types.FrameType | None) -> bool:
+    """Whether nothing must be raised here.
+
+    What is raised in a callback of the garbage collector is lost, and JAX has one. An import that
+    is interrupted fails for a reason that it makes up, or with a segmentation fault.
+    """
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in callbacks or frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False

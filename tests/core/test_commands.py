@@ -2,10 +2,13 @@
 
 import errno
 import functools
+import gc
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,43 @@ def test_sigterm_ends_with_a_word_and_its_own_status(capsys):
     assert commands.ended(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
     assert capsys.readouterr().out == "stopped: start the same command again to go on\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
+    """Python drops what is raised in a callback of the collector, and JAX has one."""
+
+    def during(phase, info):
+        if phase == "start":
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                gc.callbacks.remove(during)
+
+    def collect():
+        gc.callbacks.append(during)
+        gc.collect()
+        time.sleep(10)
+
+    began = time.monotonic()
+    assert commands.ended(collect) == 128 + number
+    assert time.monotonic() - began < 5
+    assert "ignored" not in capfd.readouterr().err
+
+
+def test_a_signal_during_an_import_waits_for_its_end(monkeypatch, tmp_path, capsys):
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\nDONE = 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def command():
+        importlib.import_module("slow_to_import")
+        time.sleep(10)
+
+    assert commands.ended(command) == 130
+    assert sys.modules.pop("slow_to_import").DONE
+    assert capsys.readouterr().out.startswith("stopped: ")
 
 
 def test_nobody_reading_on_is_not_an_error():
