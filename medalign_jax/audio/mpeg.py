@@ -95,6 +95,8 @@ def parse(data: bytes) -> Recording | None:
     if end > len(data):
         raise MpegError(f"is truncated: its last frame lacks {end - len(data)} bytes")
     frames = frames[1:] if kind else frames
+    if not frames:
+        raise MpegError("is truncated: behind the frame that has no sound there is none")
     if declared is not None and declared > len(frames) + 1:  # some count the silent frame too
         raise MpegError(
             f"is truncated: {len(frames)} of the {declared} frames that it declares are there"

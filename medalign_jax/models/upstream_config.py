@@ -67,6 +67,7 @@ BOOKKEEPING = frozenset(
 )
 
 _REQUIRED = object()
+_LARGEST = 2**31 - 1  # what XLA counts an axis with
 _MOST_LAYERS = 10_000
 
 
@@ -94,21 +95,21 @@ class ConfigReader:
         return value
 
     def integer(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive whole number."""
+        """A positive whole number, no larger than an axis can be."""
+        return self._whole(key, default, _LARGEST, "no model has sizes above")
+
+    def depth(self, key: str, default: Any = _REQUIRED) -> int:
+        """A number of layers; things are made for each before weights are looked at."""
+        return self._whole(key, default, _MOST_LAYERS, "no model has more layers than")
+
+    def _whole(self, key: str, default: Any, most: int, otherwise: str) -> int:
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelConfigError(
                 f"{self.where}: {key} is {value!r}; a positive integer is needed"
             )
-        return value
-
-    def depth(self, key: str, default: Any = _REQUIRED) -> int:
-        """A number of layers; things are made for each before weights are looked at."""
-        value = self.integer(key, default)
-        if value > _MOST_LAYERS:
-            raise ModelConfigError(
-                f"{self.where}: {key} is {value}; no model has more than {_MOST_LAYERS} layers"
-            )
+        if value > most:
+            raise ModelConfigError(f"{self.where}: {key} is {value}; {otherwise} {most}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:

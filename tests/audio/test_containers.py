@@ -226,6 +226,8 @@ def test_mp3_that_is_cut_or_damaged(tmp_path, made):
     cut = frames[50].start
     assert "truncated" in refusal(tmp_path, whole[:cut])
     assert "truncated" in refusal(tmp_path, whole[frames[0].start : cut + 9])
+    for silent in (whole[: frames[0].start], whole[: frames[0].start] + b"tail" * 9):
+        assert "there is none" in refusal(tmp_path, silent)
     damaged = whole[:cut] + b"\0" + whole[cut + 1 :]
     assert f"{frames[50].size} bytes at byte {cut} are not frames" in refusal(tmp_path, damaged)
     bare = whole[frames[0].start :]

@@ -135,5 +135,22 @@ def test_no_depth_is_believed_that_no_model_has(family):
         for part in (config, *(part for part in config.values() if isinstance(part, dict))):
             for key in ("num_hidden_layers", "encoder_layers"):
                 part |= {key: 10**12} if key in part else {}
-    with pytest.raises(ModelConfigError, match="no model has more than 10000 layers"):
+    with pytest.raises(ModelConfigError, match="no model has more layers than 10000"):
+        read(whole)
+
+
+@pytest.mark.parametrize("family", sorted(READERS))
+def test_no_size_is_believed_that_no_axis_can_have(family):
+    make, read = READERS[family]
+    whole = json.loads(make().to_json_string())
+
+    def enlarge(config):
+        for key, value in config.items():
+            if isinstance(value, dict):
+                enlarge(value)
+            elif key in ("vocab_size", "hidden_size", "d_model", "patch_embeds_hidden_size"):
+                config[key] = 10**20
+
+    enlarge(whole)
+    with pytest.raises(ModelConfigError, match="no model has sizes above 2147483647"):
         read(whole)
