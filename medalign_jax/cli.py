@@ -23,6 +23,8 @@ COMMANDS = {
     "train": ("main", "align, distil, pre-train, put recordings into words"),
     "evaluate": ("runs.evaluate", "measure encoders on labelled recordings, without training"),
     "embed": ("embed", "a table of embeddings of audio files"),
+    "query": ("query", "what recordings sound like: nearest reports, your own words, recordings"),
+    "ask": ("ask", "put a question about recordings to an audio language model"),
     "models": ("models.__main__", "what can be loaded, from where, with sizes and licences"),
     "plan": ("plan", "does the full-size step fit a machine that is not here?"),
     "convert": ("convert", "a published data set (BMD-HS, CirCor, ICBHI) as a manifest"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from medalign_jax.audio import io as audio_io
 from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_whole
 from medalign_jax.core.mesh import Rules, shardings
 from medalign_jax.core.seals import seal
+from medalign_jax.data.questions.prompts import SequenceBuilder
+from medalign_jax.data.questions.question import Question
 from medalign_jax.models.audio_lm import (
     AudioLM,
     AudioLMConfig,
     audio_lm_config,
     audio_token_count,
 )
+from medalign_jax.models.generate import generate, pad_left
 from medalign_jax.models.language.decoder import Decoder
 from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
 from medalign_jax.text.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
@@ -45,6 +50,7 @@ from medalign_jax.weights.tables import audio_lm as audio_lm_table
 from medalign_jax.weights.tables import decoder as decoder_table
 
 Tree = Any
+Sound = str | Path | tuple[np.ndarray, int]  # a file, or (waveform (samples,), Hz)
 AUDIO_KINDS = ("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_audio")
 _CLIP_PADDING = {"qwen2_audio": 30.0}  # seconds that its front end pads a clip to
 # Those that transformers' processors bring along, for folders that have none.
@@ -128,6 +134,61 @@ class LanguageModel:
         """Tokens that a clip of so many samples becomes."""
         return audio_token_count(self.module.config, self.front_end.valid_frames(samples))
 
+    def answer(
+        self,
+        question: str,
+        audio: Sound | Sequence[Sound] = (),
+        *,
+        choices: Sequence[str] = (),
+        description: str = "",
+        max_new_tokens: int = 512,
+    ) -> str:
+        """What the model writes to a question, the likeliest token each time.
+
+        Args:
+          question: text, without the options.
+          audio: what it is about: a file, (waveform (samples,) float, Hz), or several of these.
+          choices: options, or none for a free answer.
+          description: the recording in words, in place of `audio` for a text-only model.
+          max_new_tokens: most tokens of the answer.
+
+        Returns:
+          The whole response; `text.reasoning.final_answer` finds the answer in it.
+
+        Raises:
+          AudioError: a file that cannot be read, or a waveform that is none.
+          ExampleError: recordings too long or too short for the model, or text that makes no
+            prompt.
+        """
+        given = [audio] if isinstance(audio, str | Path) or _is_waveform(audio) else list(audio)
+        if given and not self.takes_audio:
+            raise UserError("a text-only model takes no audio: give description= in its place")
+        clips = [_at_rate(sound, self.front_end.sample_rate) for sound in given]
+        samples = np.array([[len(clip) for clip in clips]], np.int32)
+        names = tuple(f"recording {n + 1}" for n in range(len(clips)))
+        asked = Question("asked", names, question, tuple(choices), "", description=description)
+        builder = SequenceBuilder(
+            self.tokenizer, None, self.audio_tokens if self.takes_audio else None,
+            self.text.max_positions, max_samples=self.max_samples if self.takes_audio else None,
+        )  # fmt: skip
+        prompt = builder.prompt(asked, samples[0], max_new_tokens)
+        room = self.text.max_positions - max_new_tokens
+        length = min(-(-len(prompt) // 64) * 64, room)  # few lengths, few compilations
+        ids, mask = pad_left([prompt], self.tokenizer.pad_id, length)
+        more = {}
+        if clips:
+            longest = self.clip_samples or samples.max()
+            padded = np.stack([np.pad(clip, (0, longest - len(clip))) for clip in clips])
+            more = {
+                "features": self.front_end(jnp.asarray(padded))[None],
+                "lengths": self.front_end.valid_frames(jnp.asarray(samples)),
+            }
+        written = generate(
+            self.module, self.params, ids, mask, max_new_tokens=max_new_tokens,
+            stop_tokens=(self.tokenizer.end_id,), pad_token=self.tokenizer.pad_id, **more,
+        )  # fmt: skip
+        return self.tokenizer.decode(np.asarray(written.tokens)[0][np.asarray(written.mask)[0]])
+
     def with_params(self, params: Tree) -> LanguageModel:
         """The same model with other parameters; its identity is not known."""
         return dataclasses.replace(self, params=params, identity="")
@@ -153,6 +214,24 @@ class LanguageModel:
                     write_whole(folder / path.name, path.read_bytes())
             seal(folder)
         return folder
+
+
+def _is_waveform(sound: Any) -> bool:
+    """(waveform, Hz), and not two files."""
+    return isinstance(sound, tuple) and len(sound) == 2 and isinstance(sound[1], int | float)
+
+
+def _at_rate(sound: Sound, sample_rate: int) -> np.ndarray:
+    """(samples,) float32 of a file or of (waveform, Hz)."""
+    if isinstance(sound, str | Path):
+        waveform, name = audio_io.read(sound, sample_rate), str(sound)
+    else:
+        name = "the waveform"
+        waveform = np.asarray(sound[0], np.float32)
+        audio_io.check_waveform(waveform, name)
+        waveform = audio_io.resample(waveform, sound[1], sample_rate, name)
+    audio_io.check_waveform(waveform, name)
+    return waveform
 
 
 def load_language_model(

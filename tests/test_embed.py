@@ -16,6 +16,7 @@ from medalign_jax.core.locks import LockedError, held
 from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate import embedding_table
 from medalign_jax.runs.export import export_encoder
+from medalign_jax.search.files import expand
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_table_has_one_row_per_file_in_order(workdir, capsys):
 
 
 def test_folder_stands_for_its_recordings(workdir):
-    names = [path.name for path in embed.expand([str(workdir)])]
+    names = [path.name for path in expand([str(workdir)])]
     assert names == ["a.wav", "b.flac", "broken.wav", "c.wav"]
 
 
@@ -88,7 +89,7 @@ def test_what_is_left_out_of_a_folder_is_said(workdir, tmp_path):
         subtype = "OPUS" if kind == "OGG" else None
         soundfile.write(tmp_path / name, np.ones(rate) / 2, rate, format=kind, subtype=subtype)
     said = []
-    names = [path.name for path in embed.expand([str(tmp_path)], said.append)]
+    names = [path.name for path in expand([str(tmp_path)], said.append)]
     assert names == ["a.wav", "f.aiff", "g.opus"]
     assert (
         said[0] == f"{tmp_path}: left out are 2 files that macOS left beside others (._*, __MACOSX)"
@@ -98,7 +99,7 @@ def test_what_is_left_out_of_a_folder_is_said(workdir, tmp_path):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "x.m4a").write_bytes(sound)
     with pytest.raises(UserError, match=r"holds no recording .*but 1 recordings .*1 \.m4a.*ffmpeg"):
-        embed.expand([str(tmp_path / "only")])
+        expand([str(tmp_path / "only")])
 
 
 def test_a_name_that_is_not_utf8_costs_no_table(workdir, tmp_path, capsys):

@@ -47,9 +47,14 @@ class _State(NamedTuple):
     cache: Cache
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad_token: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of token ids as ids (B, P) int32 and mask (B, P) bool, padded at the left."""
-    length = max(map(len, prompts), default=0)
+def pad_left(
+    prompts: Sequence[Sequence[int]], pad_token: int = 0, length: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of token ids as ids (B, P) int32 and mask (B, P) bool, padded at the left.
+
+    P is the longest prompt, or `length` where that is more.
+    """
+    length = max([length, *map(len, prompts)])
     ids = np.full((len(prompts), length), pad_token, np.int32)
     mask = np.zeros(ids.shape, bool)
     for row, prompt in enumerate(prompts):

@@ -12,21 +12,9 @@ from medalign_jax.core.files import write_whole
 from medalign_jax.core.mesh import on_host
 from medalign_jax.core.seals import seal
 from medalign_jax.encoder import SETTINGS_FILE, Encoder
+from medalign_jax.search.common_space import HEADS_FILE
 from medalign_jax.weights.load import export, save
-from medalign_jax.weights.table import LINEAR, Rule, Table
-
-HEADS = Table(
-    name="projection heads",
-    rules=tuple(
-        rule
-        for side in ("audio_last", "text", *(f"audio_{layer:02d}" for layer in range(64)))
-        for part, number in (("hidden", 0), ("out", 3))
-        for rule in (
-            Rule(f"{side}.layers.{number}.weight", f"{side}/{part}/kernel", LINEAR),
-            Rule(f"{side}.layers.{number}.bias", f"{side}/{part}/bias"),
-        )
-    ),
-)
+from medalign_jax.weights.tables import heads as heads_table
 
 
 def host_params(params: Any) -> Any:
@@ -48,12 +36,12 @@ def export_encoder(folder: Path, encoder: Encoder) -> None:
 
 
 def export_heads(folder: Path, heads: Any) -> None:
-    """``heads.safetensors``: projection heads, if any, under the released code's names.
+    """`HEADS_FILE`: projection heads, if any, under the released code's names.
 
     Without heads the file of an earlier export is removed.
     """
-    path = folder / "heads.safetensors"
-    tensors = export(host_params(heads), HEADS) if heads else None
+    path = folder / HEADS_FILE
+    tensors = export(host_params(heads), heads_table.TABLE) if heads else None
     if jax.process_index():
         return
     if tensors is None:

@@ -22,12 +22,13 @@ from medalign_jax.evaluate.spread import describe_ranks, ranks_of
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
-from medalign_jax.models.layers.heads import ProjectionHead
 from medalign_jax.reports.templates import prompts
 from medalign_jax.runs import page
 from medalign_jax.runs.alignment import Aligned, Run
 from medalign_jax.runs.arms import Arm
+from medalign_jax.runs.space import export_spaces
 from medalign_jax.runs.workdir import note_provenance
+from medalign_jax.search.common_space import AUDIO, TEXT, Heads
 
 _SENTENCES = 32  # reports that stand for a class without a name
 _ROLES = {"before": "encoder", "supervised": "reference", "random weights": "baseline"}
@@ -128,6 +129,7 @@ def measure_run(
     facts = note_provenance(
         run.workdir, recordings=len(run.data), effective_rank=ranks, **run.findings.provenance()
     )
+    export_spaces(run, aligned, embedded["after"])
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_text(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)
@@ -217,18 +219,11 @@ def _spaces(run: Run, embedded, aligned: Sequence[Aligned], vectors) -> dict[str
         start = "procrustes" if kind == "none" else kind
         spaces["before"].append(Space(before, text, classes, start))
         if "after" in spaces:
-            audio = _project(config, outcome.heads, "audio_last", embedded["after"][k])
-            text, classes = (_project(config, outcome.heads, "text", x) for x in (text, classes))
+            heads = Heads(config.loss.hidden, config.loss.out, outcome.heads)
+            audio = heads(AUDIO, embedded["after"][k])
+            text, classes = heads(TEXT, text), heads(TEXT, classes)
             spaces["after"].append(Space(audio, text, classes, kind))
     return spaces
-
-
-def _project(config, heads, side: str, x: np.ndarray) -> np.ndarray:
-    if side not in heads:
-        return x
-    head = ProjectionHead(config.loss.hidden, config.loss.out, 0.0)
-    flat = head.apply({"params": heads[side]}, x.reshape(-1, x.shape[-1]))
-    return np.asarray(flat).reshape(*x.shape[:-1], -1)
 
 
 def _sentences(run: Run, stage: str, spaces, words: Words, found: Measured) -> Shown:

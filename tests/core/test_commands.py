@@ -212,6 +212,8 @@ ARGUMENTS = {
     "simulate": ["--out=x", "--count=2"],
     "join_descriptions": ["--questions=x", "--descriptions=y", "--out=z"],
     "embed": ["--checkpoint=x", "a.wav"],
+    "query": ["--checkpoint=x", "a.wav"],
+    "ask": ["--model=x", "a.wav", "--question=?"],
     "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
     "models": [],
 }

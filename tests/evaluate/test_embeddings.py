@@ -26,6 +26,7 @@ from medalign_jax.data.recordings.dataset import open_dataset
 from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.embeddings import EmbeddingStore
+from medalign_jax.search.files import Item
 from tests import devices
 from tests import tiny_models as tiny
 
@@ -399,7 +400,7 @@ def test_csv_is_read_as_parquet_is(manifest, tmp_path, small):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     named = ((manifest.parent / "0.wav", "a"), (broken, "b"), (manifest.parent / "1.wav", "N/A"))
-    items = [embed.Item(path, {"label": label}) for path, label in named]
+    items = [Item(path, {"label": label}) for path, label in named]
     for name in ("x.parquet", "x.csv"):
         assert embed.embed_files(small, items, tmp_path / name) == 1
     one, other = (read_table(tmp_path / name) for name in ("x.parquet", "x.csv"))

@@ -1,12 +1,16 @@
 """Runs of this folder compile their training steps, most of their time, as `tests.quick` says."""
 
+import contextlib
+
 import jax
 import pytest
 
+from medalign_jax.runs import acula
 from tests.quick import OPTIONS
+from tests.runs.tiny_config import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
+@contextlib.contextmanager
 def quick_steps():
     compiled = jax.stages.Lowered.compile
 
@@ -17,3 +21,18 @@ def quick_steps():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.stages.Lowered, "compile", compile_quickly)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_quick():
+    with quick_steps():
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Workdir of a tiny AcuLa run, to be looked at and not to be changed."""
+    workdir = tmp_path_factory.mktemp("runs") / "acula"
+    with quick_steps():  # a fixture of the session comes before those of a module
+        acula.run(tiny(), workdir)
+    return workdir

@@ -16,7 +16,7 @@ from medalign_jax.runs import acula as experiment
 from medalign_jax.runs.arms import arms_of
 from medalign_jax.runs.choosing import settle, validation_scores
 from medalign_jax.runs.measuring import check_sentences
-from tests.runs.test_end_to_end import tiny
+from tests.runs.tiny_config import tiny
 
 SUBJECTS, EACH = 30, 2
 

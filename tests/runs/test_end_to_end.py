@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import medalign_jax
-from configs import acula
 from configs import pretrain as pretrain_config
 from medalign_jax.core.errors import UserError
 from medalign_jax.runs import acula as experiment
@@ -17,34 +16,9 @@ from medalign_jax.runs import pretrain as pretrain_experiment
 from medalign_jax.train.metrics import read_metrics
 from medalign_jax.train.monitors import TrainingStoppedError
 from medalign_jax.weights.readers import open_safetensors
+from tests.runs.tiny_config import tiny
 
 pytestmark = pytest.mark.slow
-
-
-def tiny():
-    config = acula.get_config("demo")
-    config.data.update(
-        {"simulated": 60, "simulated_seconds": 2.0, "seconds": 31 * 512 / 16_000, "mix": 0}
-    )
-    config.encoder.overrides.update(
-        {"frames": 32, "patch": (8, 16), "width": 32, "depth": 1, "heads": 2,
-         "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-    )  # fmt: skip
-    config.reports.wordings = 2
-    config.teacher.update({"layer": 1, "whiten": 0.95})  # one block of six
-    config.loss.update({"audio_head": "mlp", "text_head": "mlp", "hidden": 32, "out": 16})
-    config.train.update({"batch_size": 8, "steps": 4, "eval_every": 2, "log_every": 1})
-    for stage in (config.pretrain, config.supervised):
-        stage.changes.train.update({"batch_size": 8, "steps": 4, "eval_every": 2})
-    config.evaluate.update({"per_class": 2, "draws": 3, "seeds": 2})
-    return config
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "acula"
-    experiment.run(tiny(), workdir)
-    return workdir
 
 
 def test_workdir_holds_what_the_contract_names(finished):

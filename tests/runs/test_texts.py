@@ -10,7 +10,7 @@ from medalign_jax.losses.contrastive import same_rows
 from medalign_jax.runs import acula as experiment
 from medalign_jax.runs.arms import arms_of
 from medalign_jax.runs.texts import Texts, check_reports
-from tests.runs.test_end_to_end import tiny
+from tests.runs.tiny_config import tiny
 
 
 def whitening(leave_out, classes=6):

@@ -1,0 +1,139 @@
+"""Recordings and words compared by what a run has exported."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import medalign_jax
+from medalign_jax import embed, query
+from medalign_jax.audio import io
+from medalign_jax.search.common_space import FILES, REPORTS_FILE, SpaceError, load_space
+from medalign_jax.search.files import read_items
+
+pytestmark = pytest.mark.slow
+
+RATE = 16_000
+WORDS = ["a systolic murmur", "no murmur"]
+
+
+@pytest.fixture(scope="module")
+def sounds(finished):
+    return sorted((finished / "simulated").rglob("*.wav"))[:6]
+
+
+def head(tensors, side, x):
+    """The released code's MLP without its dropout."""
+    for number in (0, 3):
+        x = (
+            x @ tensors[f"{side}.layers.{number}.weight"].T
+            + tensors[f"{side}.layers.{number}.bias"]
+        )
+        x = np.maximum(x, 0) if number == 0 else x
+    return x
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_cosines_are_those_of_heads_whitening_and_map(finished, sounds):
+    waves = [io.read(path, RATE) for path in sounds]
+    folder = finished / "export"
+    tensors, space = (
+        load_file(folder / "heads.safetensors"),
+        load_file(folder / "space.safetensors"),
+    )
+    settings = json.loads((folder / "space.json").read_text())["teacher"]
+    assert settings.pop("fingerprint")
+    teacher = medalign_jax.load_teacher(**settings)
+    words = (teacher.embed(WORDS) - space["whitening.mean"]) @ space["whitening.matrix"]
+    words = head(tensors, "text", words) - space["map.text_mean"]
+    audio = head(
+        tensors, "audio_last", medalign_jax.load_encoder(None, finished).embed(waves, RATE)
+    )
+    audio = (audio - space["map.audio_mean"]) @ space["map.matrix"]
+    found = load_space(finished).compare(waves, RATE, WORDS)
+    np.testing.assert_allclose(found, unit(audio) @ unit(words).T, atol=1e-5)
+
+
+def test_nearest_reports_are_training_reports_and_need_no_language_model(
+    finished, sounds, monkeypatch
+):
+    def refuse(*_, **__):
+        raise AssertionError("a language model was loaded")
+
+    monkeypatch.setattr("medalign_jax.search.common_space.load_teacher", refuse)
+    space = load_space(finished)
+    waves = [io.read(path, RATE) for path in sounds]
+    near = space.nearest_reports(waves, RATE, 4)
+    assert all(len(each) == 4 for each in near)
+    assert {n.text for each in near for n in each} <= set(space.meeting.reports)
+    cosines = [n.similarity for n in near[0]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "procrustes map fitted on" in repr(space) and "training reports" in repr(space)
+
+
+def test_of_pairs_that_the_map_was_fitted_on_the_own_report_is_nearer(finished):
+    """Else rows of sounds and reports have been mixed up."""
+    table = [json.loads(line) for line in (finished / "recordings.jsonl").read_text().splitlines()]
+    space = load_space(finished)
+    assert len(space.meeting.reports) <= space.meeting.pairs <= len(table)
+    manifest = next((finished / "simulated").glob("*.csv"))
+    items = read_items(manifest)
+    train = [item for item in items if item.beside["split"] == "train"]
+    waves = [io.read(item.path, RATE) for item in train]
+    assert len(train) == space.meeting.pairs
+    sounds = space.embed(waves, RATE)
+    own = unit(space.meeting.vectors) @ sounds.T
+    assert own.max(axis=0).mean() > 0.2
+
+
+def test_the_command_prints_reports_words_and_similar_recordings(
+    finished, sounds, tmp_path, capsys
+):
+    paths = [str(path) for path in sounds]
+    checkpoint = ["--checkpoint", str(finished)]
+    assert query.main([*checkpoint, *paths, "--count", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::3] == paths and len(lines) == 18
+    assert query.main([*checkpoint, *paths, "--text", *WORDS, "--count", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("nearest to 'a systolic murmur':") == 1 and out.count("no murmur") == 7
+    table = tmp_path / "all.parquet"
+    assert embed.main([*checkpoint, *paths, "--out", str(table)]) == 0
+    capsys.readouterr()
+    assert query.main([*checkpoint, paths[3], "--index", str(table), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["near"][0]["recording"] == paths[3]
+    assert found["near"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+def test_what_cannot_be_compared_is_said(finished, sounds, tmp_path, capsys):
+    (tmp_path / "broken.wav").write_bytes(b"nothing")
+    both = [str(sounds[0]), str(tmp_path / "broken.wav")]
+    assert query.main(["--checkpoint", str(finished), *both]) == 1
+    told = capsys.readouterr()
+    assert "broken.wav" in told.err and str(sounds[0]) in told.out
+    bare = tmp_path / "bare"
+    shutil.copytree(finished / "export", bare)
+    for name in (*FILES, "medalign.sha256"):
+        (bare / name).unlink()
+    assert query.main(["--checkpoint", str(bare), both[0]]) == 1
+    assert "evaluated (evaluate.enabled=True)" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(finished / "export", other)
+    settings = json.loads((other / "space.json").read_text())
+    (other / "medalign.sha256").unlink()
+    (other / "space.json").write_text(json.dumps(settings | {"map": "guess"}))
+    with pytest.raises(SpaceError, match="does not say how to compare"):
+        load_space(other)
+    settings["teacher"]["fingerprint"] = "0" * 64
+    (other / "space.json").write_text(json.dumps(settings))
+    with pytest.raises(SpaceError, match="is not the language model"):
+        load_space(other).embed_texts(WORDS)
+    (other / REPORTS_FILE).unlink()
+    with pytest.raises(Exception, match="no table of embeddings"):
+        load_space(other)
