@@ -103,6 +103,7 @@ def _paper() -> ConfigDict:
             # cka, info_nce, cosine or l2; the last three need heads of equal widths
             "align": "cka",
             "estimator": "unbiased",  # of CKA: unbiased, biased, released
+            "options": ConfigDict(),  # of a loss of your own, whatever it reads
             "align_weight": 1.0,  # 0 leaves self-supervision alone
             "ssm_weight": 1.0,  # of the self-supervised term; 0: none
             "layers": (-1,),  # blocks that are aligned, each with the reports; -1: what is embedded
@@ -115,14 +116,7 @@ def _paper() -> ConfigDict:
         }
     )
     # AugLy's four, one in two clips each; the paper names them without their rates.
-    config.augment = ConfigDict(
-        {
-            "gain": 0.5,  # share of the clips
-            "peak_normalise": 0.5,  # share of the clips
-            "low_pass": 0.25,  # share of the clips
-            "high_pass": 0.25,  # share of the clips
-        }
-    )
+    config.augment.update({"gain": 0.5, "peak_normalise": 0.5, "low_pass": 0.25, "high_pass": 0.25})
     config.encoder.source = "evelyn0414/OPERA:encoder-operaGT.ckpt"
     config.pretrain = ConfigDict(
         {
@@ -186,15 +180,11 @@ def _small(config: ConfigDict) -> None:
     config.reports.update({"wordings": 16, "use": "mean"})
     # CKA needs no equal widths. A head learns to align on its own and leaves the embedding behind.
     config.loss.update({"audio_head": "none", "text_head": "none"})
-    config.augment = ConfigDict(
+    config.augment.update(
         {
-            "noise": 0.3,  # share of the clips that get white noise
-            "noise_snr_db": (15.0, 40.0),  # drawn between
-            "time_shift": 0.8,  # share of the clips that are moved in time
-            "shift_circular": True,  # what leaves at one end comes in at the other
-            "shift_seconds": 2.0,  # at most
-            "frame_mask": 0.3,  # share of the clips with masked frames (SpecAugment)
-            "band_mask": 0.3,  # share of the clips with masked frequencies
+            **{"gain": 0.0, "peak_normalise": 0.0, "low_pass": 0.0, "high_pass": 0.0},
+            **{"noise": 0.3, "noise_snr_db": (15.0, 40.0), "frame_mask": 0.3, "band_mask": 0.3},
+            **{"time_shift": 0.8, "shift_seconds": 2.0},
         }
     )
     config.train.update(
@@ -247,8 +237,7 @@ def _demo(config: ConfigDict) -> None:
         {
             "noise": 0.0,
             "time_shift": 0.0,
-            "frame_mask_width": 4,  # frames, at most
-            "band_mask_width": 8,  # mel bands, at most
+            "frame_mask_width": 4,
         }
     )
     config.pretrain.changes.train.update({"steps": 1000, "eval_every": 250})

@@ -36,8 +36,32 @@ def base() -> ConfigDict:
             "random": False,  # start from random weights, whatever there is to start from
         }
     )
-    # what happens to clips in training: share of the clips, and settings (audio/augment.py)
-    config.augment = ConfigDict({})
+    # What happens to clips in training (audio/augment.py): shares of the clips, then settings.
+    config.augment = ConfigDict(
+        {
+            "gain": 0.0,  # share that is made louder or softer
+            "peak_normalise": 0.0,  # share whose peak is set
+            "low_pass": 0.0,  # share that loses its high frequencies
+            "high_pass": 0.0,  # share that loses its low frequencies
+            "noise": 0.0,  # share that gets white noise
+            "time_shift": 0.0,  # share that is moved in time
+            "frame_mask": 0.0,  # share with masked frames (SpecAugment)
+            "band_mask": 0.0,  # share with masked frequencies (SpecAugment)
+            "gain_db": (-12.0, 12.0),  # drawn between
+            "peak": 1.0,  # of peak_normalise
+            "low_pass_hz": (800.0, 6000.0),  # cut-off, drawn between
+            "high_pass_hz": (30.0, 150.0),  # cut-off, drawn between
+            "filter_order": 8,  # of both
+            "noise_snr_db": (10.0, 40.0),  # drawn between
+            "shift_seconds": 1.0,  # at most
+            "shift_circular": True,  # what leaves at one end comes in at the other; else silence
+            "frame_masks": 2,  # stretches
+            "frame_mask_width": 24,  # frames of a stretch, at most
+            "band_masks": 2,  # stretches
+            "band_mask_width": 8,  # mel bands of a stretch, at most
+            "mask_value": 0.0,  # of what is masked
+        }
+    )
     # auto: what the encoder was published with, else masked_spectrogram; also cola (OPERA-CT, -CE)
     config.loss = ConfigDict({"ssm": "auto"})
     config.mesh = ConfigDict(
@@ -65,7 +89,11 @@ def base() -> ConfigDict:
             "warmup_steps": 400,  # in which the rate rises from 0
             "weight_decay": 0.01,  # of AdamW
             "clip": 1.0,  # largest norm of the gradient
+            "b1": 0.9,  # of AdamW
+            "b2": 0.999,  # of AdamW
             "frozen": (),  # regexes of parameter paths that stay as they are
+            "no_decay": (),  # regexes of parameter paths without weight decay
+            "multipliers": (),  # (regex of parameter paths, factor on their rate), first match wins
         }
     )
     config.evaluate = ConfigDict(

@@ -1,9 +1,9 @@
 """Prints the test files of what differs from the last commit, for `launch/test.sh --fast`.
 
-They are the tests that were changed themselves, those named after a changed module, and those that
-import one; of a module that no test names, the tests of the modules that import it. Where nothing
-differs, the last commit stands for the change. What else depends on a changed module through others
-is left to the whole run.
+They are the tests that were changed themselves, those named after a changed module, those that
+import one, and those of the modules that import it, where these are few (`FEW`): what everything
+stands on is left to the whole run. Tests of all configs and docs are always among them. Where
+nothing differs, the last commit stands for the change.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FEW = 12  # modules that import a changed one, up to which their tests are run too
+ALWAYS = (Path("tests/core/test_config_command.py"), Path("tests/test_docs.py"))
 
 
 def changed() -> set[Path]:
-    """Python files that differ, relative to the root; those that are gone included."""
+    """Python files and pages that differ, relative to the root; those that are gone included."""
     lines = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
     if not lines:
         lines = _git("diff", "--name-only", "HEAD~1", "HEAD")
-    return {Path(line) for line in lines if line.endswith(".py")}
+    return {Path(line) for line in lines if line.endswith((".py", ".md"))}
 
 
 def _git(*arguments: str) -> list[str]:
@@ -47,17 +49,19 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def tests_of(files: set[Path]) -> list[Path]:
-    """Test files to run, relative to the root."""
+    """Test files to run, relative to the root; none where nothing differs."""
     tests = _imports("tests")
-    package = _imports("medalign_jax")
+    sources = _imports("medalign_jax") | _imports("configs") | _imports("benchmarks")
     found = {path for path in files if path in tests and path.name.startswith("test_")}
-    for path in files:
+    for path in files - tests.keys():
         modules, names = {module_of(path)}, {f"test_{path.stem}.py"}
-        own = _tests_of(modules, names, tests)
-        if not own and path.parts[0] == "medalign_jax":
-            modules = {module_of(p) for p, imports in package.items() if modules & imports}
-            own = _tests_of(modules, set(), tests)
-        found |= own
+        found |= _tests_of(modules, names, tests)
+        importers = {p for p, imports in sources.items() if modules & imports}
+        if len(importers) <= FEW:
+            names = {f"test_{p.stem}.py" for p in importers}
+            found |= _tests_of({module_of(p) for p in importers}, names, tests)
+    if files:
+        found |= {path for path in ALWAYS if (ROOT / path).is_file()}
     return sorted(found)
 
 

@@ -167,10 +167,11 @@ class Augment:
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)  # a list would not be hashable
             _require(len(value) == 2 and value[0] <= value[1], self, name, "(lowest, highest)")
-        for name in ("low_pass_hz", "high_pass_hz"):
-            low, high = getattr(self, name)
-            inside = low > 0 and high <= self.sample_rate / 2
-            _require(inside, self, name, "above 0 and up to half of the sample rate")
+        for kind in ("low_pass", "high_pass"):
+            low, high = getattr(self, f"{kind}_hz")
+            # Where it is off it does not matter, and the defaults are for 16 kHz.
+            inside = low > 0 and (high <= self.sample_rate / 2 or not getattr(self, kind))
+            _require(inside, self, f"{kind}_hz", "above 0 and up to half of the sample rate")
         for name in ("peak", "filter_order", "frame_mask_width", "band_mask_width"):
             _require(getattr(self, name) > 0, self, name, "above 0")
         for name in ("frame_masks", "band_masks", "shift_seconds"):

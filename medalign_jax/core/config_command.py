@@ -124,8 +124,8 @@ def shipped(arguments: Sequence[str]) -> list[str]:
         name, colon, variant = value.partition(":")
         if flag.lstrip("-") == "config" and not Path(name).exists() and (home / name).is_file():
             found[i] = f"{flag}{equals}" * bool(equals) + f"{home / name}{colon}{variant}"
-            if str(home) not in sys.path:
-                sys.path.insert(0, str(home))
+    if str(home) not in sys.path:
+        sys.path.append(str(home))  # where there are other `configs`, those come first
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +25,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
     def __init__(self, group: str, own: Mapping[str, Part], kind: Any = object):
         """Args:
         group: of the entry points.
-        own: this package's parts; they come first.
+        own: this package's parts; they take precedence over others of the same name.
         kind: class, or classes, that a part has to be of.
         """
         self._group, self._own, self._kind = group, dict(own), kind
@@ -35,12 +36,22 @@ class Registry(Mapping[str, Part], Generic[Part]):
         found: dict[str, importlib.metadata.EntryPoint] = {}
         for point in sorted(points, key=lambda p: (p.name, p.value)):
             if point.name in self._own or point.name in found:
-                raise UserError(
+                warnings.warn(
                     f"{self._whose(point)} calls a part of {self._group} {point.name!r}, and there "
-                    "is one of that name already: give it another"
+                    "is one of that name already, which is taken: give it another name",
+                    stacklevel=2,
                 )
-            found[point.name] = point
+            else:
+                found[point.name] = point
         return found
+
+    def loaded(self) -> Iterator[tuple[str, Part]]:
+        """(name, part) of all that load; for the others there is a warning."""
+        for name in self:
+            try:
+                yield name, self[name]
+            except UserError as error:
+                warnings.warn(str(error), stacklevel=2)
 
     def __getitem__(self, name: str) -> Part:
         """Raises KeyError for an unknown name, `UserError` for a part that does not load."""

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 
@@ -24,6 +24,7 @@ class Options(Protocol):
 
     estimator: str
     temperature: float
+    options: Mapping[str, Any]  # of a loss of another package
 
 
 Alignment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, Options], jax.Array]

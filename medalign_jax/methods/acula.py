@@ -11,8 +11,9 @@ loss = align_weight * L_align + ssm_weight * L_SSM        (arXiv 2512.04847, sec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class AculaConfig:
         feature has a say.
       hidden, out, dropout: of the projection heads.
       temperature: of InfoNCE.
+      options: of a loss of another package, as it reads them.
     """
 
     align: str = "cka"
@@ -60,6 +62,7 @@ class AculaConfig:
     out: int = 512
     dropout: float = 0.2
     temperature: float = 0.07
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.align not in ALIGNMENTS:

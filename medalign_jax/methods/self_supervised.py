@@ -4,6 +4,7 @@
 `masked_spectrogram`  a decoder of ours on any encoder's tokens (CLAP, AST, Whisper, Qwen, OPERA)
 `cola`                OPERA-CT's and -CE's own contrastive objective: two crops of a recording
                       against the other recordings of the batch (Saeed et al. 2021)
+`none`                nothing
 
 A term takes features that the front end made, and a key for each example:
 
@@ -29,7 +30,9 @@ from medalign_jax.models.encoders.masked_spectrogram import MaskLayout, Spectrog
 
 Tree = Any
 SHARDING = ((r"(^|/)term/", ()),)  # small: whole on each device
-KINDS = ("published", "masked_spectrogram", "cola")
+KINDS = ("published", "masked_spectrogram", "cola", "none")
+# What the masked-spectrogram term asks of an encoder's config (`medalign_jax.models`).
+_LAYOUT = ("grid", "footprint", "mask_unit", "dtype")
 
 
 class Term(abc.ABC):
@@ -48,6 +51,17 @@ class Term(abc.ABC):
     def couple(self, coupled: Tree, mask: jax.Array | None = None) -> jax.Array:
         """Loss between samples; 0 by default."""
         return jnp.zeros((), jnp.float32)
+
+
+class Nothing(Term):
+    """No term: what loss.ssm_weight=0 leaves."""
+
+    def __init__(self, module: nn.Module, feature_shape: tuple[int, int]):
+        del module, feature_shape
+
+    def encode(self, params, own, features, keys, train):
+        """Zeros (B,); nothing to couple."""
+        return jnp.zeros(len(features), jnp.float32), {}
 
 
 class Published(Term):
@@ -150,14 +164,25 @@ def make_term(kind: str, module: nn.Module, feature_shape: tuple[int, int]) -> T
     Raises:
       UserError: unknown kind, or one that the encoder does not have.
     """
+    name = type(module).__name__
     if kind not in KINDS:
-        raise UserError(f"loss.ssm {kind!r} is not one of {', '.join(KINDS)}")
+        raise UserError(f"the self-supervised term {kind!r} is not one of {', '.join(KINDS)}")
     if kind == "published" and not hasattr(module, "reconstruct"):
         raise UserError(
-            f"{type(module).__name__} was published without a reconstruction head: set "
-            "loss.ssm=masked_spectrogram"
+            f"{name} was published without a reconstruction head: set loss.ssm=masked_spectrogram"
         )
-    made = {"published": Published, "masked_spectrogram": MaskedSpectrogram, "cola": Cola}
+    lacking = [part for part in _LAYOUT if not hasattr(module.config, part)]
+    if kind == "masked_spectrogram" and lacking:
+        raise UserError(
+            f"loss.ssm=masked_spectrogram: the config of {name} lacks {', '.join(lacking)} (see "
+            "medalign_jax.models); add them, or leave the term out with loss.ssm_weight=0"
+        )
+    made = {
+        "published": Published,
+        "masked_spectrogram": MaskedSpectrogram,
+        "cola": Cola,
+        "none": Nothing,
+    }
     try:
         return made[kind](module, feature_shape)
     except ValueError as error:

@@ -20,7 +20,7 @@ def show() -> None:
     print("Audio encoders: load_encoder(architecture, source)\n")
     print(table(ENCODER_CHECKPOINTS))
     print("\nSelf-supervised term beside the alignment (loss.ssm=auto)\n")
-    for name, entry in ENCODERS.items():
+    for name, entry in ENCODERS.loaded():
         print(f"{name:18} {entry.ssm}")
     print("\nLanguage models: load_teacher(source)\n")
     print(table(TEACHER_CHECKPOINTS))

@@ -40,7 +40,7 @@ RULES = (
     (r"supervised\..*", SUPERVISED),
 )
 # Blocks without a fixed set of keys: one that is not there is not there by default.
-OPEN = re.compile(r"(arms|augment|encoder\.(overrides|front_end)|[^.]+\.changes)\..*")
+OPEN = re.compile(r"(arms|loss\.options|encoder\.(overrides|front_end)|[^.]+\.changes)\..*")
 
 
 @dataclasses.dataclass(frozen=True)

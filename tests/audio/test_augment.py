@@ -264,4 +264,10 @@ def test_jits_to_one_program_without_callbacks(all_on):
 )
 def test_senseless_settings_are_named(name, value):
     with pytest.raises(UserError, match=f"augment.{name} must be"):
-        dataclasses.replace(Augment(), **{name: value})
+        dataclasses.replace(Augment(low_pass=0.1, high_pass=0.1), **{name: value})
+
+
+def test_a_filter_that_is_off_may_lie_beyond_a_low_sample_rate():
+    assert Augment(sample_rate=4000).low_pass_hz == (800.0, 6000.0)
+    with pytest.raises(UserError, match="low_pass_hz must be"):
+        Augment(sample_rate=4000, low_pass=0.5)

@@ -115,8 +115,21 @@ def test_sigterm_ends_with_a_word_and_its_own_status(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what is to run in the background with Ctrl-C ignored, and so do tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_ignored_in_the_background(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert commands.ended(lambda: os.kill(os.getpid(), signal.SIGINT)) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
+def test_a_signal_during_garbage_collection_is_not_lost(number, capfd, interruptible):
     """Python drops what is raised in a callback of the collector, and JAX has one."""
 
     def during(phase, info):
@@ -137,7 +150,7 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
     assert "ignored" not in capfd.readouterr().err
 
 
-def test_a_signal_during_an_import_waits_for_its_end(monkeypatch, tmp_path, capsys):
+def test_a_signal_during_an_import_waits_for_its_end(monkeypatch, tmp_path, capsys, interruptible):
     (tmp_path / "slow_to_import.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\nDONE = 1\n"
     )

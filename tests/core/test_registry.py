@@ -120,6 +120,26 @@ from medalign_jax.methods.acula import AculaConfig
 assert ALIGNMENTS[AculaConfig(align="apart").align](wave, wave, wave, None, None) == 0.3125
 """
 
+ALIGNMENT = """
+import jax
+from ml_collections import ConfigDict
+from configs import acula
+from medalign_jax.runs.checks import check_training
+from medalign_jax.runs.parts.alignment import acula_config
+from medalign_jax.runs.parts.audio import architecture_of, audio_student_of
+
+config = acula.get_config("small")
+config.encoder.name, config.loss.align, config.loss.ssm_weight = "band_means", "apart", 0.0
+config.encoder.overrides = config.encoder.front_end = ConfigDict()
+config.loss.options = ConfigDict({"margin": 0.5})
+config.data.seconds = 1.0
+made = architecture_of(config)
+check_training(config, made, self_supervised=False)
+assert acula_config(config).options == {"margin": 0.5}
+student = audio_student_of(config, made, None)
+params = student.initial(jax.random.key(0))
+assert [*params] == ["encoder"] and student.feature_shape == (80, 2)
+"""
 LANGUAGE_MODEL_USE = """
 import numpy as np
 import torch
@@ -182,6 +202,12 @@ def test_their_encoder_front_end_and_loss_are_taken_like_ours(site):
     assert done.returncode == 0, done.stderr
 
 
+def test_their_encoder_and_loss_are_aligned_like_ours(site):
+    """At 8 kHz, with an option of the loss, and no self-supervised term to ask for a token grid."""
+    done = run(site, "-c", ALIGNMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_their_language_models_are_taken_like_ours(site):
     """A family whose tensors are named as the others' are: a reader of its config.json."""
     done = run(site, "-c", LANGUAGE_MODEL_USE)
@@ -213,9 +239,13 @@ def test_what_they_bring_wrongly_is_told_by_their_name(site, monkeypatch):
         entries["band_means"]
     with pytest.raises(KeyError):
         entries["nobody"]
-    with pytest.raises(UserError, match=r"the package theirs calls a part .*'band_means'"):
-        list(Registry("medalign_jax.encoders", {"band_means": 1}))
+    with pytest.warns(UserWarning, match=r"the package theirs calls a part .*'band_means'"):
+        assert [*Registry("medalign_jax.encoders", {"band_means": 1}).loaded()] == [
+            ("band_means", 1)
+        ]
     (site / "theirs" / "data_set.py").write_text("1 / 0")
     monkeypatch.delitem(sys.modules, "theirs.data_set", raising=False)
     with pytest.raises(UserError, match=r"does not load .*: ZeroDivisionError: division by zero"):
         Registry("medalign_jax.data_sets", {})["their_set"]
+    with pytest.warns(UserWarning, match=r"'their_set' of the package theirs does not load"):
+        assert [*Registry("medalign_jax.data_sets", {"own": 1}).loaded()] == [("own", 1)]

@@ -197,3 +197,21 @@ def test_terms_that_an_encoder_does_not_have(kind, module, words):
 def test_clips_too_short_to_hide_anything():
     with pytest.raises(UserError, match="too short"):
         make_term("masked_spectrogram", Patches(), (4, 8))
+
+
+def test_an_encoder_without_a_token_grid_says_what_its_config_lacks():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        footprint: tuple = (1, 1)
+
+    class Bare(nn.Module):
+        config: Config = Config()
+
+    with pytest.raises(
+        UserError, match=r"the config of Bare lacks grid, mask_unit, dtype .*ssm_weight=0"
+    ):
+        make_term("masked_spectrogram", Bare(), SHAPE)
+    error, coupled = make_term("none", Bare(), SHAPE).encode(
+        {}, {}, jnp.ones((3, *SHAPE)), None, True
+    )
+    assert error.tolist() == [0, 0, 0] and coupled == {}

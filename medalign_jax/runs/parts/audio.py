@@ -58,6 +58,8 @@ def audio_student_of(config: ConfigDict, made: Architecture, params: Any | None)
         block.sample_rate = made.front_end.sample_rate
     augment = typed(Augment, block, "augment")
     ssm = made.entry.ssm if config.loss.ssm == "auto" else config.loss.ssm
+    if not config.loss.get("ssm_weight", 1.0):
+        ssm = "none"  # so that an encoder need not have what it is made of
     return AudioStudent(made.module, made.front_end, samples_of(config, made), augment, params, ssm)
 
 
