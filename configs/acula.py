@@ -153,7 +153,7 @@ def _paper() -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> None:
-    """A few hundred short recordings of heart or lung; the README says how this was found."""
+    """A few hundred short recordings of heart or lung; docs/evidence.md says how this was found."""
     config.encoder.name = "vit_mae_small"
     config.encoder.source = ""
     # 2 s in tokens of 64 ms by 16 bands: systole is 0.3 s, a token of the default 0.26 s blurs it.
@@ -284,7 +284,7 @@ def _patients(config: ConfigDict) -> None:
 
 
 def _whisper(config: ConfigDict) -> None:
-    """The stem and the first two blocks: the README says how they were chosen."""
+    """The stem and the first two blocks: docs/evidence.md says how they were chosen."""
     config.encoder.name = "whisper"
     config.encoder.overrides = ConfigDict({"depth": 2})
     config.encoder.front_end = ConfigDict(convert_dict=True)

@@ -134,7 +134,7 @@ def _paper() -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    """Three seeds of four arms; the README says what they show.
+    """Three seeds of four arms; docs/distillation.md says what they show.
 
     Sizes, rates and weights were chosen with seed 0, on the test recordings of seed 3. Here nothing
     is of those seeds: neither models nor training, held-out or test questions.

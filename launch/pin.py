@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {
     "requirements.txt": (
-        "# Run time, pinned from pyproject.toml by launch/pin.py. CPU; the README says how to get "
+        "# Run time, pinned from pyproject.toml by launch/pin.py. CPU; docs/acula.md says how to get "
         "TPUs and CUDA.\n"
     ),
     "requirements-dev.txt": (

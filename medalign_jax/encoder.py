@@ -128,15 +128,24 @@ class Encoder:
             sample rate that is not above 0 or leaves no sample, or an embedding that is not
             finite; names its index and says what to do.
         """
+        rows = [frames.mean(axis=0) for frames in self.embed_frames(waveforms, sample_rate)]
+        return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
+
+    def embed_frames(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
+        """For each recording the embeddings (F, D) of its windows of `samples`, in time.
+
+        Arguments and errors are those of `embed`, which gives their mean. Windows overlap by half
+        (`audio.clip.split_windows`); a recording of one window or less has F = 1.
+        """
         if isinstance(waveforms, str | Path):
             raise UserError(f"embed takes a list of waveforms; {self._how_to_read(waveforms)}")
         if isinstance(waveforms, np.ndarray):
             _check_one_per_row(waveforms)
-        rows = list(self.stream((w, sample_rate) for w in waveforms))
-        for index, row in enumerate(rows):
-            if not np.isfinite(row).all():
+        found = list(self._windowed((w, sample_rate) for w in waveforms))
+        for index, frames in enumerate(found):
+            if not np.isfinite(frames).all():
                 raise UserError(f"recording {index}: {NOT_FINITE}")
-        return np.stack(rows) if rows else np.zeros((0, self.width), np.float32)
+        return found
 
     def _how_to_read(self, path: str | Path) -> str:
         return (
@@ -160,6 +169,11 @@ class Encoder:
 
         Windows of several recordings share a batch, so memory does not grow with their number.
         """
+        for frames in self._windowed(recordings):
+            yield frames.mean(axis=0)
+
+    def _windowed(self, recordings: Iterable[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
+        """(F, D) of each recording's windows, in order."""
         waiting: list[int] = []  # windows of each recording that has not been yielded
         windows: list[np.ndarray] = []
         for index, (waveform, rate) in enumerate(recordings):
@@ -181,7 +195,7 @@ class Encoder:
             embedded[chosen] = self._batch([windows[i] for i in chosen])
         ends = np.cumsum(counts)
         for end, count in zip(ends, counts, strict=True):
-            yield embedded[end - count : end].mean(axis=0)
+            yield embedded[end - count : end]
 
     def _batch(self, windows: list[np.ndarray]) -> np.ndarray:
         """Embeddings of at most a batch of windows, filled up to one of a few lengths."""

@@ -126,6 +126,15 @@ def test_a_long_recording_is_the_mean_over_its_windows(encoder, length):
     )
 
 
+def test_frames_are_the_windows_in_time(encoder):
+    short, long = recordings((300, 2 * SAMPLES + 700))
+    windows = clip.split_windows(long, SAMPLES, "repeat")
+    one, several = encoder.embed_frames([short, long], 16_000)
+    assert one.shape == (1, encoder.width) and len(several) == len(windows) == 4
+    expected = encoder.embed(list(windows), 16_000)
+    np.testing.assert_allclose(several, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_short_recording_is_padded_by_the_rule(encoder):
     (sound,) = recordings((3000,))
     padded = np.pad(sound, (0, SAMPLES - 3000))

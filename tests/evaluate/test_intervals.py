@@ -180,7 +180,7 @@ def test_folds_widen_by_the_training_sets_that_they_share(folds, times):
 
 
 def test_labels_that_say_nothing_are_at_chance_by_the_whole_evaluation():
-    """Few and small; `python -m benchmarks.chance` has the figures of the README."""
+    """Few and small; `python -m benchmarks.chance` has the figures of docs/measuring.md."""
     studies = [study(24, seed) for seed in range(8)]
     values = np.array([one["first"].value for one in studies])
     assert abs(values.mean() - 0.5) < 3 * values.std(ddof=1) / 8**0.5

@@ -35,7 +35,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
       found: stage -> one per seed: task name -> question id -> response.
 
     Raises:
-      UserError: see `distill_results.results`; a damaged metrics or problems file.
+      UserError: see `results.results`; a damaged metrics or problems file.
     """
     workdir = setting.workdir
     found = {stage: found[stage] for stage in scoring.ordered(setting.config, tuple(found))}
