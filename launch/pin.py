@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {
     "requirements.txt": (
-        "# Run time, pinned from pyproject.toml by launch/pin.py. CPU; docs/acula.md says how to get "
-        "TPUs and CUDA.\n"
+        "# Run time, pinned from pyproject.toml by launch/pin.py. CPU; docs/acula.md says how to "
+        "get TPUs and CUDA.\n"
     ),
     "requirements-dev.txt": (
         "# Tests, formatting, and the references that numbers are compared with; pinned as "

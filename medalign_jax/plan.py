@@ -1,6 +1,6 @@
 """Compiles the very training step for a machine that is not here: does it fit, what does it cost?
 
-    python -m medalign_jax.plan --config=configs/distill.py --topology=v5e:16x16 \
+    medalign plan --config=configs/distill.py --topology=v5e:16x16 \\
         --config.mesh.fsdp=256 --config.train.batch_size=256 --max_gib=8
 
 Nothing is downloaded and no array is made. TPUs need libtpu, GPUs JAX's CUDA plugin, in the

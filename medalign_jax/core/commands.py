@@ -3,8 +3,8 @@
     arguments = commands.ArgumentParser(...).parse_args()
     sys.exit(commands.ended(main))
 
-Status 0: done; 1: an error; 130: stopped by Ctrl-C; 143: by SIGTERM. What is a fault of the code
-keeps its stack trace.
+Status 0: done; 1: an error; 2: a command line that means nothing; 130: stopped by Ctrl-C; 143: by
+SIGTERM. What is a fault of the code keeps its stack trace.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.local_paths import check_local
 
-ERROR, INTERRUPTED, TERMINATED = 1, 130, 143
+ERROR, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 _AGAIN = 0.05  # seconds until a signal is asked for again
 _IMPORT = "<frozen importlib._bootstrap>"  # file name of the code that every import runs through
@@ -90,6 +90,10 @@ def seconds(text: str) -> float:
     return value
 
 
+class UsageError(UserError):
+    """A command line that means nothing; argparse ends with the same status."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM; ends like Ctrl-C, with a status of its own."""
 
@@ -126,7 +130,7 @@ def ended(
         print(f"error: {words}", file=sys.stderr)
         if after_error is not None and isinstance(error, UserError):
             ended(functools.partial(after_error, error))  # it writes files, which may fail too
-        return ERROR
+        return USAGE if isinstance(error, UsageError) else ERROR
 
 
 def _stopped(stop: KeyboardInterrupt, status: int) -> int:

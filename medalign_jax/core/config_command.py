@@ -18,7 +18,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from medalign_jax.core import commands
-from medalign_jax.core.errors import UserError
 from medalign_jax.core.local_paths import check_local
 
 _WIDTH = 100
@@ -47,9 +46,13 @@ def run(main: Callable[[], int | None], document: str) -> int:
             print(_help(flags.FLAGS, document, main.__module__))
             return 0
         if len(rest) > 1:
-            raise UserError(f"unknown arguments: {' '.join(rest[1:])}; flags begin with --")
+            raise commands.UsageError(
+                f"unknown arguments: {' '.join(rest[1:])}; flags begin with --"
+            )
         if not flags.FLAGS["config"].present:
-            raise UserError("name a --config, e.g. --config=configs/acula.py:demo; see --help")
+            raise commands.UsageError(
+                "name a --config, e.g. --config=configs/acula.py:demo; see --help"
+            )
         _check_file(flags.FLAGS)
         _check_paths(flags.FLAGS, main.__module__)
         return main()
@@ -61,7 +64,7 @@ def _check_file(values: flags.FlagValues) -> None:
     """The flag itself says so only when its value is asked for, and in words of its own."""
     name = values["config"].config_filename.partition(":")[0]
     if not Path(name).is_file():
-        raise UserError(f"--config={name}: there is no such file here ({Path.cwd()})")
+        raise commands.UsageError(f"--config={name}: there is no such file here ({Path.cwd()})")
 
 
 def _check_paths(values: flags.FlagValues, module: str) -> None:
@@ -79,19 +82,19 @@ def _read_flags(argv: list[str]) -> list[str]:
         flag, _, value = text.partition("=")
         name = value.partition(":")[0]
         if flag.lstrip("-") == "config" and Path(name).is_file() and not name.endswith(".py"):
-            raise UserError(
+            raise commands.UsageError(
                 f"--config={name} is not a config: it has to be a Python file, see --help"
             )
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         # A failing config file has its whole traceback in the message; the last line says it.
-        raise UserError(str(error).strip().splitlines()[-1].strip()) from error
+        raise commands.UsageError(str(error).strip().splitlines()[-1].strip()) from error
     except Exception as error:  # a config is the user's code: it may raise anything at all
         given = ", ".join(text for text in argv[1:] if text.startswith("--config"))
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         reason = " ".join(str(said).replace("\\n", " ").split())
-        raise UserError(
+        raise commands.UsageError(
             f"the config does not load or has no such key ({type(error).__name__}: {reason}); "
             f"given: {given}"
         ) from error
@@ -100,7 +103,7 @@ def _read_flags(argv: list[str]) -> list[str]:
 def _help(values: flags.FlagValues, document: str, module: str) -> str:
     """With a config its keys are listed, else the files that there are."""
     own = sorted(values.get_flags_for_module(module), key=lambda flag: flag.name)
-    lines = [document.strip(), ""]
+    lines = [document.replace("``", "").strip(), ""]  # the marks of code in a docstring
     for flag in own:
         lines.append(f"--{flag.name}" + (f"={flag.default}" if flag.default else ""))
         lines += _indented(flag.help)

@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in LABELS.items()),
     )
     parser.add_argument(
-        "--recordings-per-subject", type=int, default=2, help="recordings per subject (default 2)"
+        "--recordings_per_subject", type=int, default=2, help="recordings per subject (default 2)"
     )
     flags = parser.parse_args(arguments)
     return commands.ended(lambda: run(flags), given=flags)

@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.prompts import ExampleError
 from medalign_jax.data.questions.question import Checks, Loaded, Question, QuestionsError
-from medalign_jax.data.questions.readers import read_cota, read_mmau, read_questions
+from medalign_jax.data.questions.readers import read_mmau
 from medalign_jax.data.questions.source import clip_samples, open_questions
 from medalign_jax.data.recordings.manifest import Problem, write_problems
 from medalign_jax.datasets.emotions import read_emotions, read_iemocap
+from medalign_jax.datasets.question_sets import QUESTION_SETS
 from medalign_jax.language_model import LanguageModel, chat_tokenizer, load_language_model
 from medalign_jax.runs.distill.arms import QuestionTask, Setting
 from medalign_jax.runs.distill.folds import asked, folded
@@ -35,12 +36,6 @@ from medalign_jax.runs.parts.blocks import dtype_of
 from medalign_jax.runs.parts.distillation import builder_of
 from medalign_jax.weights.source import resolve
 
-QUESTION_FORMATS = {
-    "questions": read_questions,
-    "cota": read_cota,
-    "iemocap": read_iemocap,
-    "emotions": read_emotions,
-}
 ANSWERS = ("generate", "rank")
 _SAMPLED = 41  # so that no two uses of a seed share random numbers
 
@@ -130,7 +125,7 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
     """The questions of ``data.questions``; those that cannot be used are written to `listing`.
 
     Args:
-      data: questions, format (in `QUESTION_FORMATS`), audio, max_seconds and max_bad_fraction, as
+      data: questions, format (in `QUESTION_SETS`), audio, max_seconds and max_bad_fraction, as
         in configs/distill.py.
       listing: JSONL of `manifest.Problem`.
       decode: whether recordings are decoded to their last sample.
@@ -139,15 +134,15 @@ def read_training(data: ConfigDict, listing: Path, decode: bool) -> Loaded:
       UserError: an unknown format, `audio` where paths are relative to the file.
       QuestionsError: see `questions.Collector.finish`.
     """
-    if data.format not in QUESTION_FORMATS:
-        known = tuple(QUESTION_FORMATS)
+    if data.format not in QUESTION_SETS:
+        known = tuple(QUESTION_SETS)
         raise UserError(f"config.data.format is {data.format!r}; it is one of {known}")
     if data.format != "cota" and data.audio:
         raise UserError(
             "config.data.audio is for data.format=cota; in other files paths are relative to the "
             "file, or absolute"
         )
-    read = QUESTION_FORMATS[data.format]
+    read = QUESTION_SETS[data.format]
     if data.format == "cota":
         read = functools.partial(read, audio_folder=data.audio or None)
     read = functools.partial(read, data.questions, checks=_checks(data, decode))
