@@ -1,8 +1,9 @@
 """What a batch holds: the one list of names, shapes and types that data, methods and plans share.
 
 B examples; K clips of S samples each; sequences of T (student), U (teacher) and P (prompt) tokens;
-R response tokens; H channels of the text side. Arrays are numpy's on the host and JAX's in a step,
-or only their shapes (`jax.ShapeDtypeStruct`) in a plan.
+R response tokens; H channels of the text side; of a teacher whose states are cached D layers of
+width W and J likeliest tokens. Arrays are numpy's on the host and JAX's in a step, or only their
+shapes (`jax.ShapeDtypeStruct`) in a plan.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ class QuestionBatch(TypedDict, total=False):
     teacher_ids: Annotated[Array, "B U", "int32"]
     teacher_mask: Annotated[Array, "B U", "bool"]
     teacher_at: Annotated[Array, "B R", "int32"]
+    # Of a teacher that does not run in the step (`teachers.state_cache`), at response positions.
+    teacher_layers: Annotated[Array, "B D R W", "bfloat16"]
+    teacher_last: Annotated[Array, "B R W", "bfloat16"]
+    teacher_top_ids: Annotated[Array, "B R J", "int32"]
+    teacher_top_log_probs: Annotated[Array, "B R J", "float32"]
+    teacher_top_rest: Annotated[Array, "B R", "float32"]
     prompt_ids: Annotated[Array, "B P", "int32"]  # left-padded, to generate from
     prompt_mask: Annotated[Array, "B P", "bool"]
 

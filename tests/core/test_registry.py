@@ -197,6 +197,15 @@ def run(site, *arguments):
     )  # fmt: skip
 
 
+def test_a_part_costs_one_file_and_one_line(site):
+    """Beside its test; what CONTRIBUTING says. Ours cost the same lines in our own registries."""
+    lines = [line for line in POINTS.splitlines() if "=" in line]
+    files = {line.split("=")[1].split(":")[0].strip() for line in lines}
+    assert len(lines) == len(files) == 6
+    written = {path.stem for path in (site / "theirs").glob("*.py")} - {"__init__", "config"}
+    assert {f"theirs.{name}" for name in written} == files
+
+
 def test_their_encoder_front_end_and_loss_are_taken_like_ours(site):
     done = run(site, "-c", USE)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from configs.distill import get_config
+from medalign_jax.core.batches import QuestionBatch, mismatches
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import make_mesh
 from medalign_jax.data.pipeline import PipelineError
 from medalign_jax.methods.text_teacher import response_states
 from medalign_jax.runs.distill import cache as distill_cache
-from medalign_jax.runs.distill.cache import fill, fingerprint_of, folder_name
+from medalign_jax.runs.distill.cache import NAMES, fill, fingerprint_of, folder_name
 from medalign_jax.runs.parts.distillation import teacher_form
 from medalign_jax.teachers.state_cache import StateCacheError
 from tests import distill_models as tiny
@@ -129,6 +131,13 @@ def batches(world, passes):
     """The same examples, for each form."""
     first = {"live": world.batch(BATCH)}
     return first | {form: next(world.batches(BATCH, stored)) for form, stored in passes.items()}
+
+
+def test_batches_hold_what_their_list_says(batches):
+    for form, batch in batches.items():
+        assert mismatches(batch, QuestionBatch) == [], form
+    assert {*NAMES.values()} <= {*get_type_hints(QuestionBatch)}
+    assert "teacher_last" in batches["last"] and "teacher_top_ids" in batches["top_k"]
 
 
 @pytest.fixture(scope="module")
