@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
 from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import Rules, shardings
+from medalign_jax.core.mesh import Rules, placed, shardings
 from medalign_jax.models import ENCODERS, EncoderEntry
 from medalign_jax.weights.table import Table, first_layers
 
@@ -50,12 +50,7 @@ class Architecture:
         tree = jax.tree.map(lambda leaf: leaf, _parameter_shapes(self.module))  # a caller's own
         if mesh is None:
             return tree
-        places = shardings(tree, self.sharding, mesh)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            tree,
-            places,
-        )
+        return placed(tree, shardings(tree, self.sharding, mesh))
 
     @property
     def most_samples(self) -> int | None:
