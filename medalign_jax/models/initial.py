@@ -15,7 +15,7 @@ def initial_params(module: nn.Module, key: jax.Array) -> Any:
     """The parameters that a language model begins with; under `jax.eval_shape` their shapes.
 
     Args:
-      module: `AudioLM`, or called with ids and mask as `Decoder`, `Bert` and `ClapText` are.
+      module: `AudioLM`, or called with ids and mask as `Decoder` and `Bert` are.
       key: decides them; what the module is called with here does not.
     """
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
