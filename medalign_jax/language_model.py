@@ -159,7 +159,7 @@ class LanguageModel:
           The whole response; `text.reasoning.final_answer` finds the answer in it.
 
         Raises:
-          AudioError: a file that cannot be read, or a waveform that is none.
+          AudioError: a file that cannot be read, or an array that is not a waveform.
           ExampleError: recordings too long or too short for the model, or text that makes no
             prompt.
         """

@@ -23,7 +23,7 @@ The interval is of `score`, that is, for other subjects and other columns. The v
 over D columns is var(s) + var(sc) / D + var(c) / D. The jackknife of the mean over columns
 estimates the first two; var(c) is the variance between columns less var(sc), the jackknife of the
 columns' deviations from their mean. Degrees of freedom after Satterthwaite (1946). One column
-tells nothing of other training choices; neither do the columns of one pool of training recordings
+says nothing of other training choices; neither do the columns of one pool of training recordings
 of other pools.
 
 Folds are trained on each other's test subjects, and would come out alike, all too good or all too

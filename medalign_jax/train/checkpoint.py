@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: state, iterator, metrics; the newest and the best are kept.
 
 Every checkpoint is sealed (`core.seals`) before it gets its name, and compared with its checksums
-before it is believed.
+before it is accepted.
 """
 
 from __future__ import annotations

@@ -384,7 +384,7 @@ class Rule:
 
     @property
     def layered(self) -> bool:
-        """Whether the rule speaks of numbered layers."""
+        """Whether the rule is of numbered layers."""
         return "{i}" in self.names[0]
 
     @property

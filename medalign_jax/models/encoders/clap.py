@@ -7,8 +7,8 @@ no parameter and load alone: `Clap` as an encoder, and plain `Bert` with `clap_t
 teacher that is read by its hidden states.
 
 The fused model also takes recordings longer than its 10 s: beside the whole, shrunk in time, it
-sees three crops, which `AttentionalFusion` (Dai et al. 2021, arXiv 2009.14082) mixes into the patch
-embedding. The crops' patches are three times as long, so that they fill the same map.
+takes three crops, which `AttentionalFusion` (Dai et al. 2021, arXiv 2009.14082) mixes into the
+patch embedding. The crops' patches are three times as long, so that they fill the same map.
 
 Shapes: B clips, T frames, M mel bins, S side of the folded square, W channels, P width of the
 projection.

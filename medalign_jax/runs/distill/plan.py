@@ -57,7 +57,7 @@ class Lengths:
       sequence: tokens of the student's and of the teacher's sequence.
       response: tokens of the response at most.
       seconds: of a clip.
-      clips: a row.
+      clips: per row.
     """
 
     sequence: int
