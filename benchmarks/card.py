@@ -3,7 +3,7 @@
     python -m benchmarks.card
 
 Rates of products of large square matrices and of a copy within its memory; and how far a float32
-product is from float64, which tells whether the card rounds float32 products (TF32).
+product is from float64, which shows whether the card rounds float32 products (TF32).
 """
 
 from __future__ import annotations

@@ -176,9 +176,9 @@ def main() -> None:
         print(f"memory: {step.peak():.2f} GiB at most in use")
         return
     used = _in_use()
-    told = "not counted here" if used is None else f"{used:.2f} GiB at most in use"
+    used_text = "not counted here" if used is None else f"{used:.2f} GiB at most in use"
     print(f"products: {step.flop / taken / 1e12:.0f} TFLOP/s, what is computed anew included")
-    print(f"memory: {step.planned / 2**30:.2f} GiB planned, {told}")
+    print(f"memory: {step.planned / 2**30:.2f} GiB planned, {used_text}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ RATE = 4_000
 
 
 def write_recordings(folder: Path, count: int, length: float, tasks: int) -> Path:
-    """A manifest of noises, two of a subject, with labels that say nothing."""
+    """A manifest of noises, two per subject, with labels that say nothing."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     columns = [f"task{n}" for n in range(tasks)]

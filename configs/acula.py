@@ -249,7 +249,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _patients(config: ConfigDict) -> None:
-    """Eight recordings a patient, several valves diseased at once, every patient tested once."""
+    """Eight recordings per patient, several valves diseased at once, every patient tested once."""
     _few_tokens(config)
     config.pretrain.changes.train.update({"steps": 1000, "eval_every": 250})
     config.supervised.enabled = False

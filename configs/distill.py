@@ -147,7 +147,7 @@ def _demo(config: ConfigDict) -> None:
         {
             "base": 600,  # recordings that the student is pre-trained on
             "reasoning": 60,  # recordings with reasoning to distil from
-            "slips": 0.4,  # label noise: share of their traces that conclude wrongly
+            "label_noise": 0.4,  # share of their reasoning traces that conclude wrongly
             "valid": 60,  # held out: losses and the acoustic divergence are watched on them
             "test": 300,  # recordings that the questions are asked about
             "test_seed": 1000,  # of the test recordings, whatever config.seed is

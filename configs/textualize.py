@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.prompt = ConfigDict(
         {
-            "system": SYSTEM,  # what the model is told that it is
+            "system": SYSTEM,  # the role that the model is given
             "text": TEXT,  # what it is asked
             "grounded": True,  # with `notes`; records without reasoning then fail
             "notes": NOTES,  # what is added where there is reasoning; {reasoning} is its place

@@ -80,6 +80,6 @@ def problems() -> list[str]:
 if __name__ == "__main__":
     if "--check" not in sys.argv[1:]:
         write()
-    told = problems()
-    print(*told, sep="\n", end="\n" * bool(told))
-    sys.exit(bool(told))
+    found = problems()
+    print(*found, sep="\n", end="\n" * bool(found))
+    sys.exit(bool(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from medalign_jax.audio.frontend import FRONT_ENDS, front_end
 from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import Rules, shardings
+from medalign_jax.core.mesh import Rules, placed, shardings
 from medalign_jax.models import ENCODERS, EncoderEntry
 from medalign_jax.weights.table import Table, first_layers
 
@@ -50,12 +49,7 @@ class Architecture:
         tree = jax.tree.map(lambda leaf: leaf, _parameter_shapes(self.module))  # a caller's own
         if mesh is None:
             return tree
-        places = shardings(tree, self.sharding, mesh)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            tree,
-            places,
-        )
+        return placed(tree, shardings(tree, self.sharding, mesh))
 
     @property
     def most_samples(self) -> int | None:
@@ -119,9 +113,9 @@ def architecture(
     if name not in ENCODERS:
         raise UserError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
     entry, changes = ENCODERS[name], dict(overrides or {})
-    config = preset = _import(entry.config)
+    config = preset = entry.part("config")
     if published and entry.read_config:
-        config = _import(entry.read_config)(published)
+        config = entry.part("read_config")(published)
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(set(changes) - known):
         raise UserError(
@@ -141,10 +135,10 @@ def architecture(
     front_end_changes = _front_end_of(entry, config) | asked
     return Architecture(
         name=name,
-        module=_import(entry.module)(config),
+        module=entry.part("module")(config),
         front_end=front_end(entry.front_end, **front_end_changes),
-        table=_table(entry.table, config, whole),
-        sharding=importlib.import_module(entry.table.split(":")[0]).SHARDING,
+        table=_table(entry, config, whole),
+        sharding=entry.sharding,
         entry=entry,
         settings={
             "name": name,
@@ -170,9 +164,9 @@ def _read_front_end(entry: EncoderEntry, preprocessor: Mapping[str, Any], sizes:
     return {name: value for name, value in read.items() if value != own[name]}
 
 
-def _table(path: str, config: Any, whole: Any) -> Table:
+def _table(entry: EncoderEntry, config: Any, whole: Any) -> Table:
     """A table, or what a function of the config gives; `whole` has the published sizes."""
-    found = _import(path)
+    found = entry.part("table")
     table = found if isinstance(found, Table) else found(config)
     if config.depth >= whole.depth:
         return table
@@ -193,8 +187,3 @@ def _differences(preset: Any, config: Any) -> dict[str, Any]:
     if "dtype" in changed:
         changed["dtype"] = jnp.dtype(changed["dtype"]).name
     return json.loads(json.dumps(changed))
-
-
-def _import(path: str) -> Any:
-    module, attribute = path.split(":")
-    return getattr(importlib.import_module(module), attribute)

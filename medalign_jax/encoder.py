@@ -22,7 +22,8 @@ from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio import clip
 from medalign_jax.audio.io import resample
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import batch_sharding
+from medalign_jax.core.mesh import batch_sharding, batch_ways
+from medalign_jax.core.rounding import power_of_two, round_up
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.layers.pooling import check_pooling, embed_pooled
 from medalign_jax.weights import WeightSource, resolve
@@ -80,8 +81,7 @@ class Encoder:
         self.pooling, self.layer = pooling, layer
         self.sample_rate = architecture.front_end.sample_rate
         self.sharding = None if mesh is None else batch_sharding(mesh)
-        ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self._batch_size = -(-batch_size // ways) * ways
+        self._batch_size = round_up(batch_size, batch_ways(mesh))
         takes = inspect.signature(type(architecture.module).embed).parameters
         self._lengths = pad == "zero" and "lengths" in takes
         takes = inspect.signature(type(architecture.front_end).__call__).parameters
@@ -215,7 +215,7 @@ class Encoder:
         second = self.sample_rate
         # A little more, so that the frames at the end see the zeros that a longer batch has there.
         seconds = -(-(samples + second // 10) // second)
-        return min(second << (seconds - 1).bit_length(), self.samples)
+        return min(second * power_of_two(seconds), self.samples)
 
     def _windows(self, index: int, waveform: np.ndarray, rate: int) -> list[np.ndarray]:
         if isinstance(waveform, str | Path):

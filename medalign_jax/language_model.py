@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from medalign_jax.audio.preprocessor_config import front_end_numbers
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_whole
-from medalign_jax.core.mesh import Rules, shardings
+from medalign_jax.core.mesh import Rules, placed, shardings
+from medalign_jax.core.rounding import round_up
 from medalign_jax.core.seals import seal
 from medalign_jax.data.questions.prompts import SequenceBuilder
 from medalign_jax.data.questions.question import Question
@@ -37,6 +39,7 @@ from medalign_jax.models.audio_lm import (
     audio_token_count,
 )
 from medalign_jax.models.generate import generate, pad_left
+from medalign_jax.models.initial import initial_params
 from medalign_jax.models.language.decoder import Decoder
 from medalign_jax.models.language.decoder_config import DECODER_CONFIGS
 from medalign_jax.text.chat import QWEN2_AUDIO_TEMPLATE, ChatTokenizer
@@ -156,7 +159,7 @@ class LanguageModel:
           The whole response; `text.reasoning.final_answer` finds the answer in it.
 
         Raises:
-          AudioError: a file that cannot be read, or a waveform that is none.
+          AudioError: a file that cannot be read, or an array that is not a waveform.
           ExampleError: recordings too long or too short for the model, or text that makes no
             prompt.
         """
@@ -173,7 +176,7 @@ class LanguageModel:
         )  # fmt: skip
         prompt = builder.prompt(asked, samples[0], max_new_tokens)
         room = self.text.max_positions - max_new_tokens
-        length = min(-(-len(prompt) // 64) * 64, room)  # few lengths, few compilations
+        length = min(round_up(len(prompt), 64), room)  # few lengths, few compilations
         ids, mask = pad_left([prompt], self.tokenizer.pad_id, length)
         more = {}
         if clips:
@@ -311,7 +314,7 @@ def random_language_model(
 ) -> LanguageModel:
     """A model of the given config with random parameters, to be trained from nothing."""
     module = build_module(config_json, **settings)
-    params = jax.jit(lambda key: _init(module, key))(jax.random.key(seed))
+    params = jax.jit(partial(initial_params, module))(jax.random.key(seed))
     digest = hashlib.sha256(json.dumps([config_json, seed], sort_keys=True).encode())
     return LanguageModel(module, params, tokenizer, config_json, f"random-{digest.hexdigest()}")
 
@@ -341,23 +344,10 @@ def build_module(
 
 def abstract_params(module: nn.Module, mesh: Mesh | None = None) -> Tree:
     """Shapes, dtypes and, with a mesh, shardings of a module's parameters."""
-    tree = jax.eval_shape(lambda key: _init(module, key), jax.random.key(0))
+    tree = jax.eval_shape(partial(initial_params, module), jax.random.key(0))
     if mesh is None:
         return tree
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        shardings(tree, _sharding(module.config), mesh),
-    )
-
-
-def _init(module: nn.Module, key: jax.Array) -> Tree:
-    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-    if not isinstance(module, AudioLM):
-        return module.init(key, ids, mask)["params"]
-    features = jnp.zeros((1, 1, 4, module.config.audio.mels), jnp.float32)
-    lengths = jnp.full((1, 1), 4, jnp.int32)
-    return module.init(key, ids, mask, features, lengths)["params"]
+    return placed(tree, shardings(tree, _sharding(module.config), mesh))
 
 
 def _table(config: Any) -> Table:

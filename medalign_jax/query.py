@@ -3,7 +3,7 @@
 Prints for each recording the nearest training reports, or with --text how near words of your own
 are; with --index the recordings of a table of embeddings that are most like it. Several recordings
 are ordered by each text as well: search by words over a folder. Numbers are cosines, to be compared
-with each other and not across models; they are no diagnosis.
+with each other and not across models; they are not a diagnosis.
 """
 
 from __future__ import annotations

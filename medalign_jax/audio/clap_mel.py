@@ -74,7 +74,7 @@ class ClapMel:
         return _clap_mel(self, waveforms)
 
     def pictures(self, waveforms: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the fused model sees of recordings of one length, however long (`Clap.embed_fused`).
+        """What the fused model reads of recordings of one, any length (`Clap.embed_fused`).
 
         Up to `clip_frames` frames it is four times the same picture; of more, the whole shrunk to
         `clip_frames`, and a crop from each third, drawn at random.

@@ -150,26 +150,6 @@ def split_windows(
     return np.stack(windows)
 
 
-def entire_signal(
-    waveform: np.ndarray, samples: int, rule: str | None = "repeat"
-) -> np.ndarray | None:
-    """Keeps a (trimmed) waveform whole: never cut, padded to at least `samples`.
-
-    The rule by which OPERA-CT and OPERA-CE see a recording in one piece.
-
-    Args:
-      waveform: of any length but 0.
-      samples: shortest result.
-      rule: padding of a shorter one, as for `fit`; None: a shorter one is refused.
-
-    Returns:
-      The waveform, or None where it is too short and `rule` is None.
-    """
-    if len(waveform) >= samples:
-        return waveform
-    return None if rule is None else fit(waveform, samples, rule)
-
-
 def _frame_power(waveform: np.ndarray, frame_length: int, hop: int) -> np.ndarray:
     """Mean square of centred frames, zeros beyond both ends; (1 + samples // hop,) float64."""
     total = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])

@@ -62,7 +62,8 @@ class _Sound:
     Attributes:
       start: place of the first byte.
       promised: bytes; 0 and the sizes of `_is_unknown` may stand for "as long as it lasts".
-      field: place and `struct` format of the number that says so, where libsndfile believes a 0.
+      field: place and `struct` format of the number that says so, where libsndfile takes a 0 as it
+        stands.
       chunks: order of the bytes where further chunks may follow, "<" or ">"; else "".
       to_the_end: whether libsndfile takes all that follows for samples, whatever is promised.
     """

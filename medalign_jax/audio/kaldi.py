@@ -9,6 +9,7 @@ import numpy as np
 
 from medalign_jax.audio import spectrum
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.rounding import power_of_two
 
 _FLOOR = float(np.finfo(np.float32).eps)  # least energy, so the log of silence is -15.94
 
@@ -68,7 +69,7 @@ class KaldiFbank:
     @property
     def n_fft(self) -> int:
         """Size of the Fourier transform, samples."""
-        return 1 << (self.length - 1).bit_length()
+        return power_of_two(self.length)
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of `samples` samples, padding included."""

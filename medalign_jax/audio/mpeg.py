@@ -85,7 +85,7 @@ def parse(data: bytes) -> Recording | None:
 
     Raises:
       MpegError: it ends inside a frame or before the number that it declares, holds more frames
-        than it declares, or bytes between frames that are none.
+        than it declares, or bytes between frames that belong to none.
     """
     frames = tuple(_frames(data))
     declared, kind = _declared(data, frames[0]) if frames else (None, "")

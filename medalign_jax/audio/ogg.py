@@ -70,7 +70,7 @@ def _pages(data: bytes) -> Iterator[Page]:
     """Pages whose checksums are right, until the file ends; bytes after the last stream are left.
 
     Raises:
-      OggError: a page that is cut off or damaged, or bytes between pages that are none.
+      OggError: a page that is cut off or damaged, or bytes between pages that belong to none.
     """
     start, flags = 0, 0
     while start < len(data):

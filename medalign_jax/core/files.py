@@ -83,7 +83,7 @@ def sync(path: Path) -> None:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8, also where a file name holds bytes that are none (`os.fsdecode` keeps them).
+    """UTF-8, also where a file name holds bytes that are not UTF-8 (`os.fsdecode` keeps them).
 
     They are written as \\udcXX, which in JSON is their escape: they are read back as they were.
     """

@@ -87,6 +87,23 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     return chosen
 
 
+def placed(tree: Any, places: Any) -> Any:
+    """The shapes and types of `tree`, each with its place; no array is made.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      places: a tree of shardings like it, as of `shardings`.
+
+    Returns:
+      A tree of ShapeDtypeStructs.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        places,
+    )
+
+
 def _fit(spec: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Aligns a spec with the last dimensions of a shape and drops axes that do not divide."""
     spec = tuple(spec)[-len(shape) :] if shape else ()
@@ -104,6 +121,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def batch_ways(mesh: Mesh | None) -> int:
+    """Parts that `batch_sharding` cuts a batch into; 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: Mesh, batch_size: int) -> None:
+    """Refuses a batch that does not divide over the devices.
+
+    Raises:
+      UserError: naming both numbers.
+    """
+    ways = batch_ways(mesh)
+    if batch_size % ways:
+        raise UserError(
+            f"a batch of {batch_size} does not divide over {ways} devices (mesh.data x mesh.fsdp); "
+            "make train.batch_size a multiple of that"
+        )
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> range:
     """Rows of a global batch that this process has to provide, as `batch_sharding` lays them out.
 
@@ -112,12 +148,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> range:
     Raises:
       UserError: the batch does not divide, or the process's rows are not neighbours.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
-        raise UserError(
-            f"a batch of {batch_size} does not divide over {ways} devices (mesh.data x mesh.fsdp); "
-            "make train.batch_size a multiple of that"
-        )
+    check_batch(mesh, batch_size)
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = sorted({row for (part,) in places.values() for row in range(*part.indices(batch_size))})
     if rows != list(range(rows[0], rows[-1] + 1)):

@@ -6,8 +6,8 @@ or, on TPU pods and under Slurm, where JAX finds all that itself, ``--distribute
 
 With a coordinator they meet here before JAX connects them, so that who is missing has a name: JAX's
 own service ends all processes with a stack trace when one does not come, and does not say which.
-Process 0 listens at the coordinator's address, the others tell it their numbers, and when all are
-there, or the time is over, it tells them so. JAX takes the same port afterwards.
+Process 0 listens at the coordinator's address, the others send it their numbers, and when all are
+there, or the time is over, it reports that to them. JAX takes the same port afterwards.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _come(
 
 
 def _receive(address: tuple[str, int], count: int, deadline: float, seconds: float) -> None:
-    """Waits for the others, and tells them when all are there or why there will be no run."""
+    """Waits for the others, and reports to them when all are there or why there will be no run."""
     there: dict[int, socket.socket] = {}
     problem = ""
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Checksums of the files of a folder, kept in it as ``sha256sum -c medalign.sha256`` reads them.
 
     seal(folder)           when all of it is written
-    check_seal(folder)     before any of it is believed
+    check_seal(folder)     before any of it is trusted
 
 A folder without the file (of an older version, or one that was killed just before it was sealed)
 cannot be checked; `check_seal` says so and whoever reads decides. SHA-256 takes about a second for

@@ -15,7 +15,7 @@ Known faults of the published files, and what is done about each:
 * The official split has recordings of patients 156 and 218 on both sides. `official_split` keeps
   it; in `split` all of a patient's recordings are where most of them are.
 * It has no validation part: a fifth of the training patients is dealt out for it.
-* Healthy patients were recorded with one device alone: what tells them may be the device. The
+* Healthy patients were recorded with one device alone: what sets them apart may be the device. The
   column is kept, and `evaluate`'s baseline from metadata shows how far it goes.
 """
 

@@ -1,7 +1,7 @@
 """Near-copies: recordings that are, in whole or in part, one and the same sound.
 
 Two recordings of a set may be one in another loudness, sample rate, file format or cut, or with
-noise on it. On both sides of a split they turn a measure of hearing into one of memory.
+noise on it. On both sides of a split they turn a measure of generalisation into one of memory.
 `fingerprints` finds candidates; the normalised cross-correlation of their waveforms decides.
 
     copies = near_copies(dataset.waveform, len(dataset), dataset.sample_rate)

@@ -15,8 +15,13 @@ from jax.sharding import Mesh
 
 from medalign_jax import losses
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import batch_sharding, on_host
-from medalign_jax.data.questions.batches import QuestionBatchSpec, make_question_iterator
+from medalign_jax.core.mesh import batch_sharding, batch_ways, on_host
+from medalign_jax.core.rounding import round_up
+from medalign_jax.data.questions.batches import (
+    QuestionBatchSpec,
+    growing_edges,
+    make_question_iterator,
+)
 from medalign_jax.data.questions.prompts import SequenceBuilder
 from medalign_jax.data.questions.question import Question
 from medalign_jax.data.questions.source import QuestionData, open_questions
@@ -171,10 +176,9 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches in order, whose rows the devices of a mesh share evenly; rows that fill up the last,
     index -1, repeat its first."""
-    ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-min(size, len(data)) // ways) * ways
+    size = round_up(min(size, len(data)), batch_ways(mesh))
     clip = model.clip_samples if model.takes_audio else None
-    spec = QuestionBatchSpec(size, _edges(data), prompts, clip, shuffle=False, epochs=1)
+    spec = QuestionBatchSpec(size, growing_edges(data), prompts, clip, shuffle=False, epochs=1)
     for batch in make_question_iterator(data, spec):
         index = batch.pop("index")
         real = (index >= 0).reshape(-1, 1)
@@ -183,12 +187,3 @@ def _batches(
             for name, array in batch.items()
         }
         yield filled | {"index": index}
-
-
-def _edges(data: QuestionData) -> tuple[int, ...]:
-    """Bucket edges that grow by a half: few shapes, little padding."""
-    longest = max(len(s.prompt) + len(s.response) for s in data.sequences)
-    edges = [64]
-    while edges[-1] < longest:
-        edges.append(-(-edges[-1] * 3 // 2 // 32) * 32)
-    return tuple(edges)

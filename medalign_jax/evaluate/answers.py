@@ -16,11 +16,10 @@ import numpy as np
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import Question
-from medalign_jax.evaluate.intervals import interval
+from medalign_jax.evaluate.collected import result_of
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import (
     Statistic,
-    StatisticsError,
     class_mean_statistic,
     mean_statistic,
 )
@@ -268,15 +267,10 @@ def _result(
     **fields: object,
 ) -> Result:
     """A result with its interval, or without one where there are too few subjects."""
-    subjects = [question.subject_id or (question.audio or (question.id,))[0]
-                for question in questions]  # fmt: skip
-    fields["n_test"] = len(questions)
-    why = "one subject alone: no interval"
-    if len(set(subjects)) > 1:
-        try:
-            return Result.of(interval(statistic, subjects), notes=notes, **fields)
-        except StatisticsError as error:
-            why = f"no interval: {error}"
-    value = float(statistic(np.ones((1, len(questions)))).mean())
-    notes = f"{notes}; {why}" if notes else why
-    return Result(value=value, ci_low=None, ci_high=None, notes=notes, **fields)
+    subjects = [subject_of(question) for question in questions]
+    return result_of(statistic, subjects, notes=notes, n_test=len(questions), **fields)[0]
+
+
+def subject_of(question: Question) -> str:
+    """Who is resampled: a question without a subject counts with those of the same recording."""
+    return question.subject_id or (question.audio or (question.id,))[0]

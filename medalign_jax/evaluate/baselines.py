@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from medalign_jax.audio.spectral_statistics import STATISTICS, VERSION, spectral_statistics
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import batch_sharding
+from medalign_jax.core.mesh import batch_sharding, batch_ways
+from medalign_jax.core.rounding import power_of_two, round_up
 from medalign_jax.core.words import finite_number, is_missing
 from medalign_jax.encoder import Encoder
 from medalign_jax.evaluate.context import holds_codes
@@ -182,7 +183,7 @@ class SpectralStatistics:
         """With a mesh a batch is spread over its devices."""
         self.sample_rate = sample_rate
         self.sharding = None if mesh is None else batch_sharding(mesh)
-        self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        self._ways = batch_ways(mesh)
 
     def settings(self) -> dict[str, Any]:
         """What decides the numbers; JSON-able."""
@@ -234,9 +235,9 @@ class SpectralStatistics:
         buckets: dict[int, list[int]] = {}
         for index, waveform in enumerate(waveforms):
             seconds = -(-len(waveform) // self.sample_rate)
-            buckets.setdefault(1 << max(seconds - 1, 0).bit_length(), []).append(index)
+            buckets.setdefault(power_of_two(seconds), []).append(index)
         for seconds, rows in buckets.items():
-            size = -(-max(1, min(32, 256 // seconds)) // self._ways) * self._ways
+            size = round_up(max(1, min(32, 256 // seconds)), self._ways)
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 samples = seconds * self.sample_rate

@@ -33,21 +33,27 @@ class Measured:
     folds: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def add_result(
-    into: Measured,
+def result_of(
     score: Statistic | tuple[Statistic, Statistic],
     subjects: Sequence,
     folds: int = 1,
+    *,
+    notes: str = "",
+    interval_notes: str = "",
     **fields,
-) -> None:
+) -> tuple[Result, Interval | None]:
     """A result with its interval over subjects; without one, and the reason, where there is none.
 
     Args:
-      into: gets it.
       score: a statistic, or (earlier, later) for the paired interval of their difference.
       subjects: one id per recording that the statistic weighs.
       folds: that tested them, see `intervals.interval`.
-      **fields: of the `Result`.
+      notes: of the result, whether there is an interval or not.
+      interval_notes: about the interval; left out where there is none.
+      **fields: others of the `Result`.
+
+    Returns:
+      The result, and its interval or None.
     """
     pair = score if isinstance(score, tuple) else (score,)
     measure = intervals.interval if len(pair) == 1 else intervals.paired_interval
@@ -55,12 +61,32 @@ def add_result(
         interval = measure(*pair, list(subjects), folds=folds)
     except StatisticsError as error:
         values = [float(np.mean(s(np.ones((1, len(subjects)))))) for s in pair]
-        notes = "; ".join(filter(None, [fields.pop("notes", ""), f"no interval: {error}"]))
         value = values[-1] - (values[0] if len(values) > 1 else 0.0)
-        into.results.append(Result(value=value, ci_low=None, ci_high=None, notes=notes, **fields))
-        return
-    result = Result.of(interval, **fields)
-    into.intervals[key_of(result)] = interval
+        notes = _joined(notes, f"no interval: {error}")
+        return Result(value=value, ci_low=None, ci_high=None, notes=notes, **fields), None
+    return Result.of(interval, notes=_joined(notes, interval_notes), **fields), interval
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def add_result(
+    into: Measured,
+    score: Statistic | tuple[Statistic, Statistic],
+    subjects: Sequence,
+    folds: int = 1,
+    **fields,
+) -> None:
+    """Adds what `result_of` makes.
+
+    Args:
+      into: gets the result, and its interval if it has one.
+      score, subjects, folds, **fields: as of `result_of`.
+    """
+    result, interval = result_of(score, subjects, folds, **fields)
+    if interval is not None:
+        into.intervals[key_of(result)] = interval
     into.results.append(result)
 
 
@@ -74,7 +100,7 @@ def add_identical(into: Measured, subjects: Sequence, **fields) -> None:
     """
     count = len(set(subjects))
     interval = Interval(0.0, 0.0, 0.0, 0.95, "identical predictions", count, p_value=1.0)
-    notes = "; ".join(filter(None, [fields.pop("notes", ""), "the predictions are identical"]))
+    notes = _joined(fields.pop("notes", ""), "the predictions are identical")
     result = Result.of(interval, notes=notes, **fields)
     into.intervals[key_of(result)] = interval
     into.results.append(result)

@@ -162,7 +162,7 @@ class AverageOverTasks:
     scale = "share"
 
     def __init__(self, parts: Sequence[tuple[np.ndarray, statistics.AurocStatistic]]):
-        """`parts`: the recordings (positions) that a statistic sees, and the statistic."""
+        """`parts`: the recordings (positions) that a statistic uses, and the statistic."""
         self._parts = parts
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Columns that tell of the circumstances of a recording and not of what it holds.
+"""Columns that state the circumstances of a recording and not what it holds.
 
 A probe on these alone shows how much of a task device, site or age give away.
 """
@@ -73,12 +73,12 @@ def check_metadata(metadata: Sequence[str], tasks: Sequence[str]) -> None:
     """
     for column, task in answers_in(metadata, tasks).items():
         same = normalise_column(column) == normalise_column(task)
-        why = "which is asked for" if same else f"which tells the task {task!r}"
+        why = "which is asked for" if same else f"which gives away the task {task!r}"
         raise UserError(f"the metadata baseline may not read {column!r}, {why}; leave it out")
 
 
 def context_columns(columns: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
-    """Columns of a manifest that count as circumstances, less those that tell what is asked."""
+    """Columns of a manifest that are circumstances, less those that give away what is asked."""
     asked = answers_in(columns, tasks)
     return tuple(c for c in columns if c not in asked and normalise_column(c) in CONTEXT_COLUMNS)
 

@@ -1,7 +1,7 @@
 """Near-copies among the recordings of an evaluation, and what is done about them.
 
-Two recordings that are one sound (`datasets.near_copies`) turn a measure of hearing into one of
-memory where one is trained on and the other tested. Where the data names no subjects, such
+Two recordings that are one sound (`datasets.near_copies`) turn a measure of generalisation into
+one of memory where one is trained on and the other tested. Where the data names no subjects, such
 recordings count as one subject's: folds keep them together and intervals count them once. What is
 left is reported beside the results.
 """

@@ -23,7 +23,7 @@ The interval is of `score`, that is, for other subjects and other columns. The v
 over D columns is var(s) + var(sc) / D + var(c) / D. The jackknife of the mean over columns
 estimates the first two; var(c) is the variance between columns less var(sc), the jackknife of the
 columns' deviations from their mean. Degrees of freedom after Satterthwaite (1946). One column
-tells nothing of other training choices; neither do the columns of one pool of training recordings
+says nothing of other training choices; neither do the columns of one pool of training recordings
 of other pools.
 
 Folds are trained on each other's test subjects, and would come out alike, all too good or all too
@@ -71,8 +71,8 @@ def interval(
       folds: that were trained on each other's test subjects; 1 for a training part of its own.
 
     Raises:
-      StatisticsError: a class has fewer than `least` subjects (all subjects together, where there
-        are no classes), or all subjects of a score that is not a share agree.
+      StatisticsError: one subject alone; a class has fewer than `least` subjects (all subjects
+        together, where there are no classes), or all subjects of a score that is not a share agree.
     """
     part = _measure(statistic, _group_numbers(subjects), least, folds)
     low, high = part.ends(_tail(level))
@@ -309,10 +309,13 @@ def _group_numbers(subjects: Sequence[Hashable | None]) -> np.ndarray:
     if not len(subjects):
         raise StatisticsError("an interval needs recordings; there are none")
     index: dict[Hashable, int] = {}
-    return np.array([
+    groups = np.array([
         index.setdefault(("recording", i) if s is None or s == "" else ("subject", s), len(index))
         for i, s in enumerate(subjects)
     ])  # fmt: skip
+    if len(index) == 1:
+        raise StatisticsError("one subject alone")
+    return groups
 
 
 def _tail(level: float) -> float:

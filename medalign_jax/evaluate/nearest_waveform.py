@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import soxr
 
+from medalign_jax.core.rounding import power_of_two
+
 RATE = 2000  # Hz; auscultation lies below half of it
 SECONDS = 8.0  # of each recording, from its beginning
 _BLOCK = 16  # training recordings compared at once
@@ -48,7 +50,7 @@ def nearest_waveform(
     clips = {
         int(i): _clip(waveform(int(i)), sample_rate) for i in {*train.tolist(), *test.tolist()}
     }
-    size = 1 << (2 * max(map(len, clips.values())) - 1).bit_length()
+    size = power_of_two(2 * max(map(len, clips.values())))
     blocks = [_block([clips[int(i)] for i in part], size) for part in _parts(train)]
     likeness = np.stack([_against(clips[int(i)], blocks, size)[: len(train)] for i in test])
     best = likeness.argmax(axis=1)

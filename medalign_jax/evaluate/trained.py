@@ -1,8 +1,8 @@
 """Whether an encoder of ours was trained on what it is tested on.
 
-A run's workdir lists the recordings of its data, each with its split, or with one a fold. Weights
+A run's workdir lists the recordings of its data, each with its split, or with one per fold. Weights
 in a workdir were trained on those of training and chosen on those of validation; weights that were
-taken out of it tell nothing.
+taken out of it say nothing.
 """
 
 from __future__ import annotations

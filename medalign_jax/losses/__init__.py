@@ -6,6 +6,7 @@ from medalign_jax.losses.contrastive import cosine_loss, info_nce_loss, l2_loss
 from medalign_jax.losses.divergences import Divergence, forward_kl, generalised_jsd, reverse_kl
 from medalign_jax.losses.layerwise import (
     HIDDEN_KINDS,
+    LOGIT_LENS,
     hidden_divergence,
     init_projections,
     layer_pairs,
@@ -20,6 +21,7 @@ from medalign_jax.losses.reconstruction import masked_patch_error
 __all__ = [
     "ESTIMATORS",
     "HIDDEN_KINDS",
+    "LOGIT_LENS",
     "Divergence",
     "TopK",
     "cka",

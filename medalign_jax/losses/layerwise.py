@@ -20,7 +20,8 @@ from medalign_jax.losses.chunked import map_chunks
 from medalign_jax.losses.divergences import JSD, Divergence, generalised_jsd
 from medalign_jax.losses.next_token import Head, vocabulary_divergence
 
-HIDDEN_KINDS = ("jsd", "cosine", "mse")
+HIDDEN_KINDS = ("jsd", "cosine", "mse")  # of `hidden_divergence`
+LOGIT_LENS = "logit_lens"  # stands beside them where two frozen heads read the states
 
 Pair = tuple[int, int]  # (student layer, teacher layer), both from 1
 

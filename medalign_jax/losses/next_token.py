@@ -232,7 +232,7 @@ def _rest(log_probs: jax.Array, ids: jax.Array) -> jax.Array:
 
     `LOG_ZERO` where none is left.
     """
-    # Row by row, which tells the partitioner that no row is written from another device.
+    # Row by row, from which the partitioner knows that no row is written from another device.
     mark = jax.vmap(jax.vmap(lambda row, at: row.at[at].set(True)))
     kept = mark(jnp.zeros(log_probs.shape, bool), ids)
     others = jnp.where(kept, LOG_ZERO, jnp.maximum(log_probs, LOG_ZERO))

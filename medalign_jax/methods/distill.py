@@ -30,6 +30,7 @@ from medalign_jax.methods.base import Encoded, Method, Tree
 from medalign_jax.methods.distill_config import DistillConfig
 from medalign_jax.methods.text_teacher import TeacherOutputs, TextTeacher, at_positions
 from medalign_jax.models.audio_lm import AudioLM
+from medalign_jax.models.initial import initial_params
 from medalign_jax.models.language.decoder_head import DecoderHead, head_params
 from medalign_jax.models.layers.lora import (
     LoraConfig,
@@ -140,7 +141,8 @@ class Distill(Method):
         student_key, own_key = jax.random.split(key)
         if self.student.lora is not None:
             return self._own(own_key)
-        return self._own(own_key) | {"student": self._learning(_random(self.student, student_key))}
+        student = initial_params(self.student.model, student_key)
+        return self._own(own_key) | {"student": self._learning(student)}
 
     def initial_params(self, key: jax.Array) -> Tree:
         """The student's loaded parameters, fresh projections and low-rank factors."""
@@ -359,12 +361,3 @@ def _in_dtype(tree: Tree, dtype: Any) -> Tree:
 def _under(name: str, rules: tuple) -> tuple:
     """A sharding table for the subtree `name` of a larger tree."""
     return tuple((rf"^(?=(?:.*/)?{name}/).*(?:{pattern})", spec) for pattern, spec in rules)
-
-
-def _random(student: Student, key: jax.Array) -> Tree:
-    """Random parameters of the student's module."""
-    tower = student.model.config.audio
-    ids = jnp.full((1, 2), student.model.config.audio_token, jnp.int32)
-    features = jnp.zeros((1, 1, 4, tower.mels), jnp.float32)
-    lengths = jnp.full((1, 1), 4, jnp.int32)
-    return student.model.init(key, ids, ids >= 0, features, lengths)["params"]

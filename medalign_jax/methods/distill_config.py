@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medalign_jax.core.errors import UserError
-
-HIDDEN = ("jsd", "cosine", "mse", "logit_lens")
+from medalign_jax.losses import HIDDEN_KINDS, LOGIT_LENS
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class DistillConfig:
                 "loss.top_weight and loss.layers_weight are both 0: the textual teacher would run "
                 "for nothing; set loss.text_weight to 0"
             )
-        for name, kinds in (("hidden", HIDDEN), ("acoustic_hidden", HIDDEN[:3])):
+        known = {"hidden": (*HIDDEN_KINDS, LOGIT_LENS), "acoustic_hidden": HIDDEN_KINDS}
+        for name, kinds in known.items():
             if getattr(self, name) not in kinds:
                 raise UserError(
                     f"loss.{name} {getattr(self, name)!r} is not one of {', '.join(kinds)}"
@@ -70,4 +70,4 @@ class DistillConfig:
     @property
     def lens(self) -> bool:
         """Whether they are read through the frozen heads."""
-        return self.layered and self.hidden == "logit_lens"
+        return self.layered and self.hidden == LOGIT_LENS

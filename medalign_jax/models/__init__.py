@@ -22,9 +22,15 @@ your own, an `EncoderEntry` with an entry point of the group `medalign_jax.encod
 models` prints what can be loaded, from where, with sizes and licences.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medalign_jax.core.registry import Registry
+
+if TYPE_CHECKING:
+    from medalign_jax.core.mesh import Rules
 
 
 class Window(NamedTuple):
@@ -44,11 +50,14 @@ class Window(NamedTuple):
 class EncoderEntry(NamedTuple):
     """Where an encoder's parts are: import paths `module:attribute`, so nothing is loaded here.
 
+    `part` follows such a path, `sharding` reads what stands beside the table.
+
     Attributes:
       config: a frozen dataclass with its sizes.
       module: the Linen module built from that config.
       table: the mapping table of its published weights, or a function of the config that gives
-        it; `SHARDING` stands beside it.
+        it. The same module has `SHARDING`, the lines that lay its parameters out on a mesh
+        (`core.mesh`): those of `clap` are `medalign_jax.weights.tables.clap.SHARDING`.
       front_end: name in `medalign_jax.audio.frontend.FRONT_ENDS` of the input it was made for.
       window: how recordings are cut.
       ssm: the self-supervised term that AcuLa uses by default (`methods.self_supervised`).
@@ -62,6 +71,16 @@ class EncoderEntry(NamedTuple):
     window: Window
     ssm: str = "masked_spectrogram"
     read_config: str | None = None
+
+    def part(self, field: str) -> Any:
+        """What stands at the path in a field: `config`, `module`, `table` or `read_config`."""
+        module, attribute = getattr(self, field).split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    @property
+    def sharding(self) -> Rules:
+        """`SHARDING` of the module that holds the table."""
+        return importlib.import_module(self.table.split(":")[0]).SHARDING
 
 
 def _entry(file: str, preset: str, module: str, front_end: str, window: Window, **more: str):

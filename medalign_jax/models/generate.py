@@ -1,8 +1,8 @@
 """Text generation: one jitted function, a key-value cache, and a loop that ends when all texts do.
 
 Greedy, or sampled at a temperature from the smallest set of tokens that holds the probability
-``top_p`` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751). `continuation_log_probs` tells
-how likely given answers are. Prompts may hold audio where the model takes it (`AudioLM`).
+``top_p`` (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751). Prompts may hold audio where
+the model takes it (`AudioLM`).
 """
 
 from collections.abc import Sequence
@@ -301,99 +301,3 @@ def _check_settings(temperature: float, top_p: float, key: jax.Array | None, row
             f"key is {key.dtype} {key.shape} for {rows} prompts; give one jax.random.key(...), or "
             "one for each prompt"
         )
-
-
-def continuation_log_probs(
-    model: Decoder | AudioLM,
-    params: Any,
-    ids: Any,
-    mask: Any,
-    response_mask: Any,
-    *,
-    features: Any = None,
-    lengths: Any = None,
-    lora: Any = None,
-    chunk: int = 64,
-) -> jax.Array:
-    """Log-likelihood of given continuations, e.g. to rank the options of a question.
-
-    Args:
-      model, params, lora: as of ``generate``.
-      ids: (B, T) token ids, each row a prompt with its continuation.
-      mask: (B, T) bool, True for a real token; padding on either side.
-      response_mask: (B, T) bool, True for the tokens of the continuation.
-      features, lengths: as of ``generate``.
-      chunk: tokens of a row whose scores over the vocabulary exist at a time.
-
-    Returns:
-      (B,) float32: the sum of log p(token | all before it) over a row's continuation. No length
-      is divided out: of options of unequal length the longer ones are less likely.
-
-    Raises:
-      GenerationError: for rows without prompt or continuation, a continuation in padding, ids that
-        the model does not have, or more tokens than it has positions.
-      AudioPromptError: for clips that are not those of a row's placeholders.
-    """
-    ids, mask, chosen = (np.asarray(each) for each in (ids, mask, response_mask))
-    config = _text_config(model)
-    _check_tokens(ids, mask, config)
-    _check_continuations(mask, chosen, config, chunk)
-    return _log_probs(
-        model,
-        _variables(params, lora),
-        jnp.asarray(ids, jnp.int32),
-        jnp.asarray(mask),
-        jnp.asarray(chosen),
-        _audio(model, ids, mask, features, lengths),
-        chunk=min(chunk, ids.shape[1] - 1),
-    )
-
-
-def _check_continuations(
-    mask: np.ndarray, chosen: np.ndarray, config: DecoderConfig, chunk: int
-) -> None:
-    if chosen.shape != mask.shape or chosen.dtype != bool:
-        raise GenerationError(
-            f"response_mask has to be boolean {mask.shape}, not {chosen.dtype} {chosen.shape}"
-        )
-    first = mask & (np.cumsum(mask, axis=1) == 1)
-    for row, (real, wanted, start) in enumerate(zip(mask, chosen, first, strict=True)):
-        if not wanted.any():
-            raise GenerationError(f"row {row} has no continuation: its response_mask is all False")
-        if (wanted & ~real).any():
-            raise GenerationError(f"row {row}: response_mask is True where mask says padding")
-        if (wanted & start).any():
-            raise GenerationError(f"row {row}: its first token has nothing before it to follow")
-    longest = int(mask.sum(axis=1).max())
-    if mask.shape[1] > config.max_positions:
-        raise GenerationError(
-            f"rows of {mask.shape[1]} tokens (the longest text has {longest}) are more than the "
-            f"model's {config.max_positions} positions"
-        )
-    if chunk < 1:
-        raise GenerationError(f"chunk has to be at least 1, not {chunk}")
-
-
-@partial(jax.jit, static_argnames=("model", "chunk"))
-def _log_probs(model, variables, ids, mask, chosen, audio, *, chunk):
-    hidden, _ = model.apply(variables, ids, mask, **audio)
-    # Row t of the hidden states speaks of token t + 1; steps fill up the last chunk.
-    steps = ids.shape[1] - 1
-    fill = ((0, 0), (0, -steps % chunk))
-    parts = (
-        jnp.pad(hidden[:, :-1], (*fill, (0, 0))),
-        jnp.pad(ids[:, 1:], fill),
-        jnp.pad(chosen[:, 1:], fill),
-    )
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(len(ids), -1, chunk, *x.shape[2:]), 1, 0), parts
-    )
-
-    def add(total, part):
-        state, token, wanted = part
-        scores = model.apply(variables, state, method="logits")
-        likely = jnp.take_along_axis(scores, token[..., None], axis=-1)[..., 0]
-        log_prob = likely - jax.nn.logsumexp(scores, axis=-1)
-        return total + jnp.sum(jnp.where(wanted, log_prob, 0), axis=1), None
-
-    return jax.lax.scan(add, jnp.zeros(len(ids), jnp.float32), parts)[0]

@@ -73,7 +73,7 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
     if suite.options.folds:
         limits.append(
             "Folds share training subjects: their intervals are widened for that by a rule "
-            "(Nadeau and Bengio, 2003), since the folds themselves cannot tell by how much "
+            "(Nadeau and Bengio, 2003), since the folds themselves cannot show by how much "
             "scores would move with other subjects in training (benchmarks/chance.py)."
         )
     unnamed = sum(not row.names_subject for row in rows)

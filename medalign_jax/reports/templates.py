@@ -112,7 +112,7 @@ def prompts(diagnosis: str, organ: str = "") -> tuple[str, ...]:
 def infer_organ(diagnoses: Iterable[str]) -> str:
     """`heart` or `lung` if the diagnoses of a data set name diseases of that organ only.
 
-    A row that says just "normal" cannot tell which organ was listened to; its data set can.
+    A row that says just "normal" cannot say which organ was listened to; its data set can.
     """
     organs = {organ_of_diagnosis(read_diagnosis(text)) for text in set(diagnoses)} - {""}
     return organs.pop() if len(organs) == 1 else ""

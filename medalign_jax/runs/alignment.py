@@ -252,7 +252,7 @@ def _fit(part, config, start, texts, whitening, targets, folder, name) -> Fit:
     method = Acula(student, width, acula_config(config), run.made.sharding, **extra)
     loop = loop_config(config, len(part.train), "recordings")
     names, marks = ("waveform", *targets.arrays), [None, None]
-    if config.loss.align != "cka":  # two wordings of one report are no negatives
+    if config.loss.align != "cka":  # two wordings of one report are not negatives
         names, marks = (*names, "report"), report_marks(targets.train, targets.valid)
     train = TextColumn(targets.arrays, targets.train, config.reports.use, marks[0])
     valid = None

@@ -143,7 +143,7 @@ def embedding_width(config: ConfigDict, made: Architecture) -> int:
     pooled = functools.partial(
         embed_pooled, made.module, pooling=evaluate.pooling, layer=evaluate.layer
     )
-    frames = made.front_end.frames(samples_of(config, made))
+    frames = made.front_end.frames(samples_of(config, made.front_end.sample_rate))
     features = jax.ShapeDtypeStruct((1, frames, sizes.mels), jnp.float32)
     return jax.eval_shape(pooled, made.abstract_params(), features).shape[1]
 

@@ -83,7 +83,7 @@ def open_data(
 
 
 def _targets(config: ConfigDict, path: Path) -> tuple[str, ...]:
-    """Columns to keep: those named, the tasks', and, of a file, those that tell circumstances."""
+    """Columns to keep: those named, the tasks', and, of a file, those that state circumstances."""
     evaluate = config.evaluate
     tasks = tuple(evaluate.get("tasks", ()))
     named = [*config.data.targets, *columns_of(tasks), *evaluate.get("metadata", ())]

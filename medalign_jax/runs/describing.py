@@ -20,8 +20,14 @@ from jax.sharding import Mesh
 from medalign_jax.audio.io import AudioError
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.journal import Journal
+from medalign_jax.core.mesh import batch_ways
 from medalign_jax.core.progress import Progress
-from medalign_jax.data.questions.batches import QuestionBatchSpec, make_question_iterator
+from medalign_jax.core.rounding import round_up
+from medalign_jax.data.questions.batches import (
+    QuestionBatchSpec,
+    growing_edges,
+    make_question_iterator,
+)
 from medalign_jax.data.questions.prompts import ExampleError, SequenceBuilder, Sequences
 from medalign_jax.data.questions.question import Question
 from medalign_jax.data.questions.source import QuestionData, clip_samples
@@ -169,10 +175,10 @@ def describe(
     `ended` is whether the model itself came to an end within the tokens that it had.
     """
     ids = [question.id for question in data.questions]
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-min(sampling.batch_size, len(ids)) // ways) * ways
+    size = round_up(min(sampling.batch_size, len(ids)), batch_ways(mesh))
+    edges = growing_edges(data)
     spec = QuestionBatchSpec(
-        size, _edges(data), prompts=True, samples=model.clip_samples, shuffle=False, epochs=1
+        size, edges, prompts=True, samples=model.clip_samples, shuffle=False, epochs=1
     )
     missing = (place for place, id in enumerate(ids) if id not in journal.done)
     first = next(missing, None)
@@ -190,14 +196,6 @@ def describe(
     finally:
         batches.close()
         progress.close()
-
-
-def _edges(data: QuestionData) -> tuple[int, ...]:
-    """Bucket edges that grow by a half: few shapes, little padding."""
-    edges = [64]
-    while edges[-1] < max(len(each.prompt) for each in data.sequences):
-        edges.append(-(-edges[-1] * 3 // 2 // 32) * 32)
-    return tuple(edges)
 
 
 def _written(

@@ -60,7 +60,7 @@ _BOUNDS: Sequence[tuple[str, _Bound]] = (
     (r"evaluate\.(max_new_tokens|batch_size|draws|seeds)", _COUNT),
     (r"evaluate\.(folds|per_class|limit)", _WHOLE),
     (r"world\.seconds", _LENGTH),
-    (r"world\.slips", _SHARE),
+    (r"world\.label_noise", _SHARE),
     (r"world\.(base|reasoning|valid|test|texts|read|test_seed)", _WHOLE),
     (r"seeds?", _WHOLE),
 )

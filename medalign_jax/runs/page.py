@@ -130,7 +130,7 @@ def _confusions(shown: Mapping[str, Shown]) -> list[figures.Confusion]:
 
 def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     """A few test recordings, spread over the classes, with their nearest reports."""
-    samples, played = samples_of(run.config, run.made), []
+    samples, played = samples_of(run.config, run.made.front_end.sample_rate), []
     for i in _spread(run.suite, run.suite.tasks[0] if shown is None else shown.task):
         row, waveform = run.data.rows[i], run.data.waveform(i)
         window = clip.fit(waveform[:samples], samples)

@@ -45,7 +45,7 @@ def check_texts(config: ConfigDict) -> None:
         if name not in METADATA_COLUMNS:
             near = did_you_mean(name, METADATA_COLUMNS)
             raise UserError(
-                f"reports.leave_out names {name!r}, of which reports say nothing{near}; they tell "
+                f"reports.leave_out names {name!r}, of which reports say nothing{near}; they say "
                 f"of {', '.join(sorted(METADATA_COLUMNS))}"
             )
     if mode == "online" and reports.pairing != "own":

@@ -9,6 +9,7 @@ import warnings
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medalign_jax.core.mesh import batch_sharding, replicated, shardings
+from medalign_jax.core.mesh import batch_sharding, batch_ways, placed, replicated, shardings
+from medalign_jax.core.rounding import power_of_two, round_up
 from medalign_jax.models.encoders.clap import clap_text_config
+from medalign_jax.models.initial import initial_params
 from medalign_jax.models.language.bert import Bert, BertConfig, bert_config, roberta_config
 from medalign_jax.models.language.decoder import Decoder
 from medalign_jax.models.language.decoder_config import DECODER_CONFIGS, DecoderConfig
@@ -184,7 +187,7 @@ class Teacher:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask = self._padded([tokens[i] for i in chosen])
-            rows = _rows(len(chosen), batch_size, self._ways())
+            rows = _rows(len(chosen), batch_size, batch_ways(self._mesh))
             # Rows that fill up the batch repeat its last text, so that no row is without tokens.
             fill = ((0, rows - len(chosen)), (0, 0))
             ids, mask = self._put(np.pad(ids, fill, "edge")), self._put(np.pad(mask, fill, "edge"))
@@ -243,10 +246,6 @@ class Teacher:
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = True
         return ids, mask
-
-    def _ways(self) -> int:
-        """Devices over which a batch is spread."""
-        return self._mesh.shape["data"] * self._mesh.shape["fsdp"] if self._mesh else 1
 
     def _put(self, array: np.ndarray) -> jax.Array:
         if self._mesh is None:
@@ -345,7 +344,10 @@ def unfilled(
     """
     architecture, reading = _architecture_of(config), _fitted(reading, config)
     model = _read_part(architecture, config, reading, dtype)
-    return model, _abstract(model, architecture, mesh), reading
+    abstract = jax.eval_shape(partial(initial_params, model), jax.random.key(0))
+    if mesh is not None:
+        abstract = placed(abstract, shardings(abstract, architecture.sharding, mesh))
+    return model, abstract, reading
 
 
 def _check_folder(weights: WeightSource) -> None:
@@ -407,25 +409,14 @@ def _read_part(
     return architecture.module(part, dtype=dtype, param_dtype=dtype)
 
 
-def _abstract(model: nn.Module, architecture: TextArchitecture, mesh: Mesh | None) -> Any:
-    """Shapes, dtypes and (with a mesh) shardings of the model's parameters."""
-    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-    tree = jax.eval_shape(model.init, jax.random.key(0), ids, mask)["params"]
-    if mesh is None:
-        return tree
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings(tree, architecture.sharding, mesh),
-    )
-
-
 def _bucket(length: int, max_tokens: int) -> int:
-    """Padded length: 16, then multiples of 32, at most ``max_tokens``; few compilations."""
-    return min(16 if length <= 16 else -(-length // 32) * 32, max_tokens)
+    """Padded length: 16, then multiples of 32, at most ``max_tokens``; few compilations.
+
+    Reports are short: the edges of questions, which begin at 64, would double many of them.
+    """
+    return min(16 if length <= 16 else round_up(length, 32), max_tokens)
 
 
 def _rows(count: int, batch_size: int, ways: int) -> int:
     """Rows of a batch: a power of two or the full batch, in either case a multiple of ``ways``."""
-    rows = min(1 << (count - 1).bit_length(), batch_size)
-    return -(-rows // ways) * ways
+    return round_up(min(power_of_two(count), batch_size), ways)

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: state, iterator, metrics; the newest and the best are kept.
 
 Every checkpoint is sealed (`core.seals`) before it gets its name, and compared with its checksums
-before it is believed.
+before it is accepted.
 """
 
 from __future__ import annotations
@@ -239,27 +239,3 @@ def _all_finite(tree: Tree) -> bool:
     if not leaves:
         return True
     return bool(jax.jit(lambda xs: jnp.stack([jnp.isfinite(x).all() for x in xs]).all())(leaves))
-
-
-def restore_params(folder: Path, step: int | None = None) -> tuple[Tree, int]:
-    """Parameters alone, on the host's first device, from ``checkpoints/`` of a finished run.
-
-    Args:
-      folder: the ``checkpoints`` folder.
-      step: which; the newest if None.
-
-    Raises:
-      UserError: no whole checkpoint there.
-      DamagedError: it is damaged.
-    """
-    folder = Path(folder).absolute()
-    steps = steps_in(folder)
-    if not steps or (step is not None and step not in steps):
-        raise UserError(f"{folder} has no checkpoint{'' if step is None else f' {step}'}: {steps}")
-    step = steps[-1] if step is None else step
-    _check(folder / str(step))
-    with ocp.StandardCheckpointer() as reader:
-        path = folder / str(step) / "state"
-        tree = reader.metadata(path).item_metadata.tree
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-        return reader.restore(path, abstract)["params"], step

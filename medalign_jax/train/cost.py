@@ -79,7 +79,7 @@ class Memory(NamedTuple):
     arguments: state, frozen parameters and batch.
     outputs: of which `shared` lie where donated arguments lay.
     temporary: everything in between.
-    reported: the compiler's own peak; 0 where it tells none.
+    reported: the compiler's own peak; 0 where it reports none.
     """
 
     arguments: int

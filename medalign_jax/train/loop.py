@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import shardings
+from medalign_jax.core.mesh import placed, shardings
 from medalign_jax.core.progress import Progress
 from medalign_jax.methods.base import Method
 from medalign_jax.train import monitors
@@ -121,12 +121,7 @@ class _Run:
         frozen = jax.device_put(
             method.frozen, shardings(method.frozen, method.frozen_rules, self.mesh)
         )
-        template = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            abstract,
-            layout,
-        )
-        found = self.checkpoints.restore_newest(template)
+        found = self.checkpoints.restore_newest(placed(abstract, layout))
         if found is None:
             params = jax.device_put(method.initial_params(key), layout.params)
             make = jax.jit(

@@ -51,7 +51,7 @@ class Stopping:
     def ask(self) -> Callable[[], int]:
         """To be called before a step is started; gives what to call when it has been.
 
-        That tells the number of the signal for which the run has to stop with this step, 0 to go
+        That gives the number of the signal for which the run has to stop with this step, 0 to go
         on: the same in all processes, all of which have to call both.
         """
         if self._largest is None:

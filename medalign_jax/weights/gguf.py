@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from medalign_jax.core.rounding import round_up
 from medalign_jax.weights.lazy import FileTensor, LazyTensor, WeightError, contiguous_strides
 from medalign_jax.weights.table import Index, Shape, full_index, index_shape
 
@@ -131,7 +132,7 @@ def read_header(path: Path, lists: bool = False) -> Header:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise cursor.damaged(f"alignment {alignment!r} is not a power of two")
-        start = -(-cursor.place // alignment) * alignment
+        start = round_up(cursor.place, alignment)
     tensors = {
         name: (shape, kind, start + offset) for name, (shape, kind, offset) in placed.items()
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from medalign_jax.core.rounding import round_up
 from medalign_jax.weights.gguf import Header, read_header, stored_tensors
 from medalign_jax.weights.lazy import LazyTensor, WeightError, WeightFile
 from medalign_jax.weights.table import Index, Shape, full_index
@@ -101,7 +102,7 @@ class RotaryRows:
         head, place = np.divmod(np.arange(rows.start, rows.stop), self.width)
         half, pair = np.divmod(place, self.width // 2)
         first = rows.start // self.width * self.width
-        last = -(-rows.stop // self.width) * self.width
+        last = round_up(rows.stop, self.width)
         return self.tensor.read((slice(first, last), *rest))[
             head * self.width + 2 * pair + half - first
         ]

@@ -130,7 +130,7 @@ def _reason(
 
 
 def _http_status(error: BaseException | None) -> int | None:
-    """Of the answer that the error, or the one that it was raised from, tells about."""
+    """Of the answer that the error, or the one that it was raised from, is about."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:

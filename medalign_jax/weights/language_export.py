@@ -2,10 +2,10 @@
 
 Of Qwen2.5-Omni the thinker is written, which takes audio and writes text: its talker and its
 vocoder are not trained here, and would be as large again. transformers' class of the thinker has
-parts that are not even read here: it sees, and its audio tower holds an embedding that no forward
-pass looks at. They are taken over from the source as they are. Where that has none (a model that
-was made here), the smallest that the class can be made with stand in, filled with zeros; then
-nothing is to be shown to the model, as before.
+parts that are not even read here: a vision tower, and in the audio tower an embedding that no
+forward pass uses. They are taken over from the source as they are. Where that has none (a model
+that was made here), the smallest that the class can be made with stand in, filled with zeros; then
+no image is to be given to the model, as before.
 """
 
 import re
@@ -57,14 +57,14 @@ def _thinker(
 ) -> tuple[dict[str, Any], Tensors]:
     trained = {name.removeprefix("thinker."): array for name, array in tensors.items()}
     found = {match["name"]: name for name in source if (match := _UNREAD.fullmatch(name))}
-    sees = any(name.startswith("visual.blocks.") for name in found)
+    vision = any(name.startswith("visual.blocks.") for name in found)
     unread = {
         name: source[upstream].read()
         for name, upstream in found.items()
-        if sees or not name.startswith("visual.")
+        if vision or not name.startswith("visual.")
     }
     made = dict(config_json.get("thinker_config", config_json))
-    if not sees:
+    if not vision:
         made["vision_config"] = {**_BLIND, "out_hidden_size": config.text.width}
         unread |= _blind_tower(config.text.width)
     unread.setdefault(_MARKS, np.zeros((2, config.text.width), np.float32))

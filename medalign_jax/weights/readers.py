@@ -138,7 +138,7 @@ def open_index(path: Path, fetch: Callable[[str], Path] | None = None) -> Weight
     if fetch is not None:
         shards = {name: _Shard(path, name, places, fetch) for name in names}
         return WeightFile({name: _ShardTensor(shards[places[name]], name) for name in places})
-    # As `Path.is_file`, but a name too long for the file system is none either.
+    # As `Path.is_file`, but a name too long for the file system is not a file either.
     missing = [name for name in names if not os.path.isfile(path.parent / name)]
     if missing:
         raise WeightError(f"{path}: shards missing from {path.parent}: {', '.join(missing)}")

@@ -37,11 +37,12 @@ Transforms
     Read from upstream to parameter: `LINEAR` (out, in) -> (in, out), `CONV1D`, `CONV2D`, and, to be
     joined in reading order by `chain(...)`: `Permute`, `SplitAxis`, `MergeAxes`, `Squeeze`,
     `PadAxis`. All only move numbers (`PadAxis` adds zeros), check the shape they are given and can
-    be undone. One dimension per head: `chain(LINEAR, SplitAxis(1, (heads, width)))`.
+    be undone. One dimension per head, as modules of other packages may have it:
+    `chain(LINEAR, SplitAxis(1, (heads, width)))`.
 `Ignore(pattern, reason)`
     Names tensors that are not wanted. `*` stands for anything, dots too; `{i}` and `{prefix}` as
     above. `equal_to` names the tensor that an ignored one must equal bit for bit: a stored copy of
-    a tied weight is checked, not believed.
+    a tied weight is checked, not trusted.
 
 A tensor that no line names, a parameter that no line fills, or anything claimed twice is an error.
 """
@@ -383,7 +384,7 @@ class Rule:
 
     @property
     def layered(self) -> bool:
-        """Whether the rule speaks of numbered layers."""
+        """Whether the rule is of numbered layers."""
         return "{i}" in self.names[0]
 
     @property

@@ -69,7 +69,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """The arguments of a rebuilt tensor, not yet believed."""
+    """The arguments of a rebuilt tensor, not yet checked."""
 
     storage: Any
     offset: Any

@@ -96,12 +96,6 @@ def test_fit_cuts_where_told():
         clip.fit(ramp(3), 4, "mirror")
 
 
-def test_entire_signal():
-    assert clip.entire_signal(ramp(10), 4).tolist() == ramp(10).tolist()
-    assert clip.entire_signal(ramp(3), 4, rule=None) is None
-    assert clip.entire_signal(ramp(3), 4).tolist() == [3, 1, 2, 3]
-
-
 def test_nothing_to_pad_is_refused():
     for function in (clip.repeat_pad, clip.tile_pad, clip.crop_or_zero_pad, clip.split_windows):
         with pytest.raises(ValueError, match="at least one sample"):

@@ -83,8 +83,8 @@ def test_equals_opera_after_padding_and_splitting(expected, signals):
     burst = clip.trim_silence(signals["burst"])
     mixture = clip.trim_silence(signals["mixture"])
     cases = {
-        "burst_entire_repeat": clip.entire_signal(burst, 128_000, "repeat"),
-        "burst_entire_zero": clip.entire_signal(burst, 128_000, "tile"),
+        "burst_entire_repeat": clip.fit(burst, 128_000, "repeat"),
+        "burst_entire_zero": clip.fit(burst, 128_000, "tile"),
         "burst_split_8p18": clip.split_windows(burst, 130_880)[0],
         "mixture_split_8_last": clip.split_windows(mixture, 128_000)[-1],
     }

@@ -10,7 +10,16 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from medalign_jax.architecture import architecture
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import AXES, batch_sharding, make_mesh, named_leaves, shardings
+from medalign_jax.core.mesh import (
+    AXES,
+    batch_sharding,
+    batch_ways,
+    check_batch,
+    make_mesh,
+    named_leaves,
+    placed,
+    shardings,
+)
 
 CUBE = AbstractMesh((2, 2, 2), AXES)
 
@@ -51,9 +60,9 @@ def test_every_uncovered_leaf_is_named_with_its_shape():
 def test_the_first_matching_line_wins():
     tree = {"qkv": {"kernel": leaf(4, 6)}, "out": {"kernel": leaf(4, 6)}}
     rules = ((r"qkv/kernel", ("fsdp", "tensor")), (r"kernel", (None, "data")))
-    placed = shardings(tree, rules, CUBE)
-    assert placed["qkv"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
-    assert placed["out"]["kernel"].spec == PartitionSpec(None, "data")
+    found = shardings(tree, rules, CUBE)
+    assert found["qkv"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["out"]["kernel"].spec == PartitionSpec(None, "data")
 
 
 @pytest.mark.parametrize(
@@ -69,24 +78,44 @@ def test_the_first_matching_line_wins():
     ],
 )
 def test_a_spec_is_fitted_to_the_shape(shape, spec, expected):
-    placed = shardings({"w": leaf(*shape)}, ((r"w", spec),), CUBE)
-    assert placed["w"].spec == PartitionSpec(*expected)
+    found = shardings({"w": leaf(*shape)}, ((r"w", spec),), CUBE)
+    assert found["w"].spec == PartitionSpec(*expected)
 
 
 def test_an_axis_of_one_device_shards_nothing():
     mesh = AbstractMesh((8, 1, 1), AXES)
-    placed = shardings({"w": leaf(4, 6)}, ((r"w", ("fsdp", "tensor")),), mesh)
-    assert placed["w"].spec == PartitionSpec(None, None)
+    found = shardings({"w": leaf(4, 6)}, ((r"w", ("fsdp", "tensor")),), mesh)
+    assert found["w"].spec == PartitionSpec(None, None)
 
 
 def test_scalars_need_no_line():
-    placed = shardings({"count": leaf(), "n": 3}, (), CUBE)
-    assert placed["count"].spec == placed["n"].spec == PartitionSpec()
+    found = shardings({"count": leaf(), "n": 3}, (), CUBE)
+    assert found["count"].spec == found["n"].spec == PartitionSpec()
 
 
 def test_batches_are_spread_over_data_and_fsdp():
     assert batch_sharding(CUBE).spec == PartitionSpec(("data", "fsdp"))
     assert batch_sharding(CUBE).shard_shape((8, 3)) == (2, 3)
+
+
+def test_a_batch_is_cut_into_as_many_parts_as_its_sharding_has():
+    mesh = AbstractMesh((2, 3, 5), AXES)
+    assert batch_ways(mesh) == 6 == 12 // batch_sharding(mesh).shard_shape((12,))[0]
+    assert batch_ways(None) == 1
+    check_batch(mesh, 12)
+    with pytest.raises(UserError, match="a batch of 8 does not divide over 6 devices"):
+        check_batch(mesh, 8)
+
+
+def test_placed_shapes_keep_shape_and_type():
+    tree = {"w": leaf(4, 6), "n": [np.zeros(3, np.int8)]}
+    found = placed(tree, shardings(tree, ((r"w", ("fsdp", "tensor")), (r"n", ())), CUBE))
+    w, (n,) = found["w"], found["n"]
+    assert (w.shape, w.dtype, w.sharding.spec) == (
+        (4, 6), jnp.float32, PartitionSpec("fsdp", "tensor")
+    )  # fmt: skip
+    assert (n.shape, n.dtype, n.sharding.spec) == ((3,), jnp.int8, PartitionSpec(None))
+    assert isinstance(n, jax.ShapeDtypeStruct)
 
 
 def test_path_names():
@@ -97,10 +126,10 @@ def test_path_names():
 def test_the_table_of_the_encoders_covers_every_leaf_and_shards_the_large_ones(name):
     made = architecture(name)
     tree = named_leaves(made.abstract_params())
-    placed = named_leaves(shardings(made.abstract_params(), made.sharding, CUBE))
-    assert tree.keys() == placed.keys()
+    found = named_leaves(shardings(made.abstract_params(), made.sharding, CUBE))
+    assert tree.keys() == found.keys()
     kernels = [path for path in tree if re.search(r"block\d+/(attn|mlp)/\w+/kernel", path)]
     assert len(kernels) == 4 * (made.module.config.depth + made.module.config.decoder_depth)
     for path in kernels:
-        held = np.prod(placed[path].shard_shape(tree[path].shape))
+        held = np.prod(found[path].shard_shape(tree[path].shape))
         assert held == np.prod(tree[path].shape) / 4, path

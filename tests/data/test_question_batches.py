@@ -16,11 +16,12 @@ from medalign_jax.data.pipeline import PipelineError
 from medalign_jax.data.questions.batches import (
     QuestionBatchSpec,
     bucket_shapes,
+    growing_edges,
     make_question_iterator,
 )
-from medalign_jax.data.questions.prompts import SequenceBuilder
+from medalign_jax.data.questions.prompts import SequenceBuilder, Sequences
 from medalign_jax.data.questions.question import Checks, Question, QuestionsError
-from medalign_jax.data.questions.source import clip_samples, open_questions
+from medalign_jax.data.questions.source import QuestionData, clip_samples, open_questions
 from medalign_jax.datasets.emotions import read_emotions
 from medalign_jax.text.chat import ChatTokenizer
 from tests.data import manifests
@@ -123,6 +124,20 @@ def test_a_bucket_has_one_shape_and_holds_the_buckets_before_it(data):
         assert batch["student_mask"].sum(1).max() <= edge
         assert all(bucket[i] <= SPEC.edges.index(edge) for i in batch["index"])
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "edges"),
+    [(64, 0, (64,)), (60, 5, (64, 96)), (97, 0, (64, 96, 160)), (100, 61, (64, 96, 160, 256))],
+)
+def test_edges_grow_by_a_half_up_to_the_longest_sequence(prompt, response, edges):
+    def example(prompt, response):
+        parts = np.zeros(prompt, np.int32), None, np.zeros(response, np.int32)
+        return Sequences(*parts, np.zeros(0, np.int32))
+
+    asked = [Question(id, (), "Which?", (), "this") for id in "ab"]
+    data = QuestionData(asked, [example(3, 2), example(prompt, response)], (0, 0))
+    assert growing_edges(data) == edges
 
 
 def test_one_edge_is_one_shape(data):

@@ -56,11 +56,11 @@ def test_textual_questions_cover_every_topic_and_diagnosis():
     assert questions[:20] == world.textual_questions(20, seed=1)[:20]
 
 
-def test_a_slip_concludes_as_from_another_murmur_and_hears_right(listing):
+def test_label_noise_concludes_as_from_another_murmur_and_keeps_the_findings(listing):
     clean = world.recorded_questions(listing, 0)
-    slipped = world.recorded_questions(listing, 0, slips=1.0)
+    wrong = world.recorded_questions(listing, 0, label_noise=1.0)
     asked = zip(read_cases(listing), *([q for q in each if q.task == "reasoning"]
-                for each in (clean, slipped)), strict=True)  # fmt: skip
+                for each in (clean, wrong)), strict=True)  # fmt: skip
     for (case, _), right, wrong in asked:
         assert right.reasoning.summary.startswith(f"{case.diagnosis} :")
         assert not wrong.reasoning.summary.startswith(f"{case.diagnosis} :")

@@ -139,8 +139,8 @@ def test_a_table_called_as_a_baseline_keeps_apart(tmp_path):
     [
         ("label", ("age", "label"), "'label', which is asked for"),
         ("Heart Rate", ("heart_rate:regression",), "'Heart Rate', which is asked for"),
-        ("age_group", ("label", "age"), "'age_group', which tells the task 'age'"),
-        ("weight", ("bmi",), "'weight', which tells the task 'bmi'"),
+        ("age_group", ("label", "age"), "'age_group', which gives away the task 'age'"),
+        ("weight", ("bmi",), "'weight', which gives away the task 'bmi'"),
     ],
 )
 def test_the_metadata_baseline_may_not_read_answers(column, tasks, message):

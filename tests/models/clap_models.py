@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import transformers
 
-from medalign_jax.models.encoders.clap import (
-    Clap,
-    ClapConfig,
-    ClapText,
-    ClapTextConfig,
-)
+from medalign_jax.models.encoders.clap import Clap, ClapConfig, ClapTextConfig
+from medalign_jax.models.language.bert import Bert
 from medalign_jax.weights.load import load
+from medalign_jax.weights.tables import bert as bert_table
 from medalign_jax.weights.tables import clap as clap_table
 
 ODD_AUDIO = dict(
@@ -45,5 +42,6 @@ def load_audio(source, config: ClapConfig) -> dict:
     return load(source, clap_table.TABLE, abstract_params(config))
 
 
-def load_text(source, config: ClapTextConfig) -> dict:
-    return load(source, clap_table.text_table(config.depth), abstract_text(ClapText(config)))
+def load_text(source, config: ClapTextConfig, layers: int) -> dict:
+    """The first layers of a text tower of so many layers, as many as the config has."""
+    return load(source, bert_table.table(config.depth, layers), abstract_text(Bert(config)))

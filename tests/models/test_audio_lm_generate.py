@@ -1,7 +1,4 @@
-"""Generation and likelihood with audio in the prompt, against transformers and against formulas."""
-
-import math
-import re
+"""Generation with audio in the prompt, against transformers."""
 
 import jax
 import numpy as np
@@ -9,7 +6,7 @@ import pytest
 import torch
 
 from medalign_jax.models.audio_lm import AudioPromptError
-from medalign_jax.models.generate import GenerationError, continuation_log_probs, generate
+from medalign_jax.models.generate import GenerationError, generate
 from tests.models import audio_lm_pairs as pairs
 
 NEW = 12
@@ -57,47 +54,6 @@ def test_a_prompt_without_audio_needs_none():
     np.testing.assert_array_equal(got.tokens[0], among.tokens[2])
 
 
-def continuations(data):
-    """The last 2, 3, 4 ... real tokens of each row."""
-    rest = np.cumsum(data.mask[:, ::-1], axis=1)[:, ::-1]
-    return data.mask & (rest <= 2 + np.arange(len(data.ids))[:, None])
-
-
-@BOTH
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_continuations_are_as_likely_as_in_transformers(name, side):
-    pair = pairs.pair(name)
-    data = pairs.batch(pair.config, side)
-    chosen = continuations(data)
-    with torch.no_grad():
-        logits = pair.upstream(**pairs.upstream_inputs(data)).logits.double()
-    steps = torch.log_softmax(logits, -1)[:, :-1]
-    each = steps.gather(2, torch.tensor(data.ids[:, 1:, None]).long())[..., 0].numpy()
-    expected = np.where(chosen[:, 1:], each, 0).sum(axis=1)
-    for chunk in (5, 64):
-        got = continuation_log_probs(
-            pair.model, pair.params, data.ids, data.mask, chosen, chunk=chunk,
-            features=data.features, lengths=data.lengths,
-        )  # fmt: skip
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
-    assert (expected < -5).all()
-
-
-def test_no_array_of_all_scores_exists():
-    from medalign_jax.models.generate import _log_probs
-
-    pair = pairs.pair("omni")
-    ids = np.full((4, 121), 5, np.int32)
-    mask = np.ones(ids.shape, bool)
-    scored = jax.make_jaxpr(
-        lambda params: _log_probs(pair.model, {"params": params}, ids, mask, mask, {}, chunk=8)
-    )
-    found = re.findall(rf"f32\[([\d,]+),{pairs.VOCABULARY}\]", str(scored(pair.params)))
-    rows = {text: math.prod(map(int, text.split(","))) for text in found}
-    # A chunk of four rows; the head's kernel is the largest.
-    assert rows["4,8"] == 32 and max(rows.values()) == rows[str(pair.config.text.width)] == 36
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -123,25 +79,6 @@ def test_a_text_model_takes_no_audio():
             text, pair.params["text"], [[5, 6]], np.ones((1, 2), bool), max_new_tokens=1,
             features=np.zeros((1, 1, 8, 7)), lengths=np.full((1, 1), 8),
         )  # fmt: skip
-
-
-REAL = np.array([[True, True, True, False]])
-
-
-@pytest.mark.parametrize(
-    ("chosen", "words"),
-    [
-        (np.array([[False] * 4]), "row 0 has no continuation"),
-        (np.array([[False, True, False, True]]), "row 0: response_mask is True where"),
-        (np.array([[True, False, False, False]]), "row 0: its first token"),
-        (np.array([[0, 1, 0, 0]]), "boolean"),
-        (np.array([[False, True]]), "boolean"),
-    ],
-)
-def test_continuations_that_cannot_be_are_named(chosen, words):
-    pair = pairs.pair("omni")
-    with pytest.raises(GenerationError, match=words):
-        continuation_log_probs(pair.model, pair.params, [[5, 6, 7, 0]], REAL, chosen)
 
 
 def test_low_rank_factors_write_what_merged_weights_write():

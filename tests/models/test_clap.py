@@ -19,12 +19,10 @@ from medalign_jax.core.mesh import make_mesh, shardings
 from medalign_jax.methods.self_supervised import make_term
 from medalign_jax.models.encoders.clap import (
     CLAP_FUSED,
-    CLAP_TEXT,
     CLAP_UNFUSED,
     AttentionalFusion,
     Clap,
     ClapConfig,
-    ClapText,
     ClapTextConfig,
     clap_config,
     clap_text_config,
@@ -32,13 +30,11 @@ from medalign_jax.models.encoders.clap import (
 from medalign_jax.models.encoders.htsat import unfold
 from medalign_jax.models.language.bert import Bert
 from medalign_jax.weights import WeightError
-from medalign_jax.weights.load import export, load, save
-from medalign_jax.weights.tables import bert as bert_table
+from medalign_jax.weights.load import export, save
 from medalign_jax.weights.tables import clap as clap_table
 from tests.models.clap_models import (
     ODD_AUDIO,
     abstract_params,
-    abstract_text,
     load_audio,
     load_text,
     small_config,
@@ -251,7 +247,7 @@ def text(fused):
         vocab_size=61, width=36, depth=3, heads=3, mlp_width=50, max_positions=20,
         token_types=1, eps=1e-12, position_offset=2, projection=20,
     )  # fmt: skip
-    return config, load_text(fused.folder, config)
+    return config, load_text(fused.folder, config, config.depth)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -263,22 +259,13 @@ def test_text_tower_equals_transformers(fused, text, side):
         "attention_mask": torch.tensor(mask).long(),
     }
     with torch.no_grad():
-        published = fused.torch_model.get_text_features(**inputs).pooler_output
         output = fused.torch_model.text_model(**inputs, output_hidden_states=True)
-        projected = fused.torch_model.text_projection(output.pooler_output)
-    model = ClapText(config)
-    run = jax.jit(model.apply, static_argnums=3)
+    run = jax.jit(Bert(config).apply, static_argnums=3)
     last, kept = run({"params": params}, ids, mask, (0, 1, 2, -1))
     for layer, state in kept["hidden_states"].items():
         expected = output.hidden_states[layer].numpy()
         np.testing.assert_allclose(state[mask], expected[mask], atol=1e-5, rtol=0)
     np.testing.assert_array_equal(last, kept["hidden_states"][3])
-    if side == "right":  # else the pooler reads a padding token, which means nothing
-        embed = jax.jit(functools.partial(model.apply, method="embed"))
-        feature, inner = embed({"params": params}, ids, mask)
-        np.testing.assert_allclose(inner["pooled"], output.pooler_output, atol=1e-5, rtol=0)
-        np.testing.assert_allclose(feature, projected, atol=1e-5, rtol=0)
-        np.testing.assert_allclose(inner["normalised"], published, atol=1e-5, rtol=0)
 
 
 def test_text_gradient_equals_pytorch(fused, text):
@@ -287,15 +274,15 @@ def test_text_gradient_equals_pytorch(fused, text):
     model = fused.torch_model
     model.zero_grad()
     output = model.text_model(torch.tensor(ids).long(), torch.tensor(mask).long())
-    torch.sin(3 * model.text_projection(output.pooler_output)).sum().backward()
+    torch.sin(3 * output.last_hidden_state[torch.tensor(mask)]).sum().backward()
     tensors = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
     tensors = {n: t for n, t in tensors.items() if n.startswith("text_")}
     # Upstream gives the padding token no gradient; nor does ours get any but at its own rows.
-    expected = load_text(tensors, config)
+    expected = load_text(tensors, config, config.depth)
 
     def loss(params):
-        feature, _ = ClapText(config).apply({"params": params}, ids, mask, method="embed")
-        return jnp.sin(3 * feature).sum()
+        hidden, _ = Bert(config).apply({"params": params}, ids, mask)
+        return jnp.where(mask[..., None], jnp.sin(3 * hidden), 0).sum()
 
     actual = jax.jit(jax.grad(loss))(params)
     for (path, ours), theirs in zip(
@@ -306,14 +293,13 @@ def test_text_gradient_equals_pytorch(fused, text):
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * scale, rtol=0, err_msg=name)
 
 
-def test_text_tower_alone_is_a_bert_for_teachers(fused, text):
-    """Only the layers that are read, from the very file that holds both towers."""
+def test_only_the_layers_of_the_text_tower_that_are_read_are_loaded(fused, text):
     config, whole = text
     part = config.truncate(1)
-    params = load(fused.folder, bert_table.table(1, config.depth), abstract_text(Bert(part)))
+    params = load_text(fused.folder, part, config.depth)
     ids, mask = text_inputs("right")
     ours, _ = jax.jit(Bert(part).apply)({"params": params}, ids, mask)
-    run = jax.jit(ClapText(config).apply, static_argnums=3)
+    run = jax.jit(Bert(config).apply, static_argnums=3)
     expected, _ = run({"params": whole}, ids, mask, (1,))
     np.testing.assert_allclose(ours[mask], expected[mask], atol=1e-6, rtol=0)
 
@@ -322,34 +308,23 @@ def test_text_tower_alone_is_a_bert_for_teachers(fused, text):
 def test_export_is_bit_for_bit_and_transformers_reads_it(request, which, tmp_path):
     upstream = request.getfixturevalue(which)
     tensors = safetensors.numpy.load_file(upstream.folder / "model.safetensors")
-    config = clap_text_config(json.loads((upstream.folder / "config.json").read_text()))
-    text_params = load_text(upstream.folder, config)
     written = export(upstream.params, clap_table.TABLE)
-    written |= export(text_params, clap_table.text_table(config.depth))
     assert all(written[name].tobytes() == tensors[name].tobytes() for name in written)
-    left = {name.rsplit(".", 1)[-1] for name in tensors.keys() - written.keys()}
-    assert left == {
-        "logit_scale_a", "logit_scale_t", "num_batches_tracked", "relative_position_index",
-        "position_ids", "token_type_ids",
+    left = {name for name in tensors.keys() - written.keys() if name.startswith("audio_")}
+    assert {name.rsplit(".", 1)[-1] for name in left} == {
+        "num_batches_tracked", "relative_position_index"
     }  # fmt: skip
 
-    params, text_params = (
-        jax.tree.map(lambda x: 0.9 * x, p) for p in (upstream.params, text_params)
-    )
+    params = jax.tree.map(lambda x: 0.9 * x, upstream.params)
     changed = export(params, clap_table.TABLE)
-    changed |= export(text_params, clap_table.text_table(config.depth))
-    scales = {name: tensors[name] for name in tensors if name.startswith("logit_scale")}
-    save(tmp_path / "model.safetensors", changed | scales)
+    rest = {name: tensors[name] for name in tensors.keys() - changed.keys() - left}
+    save(tmp_path / "model.safetensors", changed | rest)
     (tmp_path / "config.json").write_bytes((upstream.folder / "config.json").read_bytes())
     again = transformers.ClapModel.from_pretrained(tmp_path).eval()
-    ids, mask = text_inputs("right")
     with torch.no_grad():
         audio = again.get_audio_features(**upstream.torch_inputs(which == "fused")).pooler_output
-        text = again.get_text_features(torch.tensor(ids).long(), torch.tensor(mask).long())
     run = upstream.run_fused if which == "fused" else upstream.run
     np.testing.assert_allclose(run(params)[1]["normalised"], audio, atol=1e-5, rtol=0)
-    _, inner = ClapText(config).apply({"params": text_params}, ids, mask, method="embed")
-    np.testing.assert_allclose(inner["normalised"], text.pooler_output, atol=1e-5, rtol=0)
     assert np.abs(run()[1]["normalised"] - audio.numpy()).max() > 1e-2
 
 
@@ -361,15 +336,11 @@ def test_fused_weights_do_not_pass_as_unfused(fused, unfused):
 
 
 def test_sharding_covers_every_leaf():
-    trees = {
-        "audio": (abstract_params(CLAP_FUSED), clap_table.SHARDING),
-        "text": (abstract_text(ClapText(CLAP_TEXT)), clap_table.TEXT_SHARDING),
-    }
-    for tree, rules in trees.values():
-        places = shardings(tree, rules, make_mesh())
-        assert all(place is not None for place in jax.tree.leaves(places))
+    tree = abstract_params(CLAP_FUSED)
+    places = shardings(tree, clap_table.SHARDING, make_mesh())
+    assert all(place is not None for place in jax.tree.leaves(places))
     paths = ["/".join(str(k.key) for k in path) for path, _ in
-             jax.tree_util.tree_leaves_with_path(trees["audio"][0])]  # fmt: skip
+             jax.tree_util.tree_leaves_with_path(tree)]  # fmt: skip
     for pattern, _ in clap_table.SHARDING:
         assert any(re.search(pattern, path) for path in paths), pattern
 

@@ -188,7 +188,7 @@ def test_bfloat16_and_a_padded_vocabulary(small):
     exact = logits_of(model, params, ids, mask)
     assert np.abs(first - exact).max() < 0.05
     np.testing.assert_array_equal(got.tokens[:, 0], first.argmax(-1))
-    padded = Decoder(model.config.pad_vocab(32))
+    padded = Decoder(dataclasses.replace(model.config, padded_vocab=model.config.vocab_size + 3))
     wider = {
         **params,
         "embed": {"embedding": jnp.pad(params["embed"]["embedding"], ((0, 3), (0, 0)))},

@@ -17,8 +17,10 @@ from medalign_jax.methods.acula import Acula, AculaConfig
 from medalign_jax.methods.student import AudioStudent
 from medalign_jax.models import ENCODERS
 from medalign_jax.models.catalogue import ENCODER_CHECKPOINTS, TEACHER_CHECKPOINTS
+from medalign_jax.models.encoders.clap import CLAP_FUSED, Clap
 from medalign_jax.runs.export import export_encoder
 from medalign_jax.teachers.teacher import ARCHITECTURES
+from medalign_jax.weights.tables import clap as clap_table
 from tests import devices
 from tests import tiny_models as tiny
 from tests.toy_encoders import ONE_OF_EACH, TOYS, toy
@@ -53,6 +55,13 @@ def batch(samples: int) -> dict[str, jax.Array]:
 
 def test_every_encoder_has_a_toy():
     assert TOYS.keys() == ENCODERS.keys()
+
+
+def test_the_parts_of_an_entry_are_found_where_its_paths_say():
+    entry = ENCODERS["clap_fused"]
+    assert entry.part("config") is CLAP_FUSED and entry.part("module") is Clap
+    assert entry.part("table") is clap_table.TABLE and entry.sharding is clap_table.SHARDING
+    assert architecture("clap_fused").sharding is clap_table.SHARDING
 
 
 @pytest.mark.slow

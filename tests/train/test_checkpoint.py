@@ -7,7 +7,7 @@ import pytest
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.seals import NAME as SEAL
-from medalign_jax.train.checkpoint import Checkpoints, restore_params
+from medalign_jax.train.checkpoint import Checkpoints
 
 SELECT = ("valid/cka", "max")
 
@@ -141,23 +141,6 @@ def test_remains_of_a_killed_save_are_not_a_checkpoint_and_go(tmp_path):
     checkpoints.save(2, state(2.0), {}, {})
     checkpoints.close()
     assert not remains.exists() and steps(tmp_path) == {1, 2}
-
-
-def test_parameters_alone(tmp_path):
-    filled(tmp_path, cka(0.9, 0.1)).close()
-    params, step = restore_params(tmp_path)
-    assert step == 2
-    np.testing.assert_array_equal(params["w"], np.full((4, 3), 2.0))
-    assert float(restore_params(tmp_path, 1)[0]["b"][0]) == -1.0
-
-
-def test_parameters_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match="has no checkpoint"):
-        restore_params(tmp_path / "nowhere")
-    filled(tmp_path, cka(0.9)).close()
-    (tmp_path / "7").mkdir()  # not a save
-    with pytest.raises(UserError, match=r"has no checkpoint 7: \[1\]"):
-        restore_params(tmp_path, 7)
 
 
 def flip(path, bit: int = 77) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import grain
 import numpy as np
 
+from medalign_jax.core.rounding import round_up
 from medalign_jax.data.pipeline import BatchIterator, PipelineError, check_numbers, check_rows
 from medalign_jax.data.questions.prompts import Sequences
 from medalign_jax.data.questions.source import QuestionData
@@ -87,7 +88,7 @@ def bucket_shapes(data: QuestionData, spec: QuestionBatchSpec) -> tuple[list[Sha
     lengths = _lengths(data)
     key = "prompt" if spec.prompts else "student"
     longest = int(lengths[key].max())
-    edges = spec.edges or (_round_up(longest, spec.token_multiple),)
+    edges = spec.edges or (round_up(longest, spec.token_multiple),)
     bucket = np.searchsorted(edges, lengths[key])
     if longest > edges[-1]:
         over = np.flatnonzero(bucket == len(edges))
@@ -106,8 +107,8 @@ def bucket_shapes(data: QuestionData, spec: QuestionBatchSpec) -> tuple[list[Sha
     for number, edge in enumerate(edges):
         inside = bucket <= number
         most = {name: int(n[inside].max(initial=0)) for name, n in lengths.items()}
-        size = {name: _round_up(n, spec.token_multiple) for name, n in most.items()}
-        size["samples"] = spec.samples or _round_up(most["samples"], spec.sample_multiple)
+        size = {name: round_up(n, spec.token_multiple) for name, n in most.items()}
+        size["samples"] = spec.samples or round_up(most["samples"], spec.sample_multiple)
         unused = ("student", "teacher", "response") if spec.prompts else ("prompt",)
         shapes.append(Shape(**(size | {key: edge} | dict.fromkeys(unused, 0))))
     return shapes, bucket
@@ -124,8 +125,17 @@ def _lengths(data: QuestionData) -> dict[str, np.ndarray]:
             "response": response, "prompt": prompt, "samples": samples}  # fmt: skip
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def growing_edges(data: QuestionData) -> tuple[int, ...]:
+    """`edges` that grow by a half: few shapes, little padding.
+
+    Returns:
+      64, 96, 160, 256, ... up to the longest sequence, of prompt and response.
+    """
+    longest = max(len(each.prompt) + len(each.response) for each in data.sequences)
+    edges = [64]
+    while edges[-1] < longest:
+        edges.append(round_up(edges[-1] * 3 // 2, 32))
+    return tuple(edges)
 
 
 class _Plan:

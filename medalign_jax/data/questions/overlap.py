@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from medalign_jax.data.questions.question import Question, QuestionsError
 from medalign_jax.data.recordings.manifest import Problem
 
-_ENDS = 1 << 16  # bytes at either end of a file that tell it from others of its size
+_ENDS = 1 << 16  # bytes at either end of a file that distinguish it from others of its size
 _NAMED = 10  # in a message
 
 

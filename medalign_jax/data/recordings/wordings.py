@@ -51,13 +51,13 @@ class TextColumn:
     marks: np.ndarray | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        rows, told = self.rows[index], {}
+        rows, marked = self.rows[index], {}
         if self.marks is not None:
-            told["report"] = self.marks[index]
+            marked["report"] = self.marks[index]
         if self.use == "mean":
-            return told | {"text": self.arrays["text"][rows].mean(0)}
+            return marked | {"text": self.arrays["text"][rows].mean(0)}
         row = rows[rng.integers(len(rows))] if self.use == "fresh" else rows[0]
-        return told | {name: array[row] for name, array in self.arrays.items()}
+        return marked | {name: array[row] for name, array in self.arrays.items()}
 
 
 def report_marks(*parts: Sequence[np.ndarray]) -> list[np.ndarray]:

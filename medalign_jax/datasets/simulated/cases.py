@@ -155,7 +155,7 @@ def write_cases(folder: str | os.PathLike, count: int, seed: int, seconds: float
     if listing.is_file():
         return listing
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(record, json.dumps(request).encode())  # first: it tells whose folder this is
+    write_whole(record, json.dumps(request).encode())  # first: it says whose folder this is
     (folder / "audio").mkdir(exist_ok=True)
     lines = []
     for number, case in enumerate(random_cases(count, seed)):

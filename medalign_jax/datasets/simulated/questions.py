@@ -2,7 +2,7 @@
 
 Three kinds, as an audio language model meets them:
 
-* acoustic: something that only the sound tells (the recorder's noise), answered directly;
+* acoustic: something that only the sound shows (the recorder's noise), answered directly;
 * plain: one fact, heard (the murmur) or read (the site), answered directly;
 * reasoning: what is heard (the murmur's pitch) and what is read (where the stethoscope lay) lead
   over the valve and its lesion to the answer, in the four stages of `text.reasoning`.
@@ -118,7 +118,7 @@ def describe(case: Case, rng: np.random.Generator) -> str:
 
 
 def acoustic(case: Case, audio: str, **where: str) -> Question:
-    """The recorder's noise: four classes that only the sound tells."""
+    """The recorder's noise: four classes that only the sound shows."""
     return Question(
         id=f"{where.get('name', audio)}/noise",
         audio=(audio,),
@@ -151,7 +151,7 @@ def reasoning(
     audio: str,
     topic: str,
     rng: np.random.Generator,
-    slips: float = 0.0,
+    label_noise: float = 0.0,
     **where: str,
 ) -> Question:
     """A question of one of `TOPICS`, with its description and its four stages of reasoning.
@@ -159,12 +159,12 @@ def reasoning(
     Of many possible answers four are offered, the given one among them.
 
     Args:
-      slips: label noise: how often the trace, after hearing right, concludes as from another
+      label_noise: how often the trace, after naming the findings right, concludes as from another
         murmur, and answers so; the description stays right.
     """
     text, answers, right = _TOPICS[topic]
     concluded = case
-    if rng.random() < slips:
+    if rng.random() < label_noise:
         concluded = _with_other_murmur(case, rng)
     answer = right(concluded)
     others = [a for a in answers if a != answer]
@@ -249,7 +249,7 @@ def textual_questions(count: int, seed: int) -> list[Question]:
 
 
 def recorded_questions(
-    listing: str | Path, seed: int, topics: int = 1, facts: int = 1, slips: float = 0.0
+    listing: str | Path, seed: int, topics: int = 1, facts: int = 1, label_noise: float = 0.0
 ) -> list[Question]:
     """All three kinds for every recording of `simulated_cases.write_cases`.
 
@@ -257,7 +257,7 @@ def recorded_questions(
       listing: its ``cases.jsonl``.
       seed: of the topics, wordings and options.
       topics, facts: reasoning and plain questions per recording.
-      slips: see `reasoning`.
+      label_noise: see `reasoning`.
     """
     found: list[Question] = []
     for number, (case, audio) in enumerate(read_cases(listing)):
@@ -265,7 +265,7 @@ def recorded_questions(
         where = {"name": Path(audio).stem, "subject_id": Path(audio).stem}
         found.append(acoustic(case, audio, **where))
         chosen = [TOPICS[i] for i in rng.permutation(len(TOPICS))[:topics]]
-        found += [reasoning(case, audio, topic, rng, slips, **where) for topic in chosen]
+        found += [reasoning(case, audio, topic, rng, label_noise, **where) for topic in chosen]
         chosen = [FACTS[i] for i in rng.permutation(len(FACTS))[:facts]]
         found += [plain(case, audio, fact, rng, **where) for fact in chosen]
     return found

@@ -3,7 +3,7 @@
 `simulate_heart` draws every finding on its own, so that each can be asked about. Here they come as
 lesions do: aortic stenosis is harsh and diamond-shaped in mid-systole, mitral stenosis a low rumble
 in mid-diastole (as textbooks describe them, e.g. Chizner 2008, "Cardiac auscultation: rediscovering
-the lost art"). So pitch and quality tell part of the label, as they do in patients; a high blowing
+the lost art"). So pitch and quality give part of the label, as they do in patients; a high blowing
 murmur of either phase is known by timing alone. Stethoscope and room are drawn without regard to
 the findings, from ranges wide enough to colour a recording more than a murmur does.
 """

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from medalign_jax.core.rounding import round_up
 from medalign_jax.evaluate.probes.problem import Problem
 
 MEMBERS = 16
@@ -59,9 +60,12 @@ class Scaling:
 
 
 def padded(n: int) -> int:
-    """Rows that n rows are filled up to: at most an eighth more, or up to 16."""
+    """Rows that n rows are filled up to: at most an eighth more, or up to 16.
+
+    A solver's time grows with every row, so a power of two, as for batches, would cost too much.
+    """
     step = max(16, 2 ** (max(n - 1, 1).bit_length() - 1) // 8)
-    return -(-n // step) * step
+    return round_up(n, step)
 
 
 def stacks(

@@ -44,7 +44,7 @@ def default_penalties(width: int) -> np.ndarray:
     """(10,) penalties: 1000 to 0.001 for each of the features that vary over the training rows.
 
     A feature being of variance 1, this lets the log-odds have a standard deviation of 0.03 to 30
-    before the data speak, whatever the width. A feature that is constant there says nothing and
+    before any data are used, whatever the width. A feature that is constant there says nothing and
     does not count.
 
     Args:
@@ -100,7 +100,7 @@ def linear(
         `default_penalties`.
 
     Raises:
-      ProbeError: as `problem.check`; or penalties are none, negative or not finite.
+      ProbeError: as `problem.check`; or there is no penalty, or one is negative or not finite.
     """
     models = fit_linear(x, problems, penalties)
     x = np.asarray(x)

@@ -1,15 +1,14 @@
-"""CLAP (Wu et al. 2022, arXiv 2211.06687): an audio and a text tower that meet in one space.
+"""CLAP (Wu et al. 2022, arXiv 2211.06687): the audio tower, and the sizes of the text tower.
 
-    audio:  features -> HTS-AT -> mean of the tokens -> two dense layers
-    text:   tokens -> RoBERTa -> dense, tanh of the first -> two dense layers
+    features -> HTS-AT -> mean of the tokens -> two dense layers
 
-Both compute what `laion/clap-htsat-fused` and `-unfused` compute in transformers. The towers share
-no parameter and load alone: `Clap` as an encoder, `ClapText` for vectors in CLAP's own space, and
-plain `Bert` with `clap_text_config` as a teacher that is read by its hidden states.
+It computes what `laion/clap-htsat-fused` and `-unfused` compute in transformers. The towers share
+no parameter and load alone: `Clap` as an encoder, and plain `Bert` with `clap_text_config` as a
+teacher that is read by its hidden states.
 
 The fused model also takes recordings longer than its 10 s: beside the whole, shrunk in time, it
-sees three crops, which `AttentionalFusion` (Dai et al. 2021, arXiv 2009.14082) mixes into the patch
-embedding. The crops' patches are three times as long, so that they fill the same map.
+takes three crops, which `AttentionalFusion` (Dai et al. 2021, arXiv 2009.14082) mixes into the
+patch embedding. The crops' patches are three times as long, so that they fill the same map.
 
 Shapes: B clips, T frames, M mel bins, S side of the folded square, W channels, P width of the
 projection.
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 
 from medalign_jax.models.encoders.efficientnet import BatchNorm
 from medalign_jax.models.encoders.htsat import HTSAT, HTSATConfig, fold, unfold
-from medalign_jax.models.language.bert import Bert, BertConfig, read_bert
+from medalign_jax.models.language.bert import BertConfig, read_bert
 from medalign_jax.models.layers.vit_layers import Dense, PatchEmbed, patchify
 from medalign_jax.models.upstream_config import ConfigReader, ModelConfigError
 
@@ -407,50 +406,6 @@ class Clap(nn.Module):
         if longer.shape != pictures.shape[:1]:
             raise ValueError(f"longer must be {pictures.shape[:1]}, got {longer.shape}")
         self._check_length(pictures.shape[2])
-
-
-class ClapText(nn.Module):
-    """The text tower with its projection.
-
-    Called like `Bert`, and returns what `Bert` returns. Parameters: ``bert``, ``pooler``,
-    ``linear1``, ``linear2``.
-    """
-
-    config: ClapTextConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        c, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.bert = Bert(c, **dtypes)
-        self.pooler = nn.Dense(c.width, **dtypes)
-        self.linear1 = nn.Dense(c.projection, **dtypes)
-        self.linear2 = nn.Dense(c.projection, **dtypes)
-
-    def __call__(
-        self, ids: jax.Array, mask: jax.Array, layers: tuple[int, ...] = (-1,)
-    ) -> tuple[jax.Array, dict[str, dict[int, jax.Array]]]:
-        """Hidden states of token ids, as `Bert`; in `init` it touches every parameter."""
-        if self.is_initializing():
-            self.embed(ids, mask)
-        return self.bert(ids, mask, layers)
-
-    def embed(self, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, Intermediates]:
-        """Texts in the space of the audio tower's features.
-
-        Args:
-          ids: (B, T) int32; the first token (``<s>``) stands for the text.
-          mask: (B, T) bool, True for a real token.
-
-        Returns:
-          (B, P) float32, not normalised: `text_embeds` of transformers'
-          `ClapTextModelWithProjection`. And a dict with "pooled" (B, W), before the projection, and
-          "normalised" (B, P), what `ClapModel.get_text_features` returns.
-        """
-        hidden, _ = self.bert(ids, mask)
-        pooled = jnp.tanh(self.pooler(hidden[:, 0]))
-        feature = self.linear2(nn.relu(self.linear1(pooled))).astype(jnp.float32)
-        return feature, {"pooled": pooled, "normalised": _normalised(feature)}
 
 
 def _normalised(feature: jax.Array) -> jax.Array:

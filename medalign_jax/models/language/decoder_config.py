@@ -100,10 +100,6 @@ class DecoderConfig:
             return self
         return replace(self, sliding=self.sliding[:depth], final_norm=False, head=False)
 
-    def pad_vocab(self, multiple: int) -> "DecoderConfig":
-        """The same model with its rows of tokens filled up to a multiple, e.g. of the devices."""
-        return replace(self, padded_vocab=-(-self.vocab_size // multiple) * multiple)
-
 
 _GEMMA_ROPES = ("default", "linear")
 

@@ -43,7 +43,7 @@ class LoraConfig:
         ``text/layers/attention/(query|value)/kernel$``.
 
     Raises:
-      UserError: a value that makes no adapter, or a regex that is none.
+      UserError: a value that makes no adapter, or text that is not a regex.
     """
 
     rank: int = 16

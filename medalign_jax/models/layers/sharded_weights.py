@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medalign_jax.core.mesh import BATCH, Rules, shardings
+from medalign_jax.core.mesh import BATCH, Rules, batch_ways, shardings
 
 _AXIS = "fsdp"  # of the mesh, along which weights are gathered
 
@@ -90,7 +90,7 @@ class ShardedWeights(WholeWeights):
 
     def rows(self, x: jax.Array) -> jax.Array:
         """Rows over (data, fsdp) where they divide."""
-        if x.shape[0] % (self.mesh.shape["data"] * self.mesh.shape[_AXIS]):
+        if x.shape[0] % batch_ways(self.mesh):
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, BATCH))
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from medalign_jax.audio.whisper_mel import WhisperMel
 from medalign_jax.core.batches import QuestionBatch, shapes
 from medalign_jax.core.errors import UserError
-from medalign_jax.core.mesh import batch_sharding, shardings
+from medalign_jax.core.mesh import batch_sharding, check_batch, placed, shardings
 from medalign_jax.language_model import abstract_params, build_module
 from medalign_jax.methods.base import Method
 from medalign_jax.methods.distill import Distill, Student
@@ -57,7 +57,7 @@ class Lengths:
       sequence: tokens of the student's and of the teacher's sequence.
       response: tokens of the response at most.
       seconds: of a clip.
-      clips: a row.
+      clips: per row.
     """
 
     sequence: int
@@ -83,8 +83,8 @@ def trace(config: ConfigDict, mesh: Mesh, lengths: Lengths, attention: str) -> j
     settings = typed(OptimizerConfig, config.optimizer, "optimizer")
     optimizer, schedule = make_optimizer(settings, params, total_steps=1000)
     state = jax.eval_shape(lambda params: init_state(params, optimizer, 0), params)
-    state = _placed(state, state_shardings(state, method.sharding_rules, mesh))
-    frozen = _placed(method.frozen, shardings(method.frozen, method.frozen_rules, mesh))
+    state = placed(state, state_shardings(state, method.sharding_rules, mesh))
+    frozen = placed(method.frozen, shardings(method.frozen, method.frozen_rules, mesh))
     batch = planned_batch(config.train.batch_size, lengths, mesh)
     return trace_train_step(
         method, optimizer, schedule, mesh, state, frozen, batch, config.train.accumulate
@@ -158,22 +158,6 @@ def planned_batch(rows: int, lengths: Lengths, mesh: Mesh) -> dict[str, jax.Shap
     sizes = {"B": rows, "K": lengths.clips, "R": lengths.response}
     sizes |= {"T": lengths.sequence, "U": lengths.sequence}
     sizes["S"] = round(lengths.seconds * WhisperMel().sample_rate)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise UserError(
-            f"a batch of {rows} does not divide over {ways} devices (mesh.data x mesh.fsdp); make "
-            "train.batch_size a multiple of that"
-        )
-    place = batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
-        for name, array in shapes(QuestionBatch, sizes).items()
-    }
-
-
-def _placed(tree: Tree, places: Tree) -> Tree:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        places,
-    )
+    check_batch(mesh, rows)
+    batch = shapes(QuestionBatch, sizes)
+    return placed(batch, dict.fromkeys(batch, batch_sharding(mesh)))

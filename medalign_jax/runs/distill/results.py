@@ -16,14 +16,9 @@ from ml_collections import ConfigDict
 from medalign_jax.core.errors import UserError
 from medalign_jax.data.questions.question import Question
 from medalign_jax.evaluate import answers
-from medalign_jax.evaluate.intervals import paired_interval
+from medalign_jax.evaluate.collected import result_of
 from medalign_jax.evaluate.results import Result
-from medalign_jax.evaluate.statistics import (
-    Statistic,
-    StatisticsError,
-    class_mean_statistic,
-    mean_statistic,
-)
+from medalign_jax.evaluate.statistics import Statistic, class_mean_statistic, mean_statistic
 
 if TYPE_CHECKING:
     from medalign_jax.runs.distill.arms import QuestionTask, Setting
@@ -230,8 +225,6 @@ def _difference(
     seeds = seeds_of(config, later)
     # The one student before stands beside each seed.
     pair = [_statistic(task, questions, np.broadcast_to(r, right[1].shape)) for r in right]
-    ones = np.ones((1, len(questions)))
-    by_seed = np.ravel(pair[1](ones) - pair[0](ones))
     fields: dict[str, Any] = {
         "task": name, "dataset": task.dataset, "kind": _kind(task), "metric": metric_of(task),
         "stage": f"{later}{MINUS}{earlier}", "n_train": trained_on(setting),
@@ -241,15 +234,11 @@ def _difference(
     if len(seeds) > 1:
         few = " (few: it may be too narrow)" if len(seeds) < 10 else ""
         notes = f"paired interval over test subjects and {len(seeds)} seeds{few}"
+        ones = np.ones((1, len(questions)))
+        by_seed = np.ravel(pair[1](ones) - pair[0](ones))
         notes += f"; {_by_seed(seeds, by_seed, '+')}"
-    subjects = [_subject(question) for question in questions]
-    why = "one subject alone: no interval"
-    if len(set(subjects)) > 1:
-        try:
-            return Result.of(paired_interval(*pair, subjects), notes=notes, **fields)
-        except StatisticsError as error:
-            why = f"no interval: {error}"
-    return Result(value=float(by_seed.mean()), ci_low=None, ci_high=None, notes=why, **fields)
+    subjects = [answers.subject_of(question) for question in questions]
+    return result_of(tuple(pair), subjects, interval_notes=notes, **fields)[0]
 
 
 def _statistic(task: QuestionTask, questions: Sequence[Question], right: np.ndarray) -> Statistic:
@@ -257,11 +246,6 @@ def _statistic(task: QuestionTask, questions: Sequence[Question], right: np.ndar
         return mean_statistic(right)
     labels = np.unique([question.answer for question in questions], return_inverse=True)[1]
     return class_mean_statistic(labels, right)
-
-
-def _subject(question: Question) -> str:
-    """Who is resampled, as in `evaluate.answers`."""
-    return question.subject_id or (question.audio or (question.id,))[0]
 
 
 def direction(result: Result) -> int:

@@ -52,7 +52,7 @@ def simulated_setting(
     recorded = {
         name: _recorded(
             folder / name, sizes[name], seed, sizes.seconds,
-            slips=sizes.slips if name == "reasoning" else 0.0,
+            label_noise=sizes.label_noise if name == "reasoning" else 0.0,
         )
         for name, seed in _seeds(config).items()
     }  # fmt: skip
@@ -66,7 +66,7 @@ def simulated_setting(
     known = [*acoustic_task.learnt, *_of(recorded["base"], "plain"), *texts[: sizes.read]]
     student = _grown(config, workdir / "student", mesh, student, known, "student")
     teacher = _grown(config, workdir / "teacher", mesh, teacher, texts, "teacher")
-    # Nothing that is distilled tells of the acoustic task.
+    # Nothing that is distilled mentions the acoustic task.
     train, valid = (_distilled(recorded[name]) for name in ("reasoning", "valid"))
     tasks = (
         QuestionTask("reasoning", _SIMULATED, _of(recorded["test"], "reasoning"), "generate"),
@@ -133,10 +133,12 @@ def _of(questions: Sequence[Question], task: str) -> tuple[Question, ...]:
     return tuple(q for q in questions if q.task == task)
 
 
-def _recorded(folder: Path, count: int, seed: int, seconds: float, slips: float) -> list[Question]:
+def _recorded(
+    folder: Path, count: int, seed: int, seconds: float, label_noise: float
+) -> list[Question]:
     processes.by_first(lambda: write_cases(folder, count, seed, seconds))
     listing = write_cases(folder, count, seed, seconds)  # finds what is there
-    return world.recorded_questions(listing, seed, topics=2, facts=2, slips=slips)
+    return world.recorded_questions(listing, seed, topics=2, facts=2, label_noise=label_noise)
 
 
 def _models(

@@ -13,6 +13,7 @@ from medalign_jax.architecture import Architecture, architecture
 from medalign_jax.audio.augment import Augment
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import local_rows, make_mesh, shardings
+from medalign_jax.core.rounding import round_up
 from medalign_jax.data.pipeline import BatchSpec, make_iterator
 from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.encoder import Encoder, open_encoder
@@ -40,27 +41,27 @@ def architecture_of(config: ConfigDict) -> Architecture:
         source.preprocessor if source else None,
     )
     try:
-        made.check_window(samples_of(config, made))
+        made.check_window(samples_of(config, made.front_end.sample_rate))
     except UserError as error:
         raise UserError(f"config.data.seconds is {config.data.seconds:g}: {error}") from error
     return made
 
 
-def samples_of(config: ConfigDict, made: Architecture) -> int:
-    """Samples of a clip at the encoder's rate."""
-    return round(config.data.seconds * made.front_end.sample_rate)
+def samples_of(config: ConfigDict, sample_rate: int) -> int:
+    """Samples of a clip at a rate in Hz."""
+    return round(config.data.seconds * sample_rate)
 
 
 def audio_student_of(config: ConfigDict, made: Architecture, params: Any | None) -> AudioStudent:
     """The trainable audio side; `params` from an earlier stage or published weights."""
-    block = config.augment.copy_and_resolve_references()
+    block, rate = config.augment.copy_and_resolve_references(), made.front_end.sample_rate
     with block.unlocked():
-        block.sample_rate = made.front_end.sample_rate
+        block.sample_rate = rate
     augment = typed(Augment, block, "augment")
     ssm = made.entry.ssm if config.loss.ssm == "auto" else config.loss.ssm
     if not config.loss.get("ssm_weight", 1.0):
         ssm = "none"  # so that an encoder need not have what it is made of
-    return AudioStudent(made.module, made.front_end, samples_of(config, made), augment, params, ssm)
+    return AudioStudent(made.module, made.front_end, samples_of(config, rate), augment, params, ssm)
 
 
 def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) -> Encoder:
@@ -72,9 +73,10 @@ def encoder_of(config: ConfigDict, made: Architecture, params: Any, mesh: Mesh) 
     evaluate = config.evaluate
     if mesh is not None:
         mesh = _own_part(mesh)
+    samples = samples_of(config, made.front_end.sample_rate)
     return Encoder(
-        made, evaluation_params(made, params, mesh), samples_of(config, made), evaluate.pad,
-        evaluate.trim, mesh, pooling=evaluate.pooling, layer=evaluate.layer,
+        made, evaluation_params(made, params, mesh), samples, evaluate.pad, evaluate.trim, mesh,
+        pooling=evaluate.pooling, layer=evaluate.layer,
     )  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def spec_of(config: ConfigDict, sample_rate: int, batch_size: int, shuffle: bool
     data = config.data
     return BatchSpec(
         batch_size=batch_size,
-        samples=round(data.seconds * sample_rate),
+        samples=samples_of(config, sample_rate),
         pad=data.pad,
         random_crop=data.random_crop and shuffle,
         shuffle=shuffle,
@@ -153,4 +155,4 @@ def _held_out_batch(config: ConfigDict, records: int) -> int:
     """Evaluation in batches no larger than a training chunk, spread over all devices."""
     ways = jax.device_count()
     chunk = max(config.train.batch_size // config.train.accumulate, ways)
-    return -(-min(chunk, records) // ways) * ways
+    return round_up(min(chunk, records), ways)

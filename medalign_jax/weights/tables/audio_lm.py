@@ -44,10 +44,10 @@ def _omni(config: AudioLMConfig) -> Table:
                 for tower in towers
             ),
             *(Ignore(f"{text}*rotary_emb.inv_freq", "frequencies, made anew") for text in texts),
-            Ignore("{prefix}visual.*", "sees; only audio and text are read"),
-            Ignore("{prefix}model.visual.*", "sees; only audio and text are read"),
-            Ignore("talker.*", "speaks; only text is written"),
-            Ignore("token2wav.*", "speaks; only text is written"),
+            Ignore("{prefix}visual.*", "the vision tower; only audio and text are read"),
+            Ignore("{prefix}model.visual.*", "the vision tower; only audio and text are read"),
+            Ignore("talker.*", "the talker; only text is written"),
+            Ignore("token2wav.*", "the talker's vocoder; only text is written"),
         ),
     )
 

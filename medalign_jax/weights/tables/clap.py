@@ -1,14 +1,10 @@
-"""CLAP: transformers' ``ClapModel``, ``ClapAudioModelWithProjection`` and the text tower's.
+"""CLAP: transformers' ``ClapModel`` and ``ClapAudioModelWithProjection``.
 
 `TABLE` is the audio tower's (`models.encoders.clap.Clap`), fused or not, and leaves the text tower
-out; `text_table` (`models.encoders.clap.ClapText`) the reverse. A text tower that is read by its
-hidden states only is loaded by `weights.tables.bert`.
+out, which is loaded by `weights.tables.bert`.
 """
 
-import dataclasses
-
 from medalign_jax.weights.table import CONV2D, LINEAR, Ignore, Rule, Table
-from medalign_jax.weights.tables import bert
 from medalign_jax.weights.tables.lines import COUNTER, POINTWISE, batch_norm, dense, norm
 
 _STAGES = 4
@@ -93,31 +89,6 @@ TABLE = Table(
 )
 
 
-def text_table(depth: int) -> Table:
-    """The table of a text tower of ``depth`` layers with its projection."""
-    tower = bert.table(depth, depth).rules
-    return Table(
-        name="clap_text",
-        prefixes=("text_model.",),
-        rules=(
-            *(dataclasses.replace(rule, path=f"bert/{rule.path}") for rule in tower),
-            *dense("pooler.dense", "pooler"),
-            Rule("text_projection.linear1.weight", "linear1/kernel", LINEAR),
-            Rule("text_projection.linear1.bias", "linear1/bias"),
-            Rule("text_projection.linear2.weight", "linear2/kernel", LINEAR),
-            Rule("text_projection.linear2.bias", "linear2/bias"),
-        ),
-        ignores=(
-            Ignore("{prefix}embeddings.position_ids", "a counter 0..n, made anew"),
-            Ignore("{prefix}embeddings.token_type_ids", "zeros, made anew"),
-            Ignore("audio_model.*", "the other tower"),
-            Ignore("audio_projection.*", "the other tower"),
-            Ignore("logit_scale_a", "of the published loss"),
-            Ignore("logit_scale_t", "of the published loss"),
-        ),
-    )
-
-
 # Column-parallel into heads and hidden units, row-parallel out of them; the rest over fsdp.
 SHARDING = (
     (r"(query|key|value|fc1|linear1)/kernel$", ("fsdp", "tensor")),
@@ -127,13 +98,4 @@ SHARDING = (
     (r"reduction/kernel$", ("fsdp", None)),
     (r"fusion/(local|global)/(reduce|expand)/kernel$", ()),
     (r"(scale|bias|mean|var|position_bias)$", ()),
-)
-
-TEXT_SHARDING = (
-    (r"linear1/kernel$", ("fsdp", "tensor")),
-    (r"linear1/bias$", ("tensor",)),
-    (r"linear2/kernel$", ("tensor", "fsdp")),
-    (r"pooler/kernel$", ("fsdp", None)),
-    (r"(linear2|pooler)/bias$", ()),
-    *bert.SHARDING,
 )

@@ -54,12 +54,12 @@ _IGNORES = (
         for part in ("vision_tower", "multi_modal_projector")
     ),
     *(
-        Ignore(f"{prefix}{part}.*", "hearing and seeing; only text is read")
+        Ignore(f"{prefix}{part}.*", "audio and vision towers; only text is read")
         for prefix in ("", "model.", "thinker.", "thinker.model.")
         for part in ("audio_tower", "visual")
     ),
-    Ignore("talker.*", "speaks; only text is read"),
-    Ignore("token2wav.*", "speaks; only text is read"),
+    Ignore("talker.*", "the talker; only text is read"),
+    Ignore("token2wav.*", "the talker's vocoder; only text is read"),
 )
 
 
