@@ -135,7 +135,7 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, capfd, interrupt
     def during(phase, info):
         if phase == "start":
             try:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)  # in this thread, at once
             finally:
                 gc.callbacks.remove(during)
 
