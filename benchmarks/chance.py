@@ -55,7 +55,7 @@ def study(subjects: int, seed: int, planted: float = 0.0, repeats: int = 1) -> d
 
 
 def main() -> None:
-    """Prints a line a score."""
+    """Prints one line per score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--subjects", type=int, default=60)
