@@ -94,7 +94,7 @@ def _paper() -> ConfigDict:
         {
             "wordings": 8,  # of a report that is made from metadata
             "use": "fresh",  # fresh, mean, first
-            "leave_out": (),  # columns of the metadata that they do not tell, such as diagnosis
+            "leave_out": (),  # columns of the metadata that they leave out, such as diagnosis
             "pairing": "own",  # controls: shuffled (by subject), classes, random
         }
     )
