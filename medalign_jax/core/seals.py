@@ -22,6 +22,7 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_whole
 
 NAME = "medalign.sha256"  # no name that a published folder of weights may use otherwise
+LOOSE = ("README.md", "reports.parquet")  # for people to edit, or to leave behind
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
 
@@ -30,9 +31,9 @@ class DamagedError(UserError):
 
 
 def seal(folder: Path, but: Container[str] = ()) -> None:
-    """Writes the checksums of a folder's files, all but those of some names (relative to it)."""
+    """Writes the checksums of a folder's files, all but `LOOSE` and some names (relative to it)."""
     folder = Path(folder)
-    names = [name for name in _names(folder) if name not in but]
+    names = [name for name in _names(folder) if name not in but and name not in LOOSE]
     digests = _digests(folder, names)
     lines = (f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True))
     write_whole(folder / NAME, "".join(lines).encode())

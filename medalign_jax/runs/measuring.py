@@ -23,7 +23,7 @@ from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.reports.templates import prompts
-from medalign_jax.runs import page
+from medalign_jax.runs import model_card, page
 from medalign_jax.runs.alignment import Aligned, Run
 from medalign_jax.runs.arms import Arm
 from medalign_jax.runs.space import export_spaces
@@ -130,6 +130,8 @@ def measure_run(
         run.workdir, recordings=len(run.data), effective_rank=ranks, **run.findings.provenance()
     )
     export_spaces(run, aligned, embedded["after"])
+    limits = page.limits_of_run(run, describe_ranks(ranks))
+    model_card.write(run, embedded["after"][0].shape[1], found.results, facts, limits)
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_text(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)

@@ -59,7 +59,7 @@ def write(
         unusable=[
             report.UnusableRow(p.row, p.audio_path, p.reason) for p in run.data.problems if p.fatal
         ],
-        limits=_limits(run, describe_ranks(provenance["effective_rank"])),
+        limits=limits_of_run(run, describe_ranks(provenance["effective_rank"])),
     )
     report.write_report(run.workdir / "report.html", data)
     print(headline)
@@ -165,7 +165,8 @@ def _spread(suite: Suite, task: Task) -> list[int]:
     return turns[:_PLAYED]
 
 
-def _limits(run: Run, ranks: str) -> list[str]:
+def limits_of_run(run: Run, ranks: str) -> list[str]:
+    """What a reader must not conclude, with what may have leaked; `ranks` is `describe_ranks`'s."""
     limits = [
         "The embeddings describe sounds; they are not a diagnosis.",
         *limits_of(run.suite, run.data.rows),

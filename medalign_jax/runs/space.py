@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from medalign_jax.core.seals import seal
-from medalign_jax.evaluate.retrieval import fit_map
+from medalign_jax.evaluate.retrieval import RetrievalError, fit_map
 from medalign_jax.runs.alignment import Aligned, Run
-from medalign_jax.search.common_space import AUDIO, TEXT, Heads, Meeting
+from medalign_jax.search.common_space import AUDIO, TEXT, Heads, Meeting, remove_space
 
 _TEACHER = ("source", "layer", "pooling", "max_tokens", "lowercase", "dtype")  # of config.teacher
 
@@ -36,12 +36,17 @@ def export_spaces(run: Run, aligned: Sequence[Aligned], embedded: Sequence[np.nd
         pairs, words = means[rows], of_reports
         if outcome.whitening is not None:
             pairs, words = outcome.whitening(pairs), outcome.whitening(words)
-        mapping = fit_map(heads(AUDIO, vectors[rows]), heads(TEXT, pairs), config.evaluate.map)
+        folder = part.folder / "export"
+        try:
+            mapping = fit_map(heads(AUDIO, vectors[rows]), heads(TEXT, pairs), config.evaluate.map)
+        except RetrievalError as error:
+            print(f"{part.what}nothing is exported for search by words: {error}", flush=True)
+            remove_space(folder)
+            continue
         teacher = {name: config.teacher[name] for name in _TEACHER}
         meeting = Meeting(
             mapping, heads, outcome.whitening, reports, mapping.text(heads(TEXT, words)),
             teacher | {"fingerprint": texts.teacher.fingerprint}, texts.teacher.width, len(rows),
         )  # fmt: skip
-        folder = part.folder / "export"
         meeting.save(folder)
         seal(folder)

@@ -8,13 +8,14 @@ An AcuLa run exports beside the encoder its projection heads and whitening, if a
 fitted on its training pairs (`evaluate.retrieval.fit_map`), and the training reports with their
 vectors: the nearest of these are found without the language model, which is loaded when it is first
 asked for other words. `REPORTS_FILE` holds the reports themselves: leave it behind where they must
-not go.
+not go; then the nearest of them cannot be found.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from safetensors.numpy import save as packed
 
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_text, write_whole
+from medalign_jax.core.seals import seal
 from medalign_jax.encoder import Encoder, load_encoder, open_encoder
 from medalign_jax.evaluate.embedding_table import read_table
 from medalign_jax.evaluate.retrieval import MAPS, Map
@@ -135,15 +137,24 @@ class Meeting:
         rows = pa.array(list(self.vectors.astype(np.float32)), pa.list_(pa.float32()))
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"report": list(self.reports), "embedding": rows}), sink)
-        write_whole(folder / REPORTS_FILE, sink.getvalue().to_pybytes())
+        content = sink.getvalue().to_pybytes()
+        write_whole(folder / REPORTS_FILE, content)
         settings = {
             "map": self.map.kind,
             "pairs": self.pairs,
             "heads": {"hidden": self.heads.hidden, "out": self.heads.out},
             "teacher": dict(self.teacher),
             "teacher_width": self.teacher_width,
+            "reports_sha256": hashlib.sha256(content).hexdigest(),  # may be left out
         }
         write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+
+
+def remove_space(folder: Path) -> None:
+    """What an earlier run of other settings may have left there."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    seal(folder)
 
 
 class CommonSpace:
@@ -213,6 +224,11 @@ class CommonSpace:
         """As `nearest_reports`, of sounds (N, D) that `embed` has brought into the space."""
         if count < 1:
             raise SpaceError(f"count is {count}; ask for at least one report")
+        if not self.meeting.reports:
+            raise SpaceError(
+                f"the training reports ({REPORTS_FILE}) were left out of this export: compare with "
+                "texts of your own (compare, --text)"
+            )
         cosines = sounds @ _unit(self.meeting.vectors).T
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
         return [
@@ -266,11 +282,21 @@ def _read(folder: Path, width: int) -> Meeting:
         text_width = whitening.width
     mapping = Map(kind, *(arrays[f"map.{n}"] for n in ("audio_mean", "text_mean", "matrix")))
     heads = Heads(hidden, out, _read_heads(folder, hidden, out, {AUDIO: width, TEXT: text_width}))
-    table = read_table(folder / REPORTS_FILE)
+    reports, vectors = _read_reports(folder / REPORTS_FILE, str(settings.get("reports_sha256")))
     return Meeting(
-        mapping, heads, whitening, table.columns["report"], table.embeddings, teacher,
+        mapping, heads, whitening, reports, vectors, teacher,
         int(settings["teacher_width"]), pairs,
     )  # fmt: skip
+
+
+def _read_reports(path: Path, digest: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """None where the file was left out."""
+    if not path.is_file():
+        return (), np.zeros((0, 0), np.float32)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise SpaceError(f"{path} is damaged: not as when written (SHA-256); copy it again")
+    table = read_table(path)
+    return table.columns["report"], table.embeddings
 
 
 def _read_heads(folder: Path, hidden: int, out: int, widths: Mapping[str, int]) -> dict[str, Any]:

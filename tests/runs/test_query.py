@@ -134,6 +134,20 @@ def test_what_cannot_be_compared_is_said(finished, sounds, tmp_path, capsys):
     (other / "space.json").write_text(json.dumps(settings))
     with pytest.raises(SpaceError, match="is not the language model"):
         load_space(other).embed_texts(WORDS)
-    (other / REPORTS_FILE).unlink()
-    with pytest.raises(Exception, match="no table of embeddings"):
+    (other / REPORTS_FILE).write_bytes((other / REPORTS_FILE).read_bytes()[:-1] + b"?")
+    with pytest.raises(SpaceError, match="damaged"):
         load_space(other)
+
+
+def test_reports_may_be_left_behind_and_the_card_edited(finished, sounds, tmp_path, capsys):
+    folder = tmp_path / "shared"
+    shutil.copytree(finished / "export", folder)
+    card = (folder / "README.md").read_text()
+    assert "aligned with clinical reports by AcuLa" in card and "| after |" in card
+    assert "Not a medical device" in card and "trained from nothing" in card
+    (folder / "README.md").write_text(card + "The data are ours.")
+    (folder / REPORTS_FILE).unlink()
+    given = ["--checkpoint", str(folder), str(sounds[0])]
+    assert query.main([*given, "--text", *WORDS]) == 0
+    assert query.main(given) == 1
+    assert "were left out of this export" in capsys.readouterr().err
