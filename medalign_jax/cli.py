@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": ("embed", "a table of embeddings of audio files"),
     "query": ("query", "what recordings sound like: nearest reports, your own words, recordings"),
     "ask": ("ask", "put a question about recordings to an audio language model"),
+    "push": ("push", "an export, with its model card, to the Hugging Face Hub"),
     "models": ("models.__main__", "what can be loaded, from where, with sizes and licences"),
     "plan": ("plan", "does the full-size step fit a machine that is not here?"),
     "convert": ("convert", "a published data set (BMD-HS, CirCor, ICBHI) as a manifest"),

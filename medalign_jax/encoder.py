@@ -417,7 +417,10 @@ def open_encoder(source: Any) -> tuple[WeightSource, dict[str, Any]]:
             if (folder / SETTINGS_FILE).is_file():
                 settings = _read_settings(folder / SETTINGS_FILE)
                 return resolve(folder / "encoder.safetensors"), settings
-    return resolve(source), {}
+    weights = resolve(source)
+    if weights.from_hub and (path := weights.beside(SETTINGS_FILE)):
+        return weights, _read_settings(path)
+    return weights, {}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""A Hub on loopback: as much of the Hub's HTTP interface as its client needs to fetch models."""
+"""A Hub on loopback: as much of its HTTP interface as the client needs to fetch and push models."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -51,6 +52,7 @@ class Hub:
     sent: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     down: bool = False
     url: str = ""
+    created: dict[str, bool] = dataclasses.field(default_factory=dict)  # repository -> private
 
     def put(self, name: str, folder: Path, *refs: str) -> str:
         """A commit of all files of a folder."""
@@ -73,6 +75,8 @@ class Hub:
             return 503, {}, b""
         api = path.startswith("/api/models/")
         parts = path.removeprefix("/api/models/" if api else "/").split("/")
+        if len(parts) == 2:  # whether there is such a repository
+            parts += ["revision", "main"]
         name, kind, rest = "/".join(parts[:2]), parts[2], parts[3:]
         repository = self.repositories.get(name)
         if repository is None:
@@ -97,6 +101,30 @@ class Hub:
         data = files[file]
         tag = f'"{hashlib.sha1(data).hexdigest()}"'
         return 200, {"X-Repo-Commit": sha, "ETag": tag}, data
+
+    def take(self, path: str, body: bytes, token: str) -> tuple[int, dict]:
+        """Status and answer to what is posted: a new repository, or a commit to one."""
+        if self.down or not token:
+            return (503 if self.down else 401), {}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            known = name in self.repositories
+            self.repositories.setdefault(name, Repository())
+            self.created.setdefault(name, asked.get("visibility") == "private")
+            return (409 if known else 200), {"url": f"{self.url}/{name}"}
+        name, kind = "/".join(path.split("/")[3:5]), path.split("/")[5]
+        if kind == "preupload":
+            named = [each["path"] for each in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            return 200, {"files": [{"path": each} | modes for each in named]}
+        lines = map(json.loads, body.splitlines())
+        sent = [line["value"] for line in lines if line["key"] == "file"]
+        files = {each["path"]: base64.b64decode(each["content"]) for each in sent}
+        sha = self.repositories[name].commit(files)
+        return 200, {"commitUrl": f"{self.url}/{name}/commit/{sha}", "commitOid": sha}
 
 
 def _entry(path: str, data: bytes) -> dict[str, object]:
@@ -125,6 +153,17 @@ def running() -> Iterator[Hub]:
                 self.wfile.write(data)
 
         do_HEAD = do_GET
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            token = self.headers.get("Authorization", "")
+            status, answer = hub.take(urlsplit(self.path).path, body, token)
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         def log_message(self, format, *args):
             pass

@@ -241,7 +241,7 @@ def load_space(source: str | Path, *, teacher: Any = None, mesh: Mesh | None = N
     """The common space that an AcuLa run has exported.
 
     Args:
-      source: workdir of the run, or its export folder.
+      source: workdir of the run, its export folder, or a Hub repository that it was pushed to.
       teacher: where the language model is, if not where it was; as `load_teacher` takes it.
       mesh: to lay parameters out over.
 
@@ -250,14 +250,14 @@ def load_space(source: str | Path, *, teacher: Any = None, mesh: Mesh | None = N
       UserError: what `load_encoder` refuses.
     """
     weights, settings = open_encoder(source)
-    folder = weights.folder
-    if not settings or folder is None or not (folder / SETTINGS_FILE).is_file():
+    there = {name: weights.beside(name) for name in (*FILES, HEADS_FILE)}  # fetched from the Hub
+    if not settings or there[SETTINGS_FILE] is None:
         raise SpaceError(
             f"{source} cannot compare sounds with words ({SETTINGS_FILE} is not there): take the "
             "workdir of an AcuLa run that was evaluated (evaluate.enabled=True)"
         )
     encoder = load_encoder(None, source, mesh)
-    return CommonSpace(encoder, _read(folder, encoder.width), teacher, mesh)
+    return CommonSpace(encoder, _read(there[SETTINGS_FILE].parent, encoder.width), teacher, mesh)
 
 
 def _read(folder: Path, width: int) -> Meeting:

@@ -6,6 +6,7 @@ tokens and its offline mode.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from medalign_jax.weights.lazy import WeightError
@@ -87,6 +88,30 @@ def open_snapshot(label: str, repository: str, revision: str | None, folder: str
         files = (path for path in commit.rglob("*") if path.is_file())
         names = [PurePosixPath(path.relative_to(commit)).as_posix() for path in files]
     return Snapshot(label, repository, revision, commit, frozenset(names), unreachable)
+
+
+def push(folder: Path, names: Sequence[str], repository: str, private: bool) -> str:
+    """Uploads files of a folder to a repository, made if need be, in one commit; gives its address.
+
+    Raises:
+      WeightError: the Hub refuses or cannot be reached; says what to do.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=list(names),
+            commit_message="Export of medalign_jax",
+        )
+    except ValueError as error:  # a name that is none, or no token
+        raise WeightError(f"{repository}: {error}") from error
+    except Exception as error:  # the client lets errors of its network library through
+        raise WeightError(f"{repository}: {_reason(repository, None, error)}") from error
+    return f"{hub.endpoint}/{repository}"
 
 
 def _reason(

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from medalign_jax.weights.table import full_index
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
 _INDEX = ".index.json"
 _USUAL = (
+    "encoder.safetensors",  # an export of ours
     *("model.safetensors", f"model.safetensors{_INDEX}"),
     *("pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
 )
@@ -66,9 +67,13 @@ class WeightSource(Mapping[str, LazyTensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, LazyTensor], label: str, file: Path | None = None
+        self,
+        tensors: Mapping[str, LazyTensor],
+        label: str,
+        file: Path | None = None,
+        fetch: Callable[[str], Path | None] | None = None,
     ) -> None:
-        self._tensors = dict(tensors)
+        self._tensors, self._fetch = dict(tensors), fetch
         self._own_config = tensors.config if isinstance(tensors, WeightFile) else None
         self.label = label
         self.file = file
@@ -82,6 +87,19 @@ class WeightSource(Mapping[str, LazyTensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether files that lie beside have to be fetched."""
+        return self._fetch is not None
+
+    def beside(self, name: str) -> Path | None:
+        """A file that lies beside the weights, fetched if need be; None where there is none."""
+        if self._fetch is not None:
+            return self._fetch(name)
+        if self.folder is None or not (self.folder / name).is_file():
+            return None
+        return self.folder / name
 
     @functools.cached_property
     def config(self) -> dict[str, Any] | None:
@@ -279,12 +297,16 @@ def _from_hub(text: str, repository: str, revision: str | None, file: str | None
     snapshot = open_snapshot(text, repository, revision, parent)
     if file is None:
         file = _main_file(snapshot)
-    path = snapshot.fetch(file)
+    path, folder = snapshot.fetch(file), f"{parent}/" if parent else ""
+
+    def beside(name: str) -> Path | None:
+        name = f"{folder}{name}"
+        return snapshot.fetch(name) if name in snapshot.names else None
+
     if not file.endswith(_INDEX):
-        return WeightSource(open_file(path), text, path)
-    folder = f"{parent}/" if parent else ""
+        return WeightSource(open_file(path), text, path, beside)
     shards = open_index(path, lambda shard: snapshot.fetch(f"{folder}{shard}"))
-    return WeightSource(shards, text, path)
+    return WeightSource(shards, text, path, beside)
 
 
 def _main_file(snapshot: Snapshot) -> str:

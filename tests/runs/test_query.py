@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import load_file
 
 import medalign_jax
-from medalign_jax import embed, query
+from medalign_jax import embed, push, query
 from medalign_jax.audio import io
 from medalign_jax.search.common_space import FILES, REPORTS_FILE, SpaceError, load_space
 from medalign_jax.search.files import read_items
+from tests.hub_server import point_client_at, running
 
 pytestmark = pytest.mark.slow
 
@@ -151,3 +153,39 @@ def test_reports_may_be_left_behind_and_the_card_edited(finished, sounds, tmp_pa
     assert query.main([*given, "--text", *WORDS]) == 0
     assert query.main(given) == 1
     assert "were left out of this export" in capsys.readouterr().err
+
+
+def test_an_export_goes_to_the_hub_and_comes_back(finished, sounds, tmp_path, monkeypatch, capsys):
+    with running() as hub:
+        point_client_at(hub, tmp_path / "cache", monkeypatch)
+        given = ["--checkpoint", str(finished), "--repo", "org/heart"]
+        assert push.main([*given, "--dry_run"]) == 0 and not hub.created
+        assert push.main(given) == 1
+        assert "hf auth login" in capsys.readouterr().err
+        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+        assert push.main(given) == 0
+        told = capsys.readouterr().out
+        assert "(private)" in told and f"{REPORTS_FILE} stays here" in told
+        assert hub.created == {"org/heart": True}
+        (files,) = hub.repositories["org/heart"].commits.values()
+        assert {"encoder.safetensors", "encoder.json", "README.md", "space.json"} < files.keys()
+        assert REPORTS_FILE not in files
+        waves = [io.read(path, RATE) for path in sounds]
+        here, there = load_space(finished), load_space("org/heart")
+        found, expected = (space.compare(waves, RATE, WORDS) for space in (there, here))
+        np.testing.assert_array_equal(found, expected)
+        with pytest.raises(SpaceError, match="left out of this export"):
+            there.nearest_reports(waves, RATE)
+        assert push.main([*given, "--reports"]) == 0  # once more: a second commit
+        near = load_space("org/heart").nearest_reports(waves, RATE)
+        assert near == here.nearest_reports(waves, RATE)
+
+
+def test_what_is_not_described_is_not_shared(finished, tmp_path, capsys):
+    assert push.main(["--checkpoint", str(tmp_path), "--repo", "org/heart"]) == 1
+    assert "holds no export" in capsys.readouterr().err
+    shutil.copytree(finished / "export", tmp_path / "export")
+    (tmp_path / "export" / "README.md").unlink()
+    assert push.main(["--checkpoint", str(tmp_path), "--repo", "org/heart"]) == 1
+    assert "has no model card" in capsys.readouterr().err
