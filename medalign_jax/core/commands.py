@@ -189,12 +189,14 @@ def _signals_raise() -> Iterator[None]:
 def _would_harm(frame: types.FrameType | None) -> bool:
     """Whether nothing must be raised here.
 
-    What is raised in a callback of the garbage collector is lost, and JAX has one. An import that
-    is interrupted fails for a reason that it makes up, or with a segmentation fault.
+    What is raised in a finaliser or in a callback of the garbage collector is lost, and JAX has one
+    of these. An import that is interrupted fails for a reason that it makes up, or with a
+    segmentation fault.
     """
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code in callbacks or frame.f_code.co_filename == _IMPORT:
+        code = frame.f_code
+        if code in callbacks or code.co_name == "__del__" or code.co_filename == _IMPORT:
             return True
         frame = frame.f_back
     return False

@@ -152,6 +152,26 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, capfd, interrupt
     assert "ignored" not in capfd.readouterr().err
 
 
+def test_a_signal_in_a_finaliser_is_not_lost(interruptible, capfd):
+    class Last:
+        def __del__(self):
+            self.close()
+
+        def close(self):
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(1000):
+                pass
+
+    def drop():
+        last = Last()
+        del last
+        time.sleep(10)
+
+    began = time.monotonic()
+    assert commands.ended(drop) == 130 and time.monotonic() - began < 5
+    assert "ignored" not in capfd.readouterr().err
+
+
 def test_a_signal_during_an_import_waits_for_its_end(monkeypatch, tmp_path, capsys, interruptible):
     (tmp_path / "slow_to_import.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\nDONE = 1\n"
