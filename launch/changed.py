@@ -1,14 +1,15 @@
 """Prints the test files of what differs from the last commit, for `launch/test.sh --fast`.
 
 They are the tests that were changed themselves, those named after a changed module, those that
-import one, and those of the modules that import it, where these are few (`FEW`): what everything
-stands on is left to the whole run. Tests of all configs and docs are always among them. Where
+import one, and those of the modules that import it, where these are few (`FEW`) or no test is its own:
+what everything stands on is left to the whole run. Tests of all configs and docs are always among them. Where
 nothing differs, the last commit stands for the change.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,12 @@ def tests_of(files: set[Path]) -> list[Path]:
     found = {path for path in files if path in tests and path.name.startswith("test_")}
     for path in files - tests.keys():
         modules, names = {module_of(path)}, {f"test_{path.stem}.py"}
-        found |= _tests_of(modules, names, tests)
+        own = _tests_of(modules, names, tests)
+        if modules & sources.get(path.parent / "__init__.py", set()):  # had through its room
+            modules |= {module_of(path.parent / "__init__.py")}
         importers = {p for p, imports in sources.items() if modules & imports}
-        if len(importers) <= FEW:
+        found |= own
+        if len(importers) <= FEW or not own:
             names = {f"test_{p.stem}.py" for p in importers}
             found |= _tests_of({module_of(p) for p in importers}, names, tests)
     if files:
@@ -73,6 +77,7 @@ def _tests_of(modules: set[str], names: set[str], tests: dict[Path, set[str]]) -
     }
 
 
+@functools.cache
 def _imports(folder: str) -> dict[Path, set[str]]:
     """File -> what it imports, of a folder below the root."""
     paths = sorted((ROOT / folder).rglob("*.py"))

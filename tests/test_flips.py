@@ -26,7 +26,8 @@ from medalign_jax.train.checkpoint import Checkpoints
 from medalign_jax.weights.source import resolve
 from tests.data import manifests
 from tests.evaluate.test_embeddings import Plain
-from tests.teachers import test_cache, test_state_cache
+from tests.teachers import test_embedding_cache as test_cache
+from tests.teachers import test_state_cache
 from tests.toy_encoders import toy
 
 FLIPS = int(os.environ.get("FLIPS", 8))  # of each kind

@@ -47,14 +47,19 @@ class QuestionBatch(TypedDict, total=False):
     teacher_ids: Annotated[Array, "B U", "int32"]
     teacher_mask: Annotated[Array, "B U", "bool"]
     teacher_at: Annotated[Array, "B R", "int32"]
-    # Of a teacher that does not run in the step (`teachers.state_cache`), at response positions.
+    prompt_ids: Annotated[Array, "B P", "int32"]  # left-padded, to generate from
+    prompt_mask: Annotated[Array, "B P", "bool"]
+
+
+class StoredTeacherBatch(QuestionBatch, total=False):
+    """Questions with what a teacher said that does not run in the step (`teachers.state_cache`)."""
+
+    # At the positions of the response.
     teacher_layers: Annotated[Array, "B D R W", "bfloat16"]
     teacher_last: Annotated[Array, "B R W", "bfloat16"]
     teacher_top_ids: Annotated[Array, "B R J", "int32"]
     teacher_top_log_probs: Annotated[Array, "B R J", "float32"]
     teacher_top_rest: Annotated[Array, "B R", "float32"]
-    prompt_ids: Annotated[Array, "B P", "int32"]  # left-padded, to generate from
-    prompt_mask: Annotated[Array, "B P", "bool"]
 
 
 def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:
@@ -62,7 +67,7 @@ def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:
 
     Args:
       batch: name -> array, or shape and type of one.
-      kind: `AudioBatch` or `QuestionBatch`; arrays that it does not name are passed over.
+      kind: `AudioBatch`, `QuestionBatch`, ...; arrays that it does not name are passed over.
     """
     hints, sizes, found = get_type_hints(kind, include_extras=True), {}, []
     for name in sorted(batch.keys() & hints.keys()):
@@ -82,7 +87,7 @@ def shapes(kind: type, sizes: Mapping[str, int]) -> dict[str, jax.ShapeDtypeStru
     """The arrays of a kind of batch of which every size is given.
 
     Args:
-      kind: `AudioBatch` or `QuestionBatch`.
+      kind: `AudioBatch`, `QuestionBatch`, ...
       sizes: by the letters of its shapes, "B" and others.
     """
     found = {}

@@ -1,7 +1,11 @@
 """Runs of this folder compile their training steps, most of their time, as `tests.quick` says."""
 
 import contextlib
+import os
+import shutil
+from pathlib import Path
 
+import filelock
 import jax
 import pytest
 
@@ -31,8 +35,13 @@ def all_quick():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Workdir of a tiny AcuLa run, to be looked at and not to be changed."""
-    workdir = tmp_path_factory.mktemp("runs") / "acula"
-    with quick_steps():  # a fixture of the session comes before those of a module
-        acula.run(tiny(), workdir)
-    return workdir
+    """Workdir of a tiny AcuLa run: made once, each process of the tests has a copy."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    workdir, done = root / "finished", root / "finished.done"
+    with filelock.FileLock(root / "finished.lock"):
+        if not done.exists():
+            with quick_steps():  # a fixture of the session comes before those of a module
+                acula.run(tiny(), workdir)
+            done.touch()
+        return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "acula"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.distill import get_config
-from medalign_jax.core.batches import QuestionBatch, mismatches
+from medalign_jax.core.batches import StoredTeacherBatch, mismatches
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.mesh import make_mesh
 from medalign_jax.data.pipeline import PipelineError
@@ -135,8 +135,8 @@ def batches(world, passes):
 
 def test_batches_hold_what_their_list_says(batches):
     for form, batch in batches.items():
-        assert mismatches(batch, QuestionBatch) == [], form
-    assert {*NAMES.values()} <= {*get_type_hints(QuestionBatch)}
+        assert mismatches(batch, StoredTeacherBatch) == [], form
+    assert {*NAMES.values()} <= {*get_type_hints(StoredTeacherBatch)}
     assert "teacher_last" in batches["last"] and "teacher_top_ids" in batches["top_k"]
 
 
