@@ -1,9 +1,9 @@
 """Prints the test files of what differs from the last commit, for `launch/test.sh --fast`.
 
 They are the tests that were changed themselves, those named after a changed module, those that
-import one, and those of the modules that import it, where these are few (`FEW`) or no test is its own:
-what everything stands on is left to the whole run. Tests of all configs and docs are always among them. Where
-nothing differs, the last commit stands for the change.
+import one, and those of the modules that import it, where these are few (`FEW`) or no test is its
+own: what everything stands on is left to the whole run. Tests of all configs and docs are always
+among them. Where nothing differs, the last commit stands for the change.
 """
 
 from __future__ import annotations
