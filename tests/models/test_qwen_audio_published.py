@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 import transformers
 
@@ -17,40 +16,17 @@ from medalign_jax.models.encoders.qwen_omni_audio import (
     qwen2_5_omni_audio_config,
     qwen2_audio_config,
 )
-from medalign_jax.weights.load import load
 from medalign_jax.weights.tables.qwen_omni_audio import (
     QWEN2_5_OMNI_TABLE,
     QWEN2_AUDIO_TABLE,
 )
+from tests.torch_models import check_shapes, hollow
 
 
 def abstract_params(config):
     frames = min(config.frames, 400)
     features = jax.ShapeDtypeStruct((1, frames, config.mels), jnp.float32)
     return jax.eval_shape(QwenAudio(config).init, jax.random.key(0), features)["params"]
-
-
-def hollow(model):
-    """Every tensor of a model on the meta device, as zeros that take no memory."""
-    return {
-        name: np.broadcast_to(np.float32(0), tuple(tensor.shape))
-        for name, tensor in model.state_dict().items()
-    }
-
-
-def check_shapes(official, table, abstract):
-    """`load` of a big model up to the point where numbers would be read."""
-
-    class Stop(Exception):
-        pass
-
-    def read(*_):
-        raise Stop
-
-    # Everything is checked before the first tensor is read.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("medalign_jax.weights.load._read", read)
-        load(official, table, abstract)
 
 
 def renamed(names, *changes):

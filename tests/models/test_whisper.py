@@ -19,7 +19,7 @@ from medalign_jax.weights.lazy import WeightError
 from medalign_jax.weights.load import export, load
 from medalign_jax.weights.tables.whisper import SHARDING, TABLE
 from tests.tiny_models import quick_jit
-from tests.torch_models import shake
+from tests.torch_models import check_shapes, hollow, shake
 
 ATOL = 1e-5
 FRAMES = 44
@@ -267,14 +267,6 @@ def test_presets_are_what_the_published_configs_say(name):
     assert whisper_config(json.loads(full_config(name).to_json_string())) == PRESETS[name][0]
 
 
-def hollow(model):
-    """Every tensor of a model on the meta device, as zeros that take no memory."""
-    return {
-        name: np.broadcast_to(np.float32(0), tuple(tensor.shape))
-        for name, tensor in model.state_dict().items()
-    }
-
-
 @pytest.mark.parametrize(
     ("kind", "prefix"),
     [
@@ -298,22 +290,7 @@ def test_large_v3_has_the_official_names_and_shapes():
     abstract = abstract_params(whisper.LARGE_V3)
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
     assert count == sum(t.size for n, t in official.items() if ".encoder." in n)
-    load_shapes(official, abstract)
-
-
-def load_shapes(official, abstract):
-    """`load` of a big model up to the point where numbers would be read."""
-
-    class Stop(Exception):
-        pass
-
-    def read(*_):
-        raise Stop
-
-    # Everything is checked before the first tensor is read.
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("medalign_jax.weights.load._read", read)
-        load(official, TABLE, abstract)
+    check_shapes(official, TABLE, abstract)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tensors, loaded):
