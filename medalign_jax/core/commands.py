@@ -173,15 +173,25 @@ def _signals_raise() -> Iterator[None]:
         del kinds[signal.SIGINT]
 
     def stop(number: int, frame: types.FrameType | None) -> None:
-        if _would_harm(frame):
-            threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+        if collecting or _would_harm(frame):
+            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True  # a process that ends meanwhile has heard enough
+            again.start()
         else:
             raise kinds[number]
 
+    collecting = False
+
+    def watch(phase: str, _: object) -> None:
+        nonlocal collecting
+        collecting = phase == "start"  # finalisers run until the other, "stop"
+
     before = {number: signal.signal(number, stop) for number in kinds}
+    gc.callbacks.insert(0, watch)
     try:
         yield
     finally:
+        gc.callbacks.remove(watch)
         for number, handler in before.items():
             signal.signal(number, handler)
 
