@@ -26,7 +26,7 @@ from medalign_jax.reports.templates import prompts
 from medalign_jax.runs import model_card, page
 from medalign_jax.runs.alignment import Aligned, Run
 from medalign_jax.runs.arms import Arm
-from medalign_jax.runs.space import export_spaces
+from medalign_jax.runs.space import export_spaces, incomparable
 from medalign_jax.runs.workdir import note_provenance
 from medalign_jax.search.common_space import AUDIO, TEXT, Heads
 
@@ -43,15 +43,7 @@ def check_sentences(config: ConfigDict, arms: Sequence[Arm]) -> None:
     """
     if not (config.evaluate.enabled and config.evaluate.sentences):
         return
-    candidates = [arm.name for arm in arms if arm.role == "candidate"]
-    standardised = [side for side in ("audio_head", "text_head")
-                    if config.loss[side] == "standardise"]  # fmt: skip
-    reason = ""
-    if candidates:
-        reason = f"candidates ({', '.join(candidates)}) may have other teachers and heads"
-    elif standardised:
-        reason = f"loss.{standardised[0]}=standardise has no map for a single sound or text"
-    if reason:
+    if reason := incomparable(config, arms):
         raise UserError(
             f"nearest class sentences and retrieval cannot be measured: {reason}; set "
             "evaluate.sentences=False"
@@ -129,13 +121,13 @@ def measure_run(
     facts = note_provenance(
         run.workdir, recordings=len(run.data), effective_rank=ranks, **run.findings.provenance()
     )
-    export_spaces(run, aligned, embedded["after"])
-    limits = page.limits_of_run(run, describe_ranks(ranks))
-    model_card.write(run, embedded["after"][0].shape[1], found.results, facts, limits)
+    export_spaces(run, arms, aligned, embedded["after"])
+    limits, chosen = page.limits_of_run(run, describe_ranks(ranks)), notes.get("after", "")
+    model_card.write(run, embedded["after"][0].shape[1], found.results, facts, limits, chosen)
     write_results(run.workdir / "evaluation.json", found.results, facts)
     write_text(run.workdir / "evaluation.csv", csv_of(found.results))
     print("\n" + text_of(tables_of(found.results)), describe_ranks(ranks), sep="\n\n", flush=True)
-    page.write(run, stages, found, shown, facts)
+    page.write(run, stages, found, shown, facts, chosen)
 
 
 def _features(found: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

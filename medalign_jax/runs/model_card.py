@@ -41,10 +41,15 @@ _INTENDED = (
 
 
 def write(
-    run: Run, width: int, results: Sequence[Result], facts: Mapping[str, Any], limits: Sequence[str]
+    run: Run,
+    width: int,
+    results: Sequence[Result],
+    facts: Mapping[str, Any],
+    limits: Sequence[str],
+    chosen: str = "",
 ) -> None:
     """The card beside the export of each fold; arguments as of `card_of`."""
-    text = card_of(run, width, results, facts, limits)
+    text = card_of(run, width, results, facts, limits, chosen)
     for part in run.parts:
         folder = part.folder / "export"
         write_text(folder / FILE, text)
@@ -52,7 +57,12 @@ def write(
 
 
 def card_of(
-    run: Run, width: int, results: Sequence[Result], facts: Mapping[str, Any], limits: Sequence[str]
+    run: Run,
+    width: int,
+    results: Sequence[Result],
+    facts: Mapping[str, Any],
+    limits: Sequence[str],
+    chosen: str = "",
 ) -> str:
     """The card as Markdown.
 
@@ -62,6 +72,7 @@ def card_of(
       results: of all stages.
       facts: provenance of the run.
       limits: what a reader must not conclude.
+      chosen: where the encoder is one of several candidates: which, and by what.
     """
     config, made = run.config, run.made
     tables = tables_of([result for result in results if _headline(result)])
@@ -72,7 +83,7 @@ def card_of(
         "## Use\n",
         _USE.format(rate=made.front_end.sample_rate, width=width),
         "## How it was made\n",
-        _lines(_recipe(run, facts)),
+        _lines([*_recipe(run, facts), *filter(None, [chosen])]),
         "## How it was measured\n",
         "Embeddings are frozen; 95 % intervals over subjects in brackets. `before` is the encoder "
         "before alignment; baselines stand beside it. Everything else is in evaluation.json.\n",

@@ -32,6 +32,7 @@ def write(
     found: Measured,
     shown: Mapping[str, Shown],
     provenance: Mapping[str, Any],
+    chosen: str = "",
 ) -> None:
     """report.html, and its first sentence on the screen.
 
@@ -41,12 +42,13 @@ def write(
       found: results of all stages.
       shown: stage -> what the nearest sentences and reports were.
       provenance: of the run.
+      chosen: where the alignment is one of several candidates: which, and by what.
     """
     headline = headline_of(found, run.suite, "before", "after", "supervised")
     data = report.ReportData(
         title="AcuLa: an audio encoder before and after alignment",
         headline=headline,
-        summary=_summary(run),
+        summary="\n".join(filter(None, [_summary(run), chosen[:1].upper() + chosen[1:]])),
         facts=_facts(run, provenance),
         bars=bars_of(found, run.suite),
         tables=tables_of(found.results),

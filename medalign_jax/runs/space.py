@@ -5,26 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from medalign_jax.core.seals import seal
 from medalign_jax.evaluate.retrieval import RetrievalError, fit_map
 from medalign_jax.runs.alignment import Aligned, Run
+from medalign_jax.runs.arms import Arm
 from medalign_jax.search.common_space import AUDIO, TEXT, Heads, Meeting, remove_space
 
 _TEACHER = ("source", "layer", "pooling", "max_tokens", "lowercase", "dtype")  # of config.teacher
 
 
-def export_spaces(run: Run, aligned: Sequence[Aligned], embedded: Sequence[np.ndarray]) -> None:
-    """Beside the exported encoder of each fold; nothing where another layer than the last was
-    aligned, which embeddings do not show.
+def incomparable(config: ConfigDict, arms: Sequence[Arm]) -> str:
+    """Why sounds and texts would not be compared as they were aligned; "" where they would."""
+    candidates = [arm.name for arm in arms if arm.role == "candidate"]
+    if candidates:  # one is chosen in each fold
+        return f"candidates ({', '.join(candidates)}) may have other teachers and heads"
+    for side in ("audio_head", "text_head"):
+        if config.loss[side] == "standardise":  # over each batch
+            return f"loss.{side}=standardise has no map for a single sound or text"
+    return ""
+
+
+def export_spaces(
+    run: Run, arms: Sequence[Arm], aligned: Sequence[Aligned], embedded: Sequence[np.ndarray]
+) -> None:
+    """Beside the exported encoder of each fold, where sounds and texts can be compared and the last
+    layer, which embeddings show, was aligned.
 
     Args:
       run: what was run.
+      arms: its alignments.
       aligned: the run's own alignment, one per fold.
       embedded: (N, D) of all recordings, one per fold.
     """
     config = run.config
-    if -1 not in tuple(config.loss.layers):
+    if incomparable(config, arms) or -1 not in tuple(config.loss.layers):
+        for part in run.parts:
+            remove_space(part.folder / "export")
         return
     texts = run.texts(config)
     means = texts.means(run.reports)

@@ -254,7 +254,8 @@ def load_space(source: str | Path, *, teacher: Any = None, mesh: Mesh | None = N
     if not settings or there[SETTINGS_FILE] is None:
         raise SpaceError(
             f"{source} cannot compare sounds with words ({SETTINGS_FILE} is not there): take the "
-            "workdir of an AcuLa run that was evaluated (evaluate.enabled=True)"
+            "workdir of an AcuLa run that was evaluated (evaluate.enabled=True), without "
+            "candidates among its arms and standardised heads"
         )
     encoder = load_encoder(None, source, mesh)
     return CommonSpace(encoder, _read(there[SETTINGS_FILE].parent, encoder.width), teacher, mesh)

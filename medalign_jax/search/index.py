@@ -3,8 +3,8 @@
     index = EmbeddingIndex.read("embeddings.parquet")     # as `medalign embed` writes it
     index.similar(encoder.embed(waveforms, 16_000), count=5)
 
-The search is exact: for each query one product with all vectors, some 0.1 s for 100,000 of them of
-width 768. Embeddings are compared by the cosine of their differences from the mean of the index:
+The search is exact: for each query one product with all vectors (0.02 s on 2 cores for 100,000 of
+width 768). Embeddings are compared by the cosine of their differences from the mean of the index:
 those of an encoder tend to share a large common part, which says nothing.
 """
 

@@ -178,6 +178,11 @@ def test_a_run_with_one_model_per_fold_chosen_among_candidates(tmp_path):
     assert "one wording" not in stages  # candidates are not looked at on test recordings
     assert all(stages[name]["n_test"] == 24 for name in ("before", "after"))
     assert "chosen on validation subjects of fold 0: " in stages["after"]["notes"]
+    # The card says so too, and what candidates aligned with is not taken for the run's own.
+    export = workdir / "fold_0" / "export"
+    assert "chosen on validation subjects of fold 0: " in (export / "README.md").read_text()
+    assert "hosen on validation subjects of fold 0: " in (workdir / "report.html").read_text()
+    assert not (export / "space.json").exists()
     chosen = stages["after"]["notes"].partition("subjects of ")[2].split("; ")
     for fold in range(3):
         name = "arms/one_wording" if chosen[fold].startswith(f"fold {fold}: one wording") else ""
