@@ -9,20 +9,20 @@ with each other and not across models; they are not a diagnosis.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from medalign_jax.core import commands
 from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import printable
-from medalign_jax.encoder import load_encoder
+from medalign_jax.encoder import Encoder, load_encoder
 from medalign_jax.search.common_space import CommonSpace, load_space
-from medalign_jax.search.files import Embedded, embedded, named_items
-from medalign_jax.search.index import EmbeddingIndex
+from medalign_jax.search.files import Embedded, Item, embedded, named_items
+from medalign_jax.search.index import EmbeddingIndex, Hit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,62 +36,83 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--count is {arguments.count}; ask for 1 or more")
     if arguments.index and (arguments.text or arguments.teacher):
         raise UserError("--index compares recordings with recordings: leave out --text, --teacher")
+    if arguments.encoder and not arguments.index:
+        raise UserError("--encoder goes with --index; the export of a run says which it is")
     items = named_items(arguments.files, arguments.manifest)
-    index = EmbeddingIndex.read(arguments.index) if arguments.index else None
-    space = None
-    if index is None:
-        space = load_space(arguments.checkpoint, teacher=arguments.teacher)
-        texts = space.embed_texts(arguments.text) if arguments.text else None  # fails before files
-    encoder = load_encoder(None, arguments.checkpoint) if space is None else space.encoder
-    found = list(embedded(encoder, items, arguments.max_seconds))
-    heard = [each for each in found if each.vector is not None]
-    for each in found:
-        if each.problem is not None:
-            print(f"error: {each.problem}", file=sys.stderr)
-    if heard and space is None:
+    return (_by_example if arguments.index else _in_words)(arguments, items)
+
+
+def _by_example(arguments: argparse.Namespace, items: Sequence[Item]) -> int:
+    index = EmbeddingIndex.read(arguments.index)
+    encoder = load_encoder(arguments.encoder, arguments.checkpoint)
+    heard = _heard(encoder, items, arguments.max_seconds)
+    if heard:
         _show(arguments, _similar(index, heard, arguments.count))
-    elif heard:
+    return int(len(heard) < len(items))
+
+
+def _in_words(arguments: argparse.Namespace, items: Sequence[Item]) -> int:
+    space = load_space(arguments.checkpoint, teacher=arguments.teacher)
+    texts = space.embed_texts(arguments.text) if arguments.text else None  # fails before files
+    heard = _heard(space.encoder, items, arguments.max_seconds)
+    if heard:
         sounds = space.meeting.sounds(np.stack([each.vector for each in heard]))
         if texts is None:
             _show(arguments, _reports(space, heard, sounds, arguments.count))
         else:
             _show(arguments, _compared(heard, sounds @ texts.T, arguments.text))
             _order(arguments, heard, sounds @ texts.T)
-    return 1 if len(heard) < len(found) else 0
+    return int(len(heard) < len(items))
 
 
-Rows = list[tuple[str, list[dict[str, Any]]]]  # recording -> what is near it, best first
+def _heard(encoder: Encoder, items: Sequence[Item], max_seconds: float | None) -> list[Embedded]:
+    """The recordings that could be embedded; of the others the reason is printed."""
+    heard = []
+    for each in embedded(encoder, items, max_seconds):
+        if each.problem is None:
+            heard.append(each)
+        else:
+            print(f"error: {each.problem}", file=sys.stderr)
+    return heard
 
 
-def _similar(index: EmbeddingIndex, heard: Sequence[Embedded], count: int) -> Rows:
-    rows = []
+@dataclasses.dataclass(frozen=True)
+class _Near:
+    """What is near: a report, a text or a recording (`kind`), and what else is known of it."""
+
+    similarity: float
+    kind: str
+    what: str
+    more: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_Rows = list[tuple[Embedded, list[_Near]]]  # best first
+
+
+def _similar(index: EmbeddingIndex, heard: Sequence[Embedded], count: int) -> _Rows:
     hits = index.similar(np.stack([each.vector for each in heard]), count)
-    for each, best in zip(heard, hits, strict=True):
-        near = [
-            {"similarity": hit.similarity, "recording": hit.path}
-            | {name: cell for name, cell in hit.columns.items() if cell and name != "seconds"}
-            for hit in best
-        ]
-        rows.append((printable(each.item.path), near))
-    return rows
-
-
-def _reports(space: CommonSpace, heard: Sequence[Embedded], sounds: np.ndarray, count: int) -> Rows:
     return [
-        (
-            printable(each.item.path),
-            [{"similarity": near.similarity, "report": near.text} for near in nearest],
-        )
+        (each, [_Near(hit.similarity, "recording", hit.path, _told(hit)) for hit in best])
+        for each, best in zip(heard, hits, strict=True)
+    ]
+
+
+def _told(hit: Hit) -> dict[str, str]:
+    return {name: cell for name, cell in hit.columns.items() if cell and name != "seconds"}
+
+
+def _reports(
+    space: CommonSpace, heard: Sequence[Embedded], sounds: np.ndarray, count: int
+) -> _Rows:
+    return [
+        (each, [_Near(near.similarity, "report", near.text) for near in nearest])
         for each, nearest in zip(heard, space.nearest(sounds, count), strict=True)
     ]
 
 
-def _compared(heard: Sequence[Embedded], cosines: np.ndarray, texts: Sequence[str]) -> Rows:
+def _compared(heard: Sequence[Embedded], cosines: np.ndarray, texts: Sequence[str]) -> _Rows:
     return [
-        (
-            printable(each.item.path),
-            [{"similarity": float(row[m]), "text": texts[m]} for m in np.argsort(-row)],
-        )
+        (each, [_Near(float(row[m]), "text", texts[m]) for m in np.argsort(-row, kind="stable")])
         for each, row in zip(heard, cosines, strict=True)
     ]
 
@@ -106,16 +127,17 @@ def _order(arguments: argparse.Namespace, heard: Sequence[Embedded], cosines: np
             print(f"  {cosines[n, m]:+.3f}  {printable(heard[n].item.path)}")
 
 
-def _show(arguments: argparse.Namespace, rows: Rows) -> None:
-    for name, near in rows:
+def _show(arguments: argparse.Namespace, rows: _Rows) -> None:
+    for each, nearest in rows:
+        name = printable(each.item.path)
         if arguments.json:
+            near = [{"similarity": n.similarity, n.kind: n.what, **n.more} for n in nearest]
             print(json.dumps({"recording": name, "near": near}, ensure_ascii=False))
             continue
         print(name)
-        for each in near:
-            similarity, first, *_ = each.values()
-            more = "".join(f", {k} {v}" for k, v in list(each.items())[2:])
-            print(f"  {similarity:+.3f}  {first}{more}")
+        for n in nearest:
+            more = "".join(f", {column} {cell}" for column, cell in n.more.items())
+            print(f"  {n.similarity:+.3f}  {n.what}{more}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,8 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="*", help="recordings, or folders of them")
     parser.add_argument("--manifest", help="table of recordings (audio_path) in place of files")
     parser.add_argument(
-        "--checkpoint", required=True, help="workdir of an AcuLa run, or its export folder"
+        "--checkpoint",
+        required=True,
+        help="workdir or export of an AcuLa run; weights, with --index",
     )
+    parser.add_argument("--encoder", help="its name, with --index, where weights do not say it")
     parser.add_argument(
         "--text", nargs="+", default=[], help="words to compare with, in place of training reports"
     )

@@ -109,6 +109,11 @@ def push(folder: Path, names: Sequence[str], repository: str, private: bool) -> 
         )
     except ValueError as error:  # a name that is none, or no token
         raise WeightError(f"{repository}: {error}") from error
+    except ConnectionError as error:
+        raise WeightError(
+            f"{repository}: the Hub cannot be reached ({error}); connect, unset HF_HUB_OFFLINE and "
+            "push again"
+        ) from error
     except Exception as error:  # the client lets errors of its network library through
         raise WeightError(f"{repository}: {_reason(repository, None, error)}") from error
     return f"{hub.endpoint}/{repository}"
