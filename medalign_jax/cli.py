@@ -22,6 +22,7 @@ from medalign_jax.core.words import did_you_mean
 COMMANDS = {
     "train": ("main", "align, distil, pre-train, put recordings into words"),
     "evaluate": ("runs.evaluate", "measure encoders on labelled recordings, without training"),
+    "report": ("report", "results of several runs on one page"),
     "embed": ("embed", "a table of embeddings of audio files"),
     "query": ("query", "what recordings sound like: nearest reports, your own words, recordings"),
     "ask": ("ask", "put a question about recordings to an audio language model"),

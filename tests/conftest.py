@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,18 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("reference fixtures and recordings (../shared) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, which reaches no network."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield opened
+        opened.close()

@@ -19,6 +19,8 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.core.files import write_text
 from medalign_jax.evaluate.statistics import Interval
 
+LOWER_IS_BETTER = frozenset({"mae"})  # metrics that are errors
+
 
 class ResultsError(UserError):
     """A result that must not be written, or a file that does not hold results."""

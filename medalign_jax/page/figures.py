@@ -1,35 +1,50 @@
-"""Figures of the report page as inline SVG: no library, no script, no network.
+"""Figures of the report page, described for Plotly, which draws them in the browser.
 
-Every figure is drawn in a 400-wide box that scales with the page, takes its colours from the
-page's style sheet (so it follows light and dark mode), and says in words what it shows. Classes
-and series differ by shape or dash as well as by colour.
+A figure is data: traces and a layout as plotly.js documents them
+(https://plotly.com/javascript/reference), and in words what it shows. A colour is written "$name"
+and means the page's own of that name, so that figures follow light and dark mode. Classes and
+series differ by shape or dash as well as by colour. Text of data passes through `wording.label`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from medalign_jax.page.svg import (
-    WIDTH,
-    Box,
-    data_range,
-    escape,
-    figure,
-    number,
-    shorten,
-    svg_element,
-    x_axis,
-    y_axis,
-)
+from medalign_jax.page.wording import label, number, shorten
 
 COLOURS = 8
-_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
+_DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_POINTS = 2000
 _BUCKETS = 250
+_ROW = 46  # height of a score, pixels
+_ROLES = {"before": "$before", "after": "$accent"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure as the page needs it.
+
+    Attributes:
+      title: heading.
+      alt: what it shows, in words, for those who do not see it.
+      traces: Plotly's.
+      layout: Plotly's.
+      height: pixels.
+      caption: below the heading.
+    """
+
+    title: str
+    alt: str
+    traces: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    height: int
+    caption: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bar:
+class Score:
     """A value with its interval; `role` picks the look: before, after, reference."""
 
     name: str
@@ -62,27 +77,70 @@ class Bar:
     high: float | None = None
     role: str = "reference"
 
+    @property
+    def words(self) -> str:
+        """The value, and its interval if it has one."""
+        if self.low is None or self.high is None:
+            return number(self.value)
+        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
-    """Values to compare; they start at `origin`, the value of knowing nothing."""
+class Scores:
+    """Values to compare.
+
+    Attributes:
+      title: heading.
+      scores: top to bottom.
+      metric: name of what is on the axis.
+      better: "higher" or "lower".
+      chance: the value of knowing nothing, or of no difference; None where there is none.
+      chance_name: what that is.
+      caption: below the heading.
+    """
 
     title: str
-    bars: tuple[Bar, ...]
+    scores: tuple[Score, ...]
     metric: str
-    origin: float = 0.0
-    origin_name: str = ""
+    better: str = "higher"
+    chance: float | None = None
+    chance_name: str = "chance"
     caption: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class MapPanel:
-    """Points (n, 2) with one label each, and the share of variance on each axis."""
+    """Where an encoder puts the recordings: (n, 2) points, shares of variance on the two axes."""
 
     title: str
     points: np.ndarray
-    labels: Sequence[str]
     explained: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """Maps of the same recordings, one per encoder.
+
+    Attributes:
+      panels: of (n, 2) points each.
+      labels: (n,) classes.
+      names: (n,) what is shown of a recording beside its class, or ().
+      heard: point -> its number among the page's sounds.
+    """
+
+    panels: Sequence[MapPanel]
+    labels: Sequence[str]
+    names: Sequence[str] = ()
+    heard: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        if len(self.names) not in (0, n):
+            raise ValueError(f"maps of {n} recordings with {len(self.names)} names")
+        for panel in self.panels:
+            shape = np.shape(panel.points)
+            if shape != (n, 2) or not np.all(np.isfinite(panel.points)):
+                raise ValueError(f"map {panel.title!r}: {shape} points for {n} labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,35 +152,57 @@ class Confusion:
     counts: np.ndarray
     caption: str = ""
 
+    def __post_init__(self) -> None:
+        n = len(self.classes)
+        if np.shape(self.counts) != (n, n) or not n:
+            shape = np.shape(self.counts)
+            raise ValueError(f"confusion {self.title!r}: {shape} counts for {n} classes")
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(C, C) of each true class."""
+        return self.counts / np.maximum(np.sum(self.counts, axis=1, keepdims=True), 1)
+
 
 # ---------------------------------------------------------------------------------- lines
 
 
-def line_chart(chart: Curves) -> str:
-    """Draws curves; long ones keep the extremes of each stretch, so no spike is lost."""
+def line_chart(chart: Curves) -> Figure | None:
+    """Curves; long ones keep the extremes of each stretch, so no spike is lost. None without any
+    finite value."""
     lines = [(s, *_thinned(s, chart.log_y)) for s in chart.series]
     lines = [line for line in lines if np.isfinite(line[2]).any()]
-    title = escape(chart.title)
     if not lines:
-        return figure('<p class="empty">No values were logged.</p>', title)
-    x_all = np.concatenate([x for _, x, _ in lines])
-    y_all = np.concatenate([y for _, _, y in lines])
-    x_range = data_range(x_all, pad=0)
-    y_range = data_range(y_all[np.isfinite(y_all)], pad=0.06)
-    box = Box(56, 12, WIDTH - 14, 210, x_range, y_range)
-    parts = [y_axis(box, chart.log_y), x_axis(box, chart.x_label)]
-    for i, (_, x, y) in enumerate(lines):
-        parts.append(
-            f'<path class="line s{i % COLOURS}" stroke-dasharray="{_dash(i)}" '
-            f'd="{_path(box, x, y)}"/>'
-        )
+        return None
+    traces = [
+        {
+            "type": "scatter",
+            # A single value is a dot: a line needs two.
+            "mode": "lines" if np.isfinite(y).sum() > 1 else "markers",
+            "name": label(s.name),
+            "x": x.tolist(),
+            "y": [value if math.isfinite(value) else None for value in y.tolist()],
+            "line": {"color": f"$c{i % COLOURS}", "dash": _dash(i), "width": 2},
+            "marker": {"color": f"$c{i % COLOURS}"},
+            "hovertemplate": f"%{{y:.4g}} at {label(chart.x_label)} %{{x}}<extra>"
+            f"{label(s.name)}</extra>",
+        }
+        for i, (s, x, y) in enumerate(lines)
+    ]
     words = "; ".join(
         f"{s.name} from {number(s.y[k[0]])} to {number(s.y[k[-1]])}"
         for s, _, _ in lines
         if len(k := np.flatnonzero(np.isfinite(s.y)))
     )
+    layout = _layout(
+        xaxis=_axis(title={"text": label(chart.x_label)}, fixedrange=True),
+        yaxis=_axis(type="log" if chart.log_y else "linear", fixedrange=True, automargin=True),
+        margin={"l": 8, "r": 12, "t": 8, "b": 8},
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    )
     alt = f"{chart.title} over {chart.x_label}: {words}"
-    return figure(svg_element(parts, 252, alt), title, escape(chart.y_label), _line_legend(lines))
+    return Figure(chart.title, alt, traces, layout, 280, chart.y_label)
 
 
 def _dash(i: int) -> str:
@@ -130,19 +210,10 @@ def _dash(i: int) -> str:
     return _DASHES[(i + i // COLOURS) % len(_DASHES)]
 
 
-def _line_legend(lines) -> str:
-    items = "".join(
-        f'<li><svg viewBox="0 0 26 8" aria-hidden="true"><path class="line s{i % COLOURS}" '
-        f'stroke-dasharray="{_dash(i)}" d="M0 4H26"/></svg>{escape(s.name)}</li>'
-        for i, (s, _, _) in enumerate(lines)
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
 def _thinned(series: Series, log: bool) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(series.x, np.float64), np.asarray(series.y, np.float64)
     if log:
-        y = np.log10(np.where(y > 0, y, np.nan))
+        y = np.where(y > 0, y, np.nan)
     if len(x) <= 2 * _BUCKETS:
         return x, y
     keep = []
@@ -156,213 +227,185 @@ def _thinned(series: Series, log: bool) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
-def _path(box: Box, x: np.ndarray, y: np.ndarray) -> str:
-    commands, pen = [], "M"
-    for a, b in zip(x, y, strict=True):
-        if not math.isfinite(b):
-            pen = "M"
-            continue
-        commands.append(f"{pen}{box.x(a):.1f} {box.y(b):.1f}")
-        pen = "L"
-    if len(commands) == 1:  # a dot, which a round line cap makes visible
-        commands.append("h0")
-    return "".join(commands)
+# --------------------------------------------------------------------------------- scores
 
 
-# ----------------------------------------------------------------------------------- bars
-
-
-def interval_bars(chart: Bars) -> str:
-    """Draws one bar per row with its interval as a whisker and its numbers in words."""
-    values = [v for b in chart.bars for v in (b.value, b.low, b.high) if v is not None]
-    low, high = data_range(np.array([*values, chart.origin]), pad=0.04)
-    row, top = 44, 4
-    bottom = top + row * len(chart.bars)
-    box = Box(8, top, WIDTH - 8, bottom, (low, high), (0, 1))
-    origin = box.x(chart.origin)
-    parts = [x_axis(box, chart.metric)]
-    for i, bar in enumerate(chart.bars):
-        parts.append(_bar_row(bar, box, origin, top + i * row))
-    name = f"{chart.origin_name} {number(chart.origin)}".strip()
-    words = "; ".join(f"{b.name} {_with_interval(b)}" for b in chart.bars)
-    caption = escape(chart.caption) + (f" Bars start at {escape(name)}." if name else "")
-    alt = f"{chart.title}, {chart.metric}: {words}"
-    return figure(svg_element(parts, bottom + 42, alt), escape(chart.title), caption.strip())
-
-
-def _bar_row(bar: Bar, box: Box, origin: float, y: float) -> str:
-    end = box.x(bar.value)
-    left, width = min(origin, end), abs(end - origin)
-    role = bar.role if bar.role in ("before", "after") else "reference"
-    text = (
-        f'<text x="{box.left}" y="{y + 14}" class="row">{escape(shorten(bar.name, 34))}</text>'
-        f'<text x="{box.right}" y="{y + 14}" class="end row value">{_with_interval(bar)}</text>'
-        f'<path class="origin" d="M{origin:.1f} {y + 18}v19"/>'
+def scores_chart(chart: Scores) -> Figure:
+    """One row per score: a dot with its interval as a whisker, its name and numbers above."""
+    count = len(chart.scores)
+    traces = [_dot(score, count - 1 - i) for i, score in enumerate(chart.scores)]
+    layout = _layout(
+        xaxis=_axis(
+            title={"text": f"{label(chart.metric)} ({chart.better} is better)"}, fixedrange=True
+        ),
+        yaxis={"visible": False, "range": [-0.6, count - 0.15], "fixedrange": True},
+        margin={"l": 8, "r": 8, "t": 2, "b": 44},
+        annotations=[
+            text
+            for i, score in enumerate(chart.scores)
+            for text in (
+                _beside(shorten(score.name, 36), count - 1 - i, 0, "left", "$ink"),
+                _beside(score.words, count - 1 - i, 1, "right", "$soft"),
+            )
+        ],
+        showlegend=False,
     )
-    rect = (
-        f'<rect class="bar {role}" x="{left:.1f}" y="{y + 20}" width="{width:.1f}" height="15" '
-        f'rx="2"><title>{escape(bar.name)} {_with_interval(bar)}</title></rect>'
-    )
-    if bar.low is None or bar.high is None:
-        return text + rect
-    a, b, m = box.x(bar.low), box.x(bar.high), y + 27.5
-    line = f"M{a:.1f} {m}H{b:.1f}M{a:.1f} {m - 5}v10M{b:.1f} {m - 5}v10"
-    return text + rect + f'<path class="halo" d="{line}"/><path class="whisker" d="{line}"/>'
-
-
-def _with_interval(bar: Bar) -> str:
-    if bar.low is None or bar.high is None:
-        return number(bar.value)
-    return f"{number(bar.value)}  [{number(bar.low)}, {number(bar.high)}]"
-
-
-# -------------------------------------------------------------------------------- scatter
-
-
-def scatter_map(panel: MapPanel, classes: Sequence[str]) -> str:
-    """Draws a map of points; `classes` fixes colour and shape, the same in every panel."""
-    points = np.asarray(panel.points, np.float64)
-    labels = np.asarray([str(label) for label in panel.labels])
-    if points.shape != (len(labels), 2) or not np.all(np.isfinite(points)):
-        raise ValueError(f"map {panel.title!r}: {points.shape} points for {len(labels)} labels")
-    shown = np.arange(len(points))[:: max(1, math.ceil(len(points) / _MAX_POINTS))]
-    box = Box(8, 8, WIDTH - 8, 320, data_range(points[:, 0], 0.05), data_range(points[:, 1], 0.05))
-    parts = ['<rect class="frame" x="8" y="8" width="384" height="312" rx="6"/>']
-    for k, name in enumerate(classes):
-        marks = [
-            _marker(k, box.x(points[i, 0]), box.y(points[i, 1]))
-            for i in shown
-            if labels[i] == str(name)
+    caption = chart.caption
+    if chart.chance is not None:
+        line = {"color": "$soft", "width": 1, "dash": "dot"}
+        x = chart.chance
+        layout["shapes"] = [
+            {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
         ]
-        parts.append(f'<g class="mark f{k % COLOURS}">{"".join(marks)}</g>')
-    parts.append(_places(box, points, labels, classes))
+        traces.append(_kept_in_view(x))
+        caption = f"{caption} Dotted line: {chart.chance_name}, {number(x)}.".strip()
+    words = "; ".join(f"{score.name} {score.words}" for score in chart.scores)
+    alt = f"{chart.title}, {chart.metric}, {chart.better} is better: {words}"
+    return Figure(chart.title, alt, traces, layout, 48 + _ROW * count, caption)
+
+
+def _dot(score: Score, y: int) -> dict[str, Any]:
+    colour = _ROLES.get(score.role, "$soft")
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [score.value],
+        "y": [y],
+        "name": label(score.name),
+        "marker": {
+            "color": colour if score.role in _ROLES else "$card",
+            "size": 11,
+            "line": {"color": colour, "width": 2},
+        },
+        "text": [f"{label(score.name)}: {label(score.words)}"],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    if score.low is not None and score.high is not None:
+        trace["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [score.high - score.value],
+            "arrayminus": [score.value - score.low],
+            "color": colour,
+            "thickness": 2,
+            "width": 5,
+        }
+    return trace
+
+
+def _beside(text: str, y: int, x: int, anchor: str, colour: str) -> dict[str, Any]:
+    return {
+        "xref": "paper",
+        "x": x,
+        "y": y,
+        "yshift": 17,
+        "xanchor": anchor,
+        "text": label(text),
+        "showarrow": False,
+        "font": {"color": colour, "size": 12},
+    }
+
+
+def _kept_in_view(x: float) -> dict[str, Any]:
+    """A shape does not widen the axis; a point does."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [x],
+        "y": [0],
+        "marker": {"opacity": 0},
+        "hoverinfo": "skip",
+    }
+
+
+# ------------------------------------------------------------------------------------ map
+
+
+def scatter_maps(maps: Maps) -> list[Figure]:
+    """Points of recordings, with the same colour and shape of a class in every panel.
+
+    `customdata` of the classes' points is their number n. Of the last two traces one rings those
+    that can be heard; the other is empty: the page puts the chosen point there.
+    """
+    labels = np.asarray([str(each) for each in maps.labels])
+    every = max(1, math.ceil(len(labels) / _MAX_POINTS))
+    shown = np.array(sorted({*range(0, len(labels), every), *maps.heard}), int)
+    return [_map(maps, panel, labels, shown) for panel in maps.panels]
+
+
+def _map(maps: Maps, panel: MapPanel, labels: np.ndarray, shown: np.ndarray) -> Figure:
+    points, classes = np.asarray(panel.points, np.float64), sorted(set(labels))
+    text = "<br>%{text}" if len(maps.names) else ""
+    traces = [
+        _points(points, rows, shorten(name, 40))
+        | {
+            "marker": {
+                "color": f"$c{k % COLOURS}",
+                # Shapes change with every class, and again when the colours start anew.
+                "symbol": SYMBOLS[(k + k // COLOURS) % len(SYMBOLS)],
+                "size": 7,
+                "opacity": 0.8,
+                "line": {"color": "$card", "width": 0.5},
+            },
+            "customdata": rows.tolist(),
+            "hovertemplate": f"<b>{label(name)}</b>{text}<extra></extra>",
+        }
+        for k, name in enumerate(classes)
+        for rows in [shown[labels[shown] == name]]
+    ]
+    rings = _points(points, np.array(sorted(maps.heard), int), "can be heard")
+    traces.append(rings | _ring(11, 1.5) | {"showlegend": bool(maps.heard)})
+    traces.append(_points(points, shown[:0], "chosen") | _ring(22, 3) | {"showlegend": False})
+    bare = {"showgrid": False, "zeroline": False, "showticklabels": False, "showline": True,
+            "mirror": True, "linecolor": "$rule"}  # fmt: skip
+    layout = _layout(
+        xaxis=bare,
+        # One unit is as long upwards as to the right: distances can be compared.
+        yaxis=bare | {"scaleanchor": "x", "scaleratio": 1},
+        margin={"l": 4, "r": 4, "t": 4, "b": 4},
+        showlegend=True,
+        legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0},
+        hovermode="closest",
+    )
     caption = f"{len(points)} recordings"
     if len(shown) < len(points):
         caption += f", {len(shown)} drawn"
     if panel.explained is not None:
         caption += ", two axes with {:.0%} and {:.0%} of the variance".format(*panel.explained)
-    alt = f"{panel.title}: {caption}, coloured by class ({', '.join(map(str, classes))})"
-    return figure(svg_element(parts, 328, alt), escape(panel.title), escape(caption))
+    alt = f"{panel.title}: {caption}, coloured by class ({', '.join(classes)})"
+    return Figure(panel.title, alt, traces, layout, 420, caption)
 
 
-def _places(box: Box, points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Names at the medians of the classes, moved down where one would cover another."""
-    medians = {str(c): np.median(points[labels == str(c)], axis=0) for c in classes
-               if np.any(labels == str(c))}  # fmt: skip
-    placed: list[tuple[float, float, float]] = []
-    parts = []
-    for name, (px, py) in sorted(medians.items(), key=lambda item: -item[1][1]):
-        text = shorten(name, 22)
-        half = 3.8 * len(text)
-        x = min(max(box.x(px), box.left + half + 4), box.right - half - 4)
-        y = box.y(py) + 4
-        for other_x, other_y, other_half in placed:
-            if abs(x - other_x) < half + other_half and y < other_y + 16:
-                y = other_y + 16
-        placed.append((x, y, half))
-        parts.append(f'<text class="mid place" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>')
-    return "".join(parts)
+def _points(points: np.ndarray, rows: np.ndarray, name: str) -> dict[str, Any]:
+    x, y = np.round(points[rows], 4).T.tolist()
+    return {"type": "scatter", "mode": "markers", "name": label(name), "x": x, "y": y}
 
 
-def map_legend(classes: Sequence[str]) -> str:
-    """The colours and shapes of `scatter_map`."""
-    items = "".join(
-        f'<li><svg viewBox="0 0 12 12" class="key" aria-hidden="true">'
-        f'<g class="mark f{k % COLOURS}">{_marker(k, 6, 6, 4.5)}</g></svg>{escape(name)}</li>'
-        for k, name in enumerate(classes)
-    )
-    return f'<ul class="legend">{items}</ul>'
+def _ring(size: int, width: float) -> dict[str, Any]:
+    line = {"width": width}
+    marker = {"symbol": "circle-open", "size": size, "color": "$ink", "line": line}
+    return {"marker": marker, "hoverinfo": "skip"}
 
 
-def _marker(k: int, x: float, y: float, r: float = 3.4) -> str:
-    """Shapes change with every class, and again when the colours start anew."""
-    shape = (k + k // COLOURS) % 5
-    if shape == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
-    s = r * 0.9
-    outlines = {
-        1: f"M{x - s:.1f} {y - s:.1f}h{2 * s:.1f}v{2 * s:.1f}h{-2 * s:.1f}z",
-        2: f"M{x:.1f} {y - r * 1.15:.1f}l{r * 1.1:.1f} {2 * r:.1f}h{-2.2 * r:.1f}z",
-        3: f"M{x:.1f} {y - r * 1.3:.1f}l{r * 1.3:.1f} {r * 1.3:.1f} {-r * 1.3:.1f} "
-        f"{r * 1.3:.1f} {-r * 1.3:.1f} {-r * 1.3:.1f}z",
-        4: f"M{x:.1f} {y + r * 1.15:.1f}l{r * 1.1:.1f} {-2 * r:.1f}h{-2.2 * r:.1f}z",
-    }
-    return f'<path d="{outlines[shape]}"/>'
+# --------------------------------------------------------------------------------- shared
 
 
-# ------------------------------------------------------------------------------ confusion
+def _layout(**given: Any) -> dict[str, Any]:
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "$ink", "size": 12},
+        "hoverlabel": {"bgcolor": "$card", "bordercolor": "$rule", "font": {"color": "$ink"},
+                       "align": "left"},
+        "dragmode": False,
+    } | given  # fmt: skip
 
 
-def confusion_matrix(matrix: Confusion) -> str:
-    """Draws counts, shaded by the share of each true class (row)."""
-    counts = np.asarray(matrix.counts)
-    n = len(matrix.classes)
-    if counts.shape != (n, n) or not n:
-        raise ValueError(f"confusion {matrix.title!r}: {counts.shape} counts for {n} classes")
-    left = 92
-    size = (WIDTH - left - 2) / n
-    across = [_words(str(name), max(3, int(size / 6.2))) for name in matrix.classes]
-    top = 40 + 13 * max(map(len, across), default=1)
-    height = min(size, 60)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    middle = left + n * size / 2
-    parts = [
-        f'<text class="mid soft" x="{middle:.1f}" y="12">predicted</text>',
-        f'<text class="end soft" x="{left - 8}" y="{top - 8}">true</text>',
-    ]
-    for i, name in enumerate(map(str, matrix.classes)):
-        x, y = left + (i + 0.5) * size, top + (i + 0.5) * height + 4
-        parts.append(_label(name, across[i], x, top - 8, "mid", bottom=True))
-        parts.append(_label(name, _words(name, 13), left - 8, y, "end"))
-        for j in range(n):
-            cell = left + j * size, top + i * height, size, height
-            parts.append(_cell(cell, int(counts[i, j]), share[i, j], n))
-    words = "; ".join(
-        f"{name}: {counts[i, i]} of {counts[i].sum()} right"
-        for i, name in enumerate(matrix.classes)
-    )
-    svg = svg_element(parts, top + n * height + 6, f"{matrix.title}. {words}")
-    return figure(svg, escape(matrix.title), escape(matrix.caption))
-
-
-def _words(text: str, length: int, lines: int = 3) -> list[str]:
-    """Breaks text between words into lines of at most `length` characters."""
-    broken: list[str] = []
-    for word in text.split():
-        if broken and len(broken[-1]) + 1 + len(word) <= length:
-            broken[-1] += " " + word
-        else:
-            broken.append(word)
-    if len(broken) > lines:
-        broken = [*broken[: lines - 1], " ".join(broken[lines - 1 :])]
-    return [shorten(line, length) for line in broken]
-
-
-def _label(name: str, lines: list[str], x: float, y: float, anchor: str, bottom=False) -> str:
-    """A few lines of small text centred on y, or ending there; the whole name as tooltip."""
-    first = y - 13 * (len(lines) - 1) * (1 if bottom else 0.5)
-    spans = "".join(
-        f'<tspan x="{x:.1f}" y="{first + 13 * k:.1f}">{escape(line)}</tspan>'
-        for k, line in enumerate(lines)
-    )
-    return f'<text class="{anchor} small">{spans}<title>{escape(name)}</title></text>'
-
-
-def _cell(cell, count: int, share: float, n: int) -> str:
-    x, y, width, height = cell
-    strong = " on" if share > 0.5 else ""
-    two_lines = n <= 6
-    middle = x + width / 2
-    text = (
-        f'<text class="mid{strong}" x="{middle:.1f}" '
-        f'y="{y + height / 2 + (0 if two_lines else 4):.1f}">{count}</text>'
-    )
-    if two_lines:
-        text += (
-            f'<text class="mid small{strong}" x="{middle:.1f}" y="{y + height / 2 + 15:.1f}">'
-            f"{share:.0%}</text>"
-        )
-    return (
-        f'<rect class="heat" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
-        f'height="{height - 2:.1f}" rx="3" fill-opacity="{0.06 + 0.94 * share:.3f}"/>{text}'
-    )
+def _axis(**given: Any) -> dict[str, Any]:
+    return {
+        "gridcolor": "$rule",
+        "zeroline": False,
+        "linecolor": "$soft",
+        "tickfont": {"color": "$soft"},
+        "automargin": True,
+    } | given

@@ -1,17 +1,23 @@
-"""What a page says of any evaluation: its first sentence, its bars, its limits."""
+"""What a page says of any evaluation: its first sentence, its charts, its map, its limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from medalign_jax.data.recordings.dataset import AudioDataset
 from medalign_jax.data.recordings.manifest import Row
 from medalign_jax.evaluate.collected import MEAN_OF, Measured
 from medalign_jax.evaluate.projection import embedding_map
+from medalign_jax.evaluate.results import LOWER_IS_BETTER, Result
 from medalign_jax.evaluate.stages import MINUS, Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.page import figures, report
+from medalign_jax.page.recordings import Sound
+from medalign_jax.page.wording import metric_name
 
 _ROLES = {"before": "before", "after": "after"}
+_HEARD = 20  # points of a map that have a sound
 
 
 def headline_of(found: Measured, suite: Suite, before: str, after: str, reference: str = "") -> str:
@@ -38,7 +44,7 @@ def headline_of(found: Measured, suite: Suite, before: str, after: str, referenc
     )
 
 
-def bars_of(found: Measured, suite: Suite) -> list[figures.Bars]:
+def scores_of(found: Measured, suite: Suite) -> list[figures.Scores]:
     """One chart for each task and kind of probe, its first metric."""
     charts = []
     tasks = dict.fromkeys(r.task for r in found.results if r.kind in suite.options.settings.kinds)
@@ -46,17 +52,23 @@ def bars_of(found: Measured, suite: Suite) -> list[figures.Bars]:
         for kind in suite.options.settings.kinds:
             rows = [r for r in found.results if (r.task, r.kind) == (task, kind)]
             rows = [r for r in rows if MINUS not in r.stage and r.metric == rows[0].metric]
-            if not rows:
-                continue
-            bars = tuple(
-                figures.Bar(r.stage, r.value, r.ci_low, r.ci_high, _ROLES.get(r.stage, "reference"))
-                for r in rows
-            )
-            metric = rows[0].metric
-            origin = 0.5 if metric == "auroc" else 0.0
-            title = f"{task}: {kind.replace('_', ' ')}"
-            charts.append(figures.Bars(title, bars, metric, origin, "chance" if origin else ""))
+            if rows:
+                charts.append(chart_of(f"{task}: {kind.replace('_', ' ')}", rows))
     return charts
+
+
+def chart_of(title: str, rows: Sequence[Result]) -> figures.Scores:
+    """A chart of results of one metric."""
+    scores = tuple(figures.Score(r.stage, r.value, r.ci_low, r.ci_high, _role(r)) for r in rows)
+    metric = rows[0].metric
+    better = "lower" if metric in LOWER_IS_BETTER else "higher"
+    chance = 0.5 if metric == "auroc" else None
+    return figures.Scores(title, scores, metric_name(metric), better, chance)
+
+
+def _role(result: Result) -> str:
+    """The look: on a page of several runs a stage has its run's name in front."""
+    return _ROLES.get(result.stage.rpartition(": ")[2], "reference")
 
 
 def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
@@ -91,18 +103,47 @@ def limits_of(suite: Suite, rows: Sequence[Row]) -> list[str]:
     return limits
 
 
-def map_of(suite: Suite, stages: Sequence[Stage]) -> list[figures.MapPanel]:
-    """Encoders' test rows of the first fold on the training rows' principal components, if the
-    first task has classes."""
+def map_of(
+    suite: Suite, stages: Sequence[Stage], rows: Sequence[Row], data: AudioDataset | None = None
+) -> tuple[figures.Maps | None, list[Sound]]:
+    """Encoders' test rows of the first fold on the training rows' principal components.
+
+    Args:
+      suite: what is asked; there is a map if its first task has classes.
+      stages: baselines have no map.
+      rows: of the recordings.
+      data: where to hear a few of them, spread over the classes.
+    """
     task = suite.tasks[0]
     if task.kind != "classification":
-        return []
+        return None, []
     fold, panels = suite.plans[0][0], []
     test = fold.test[task.known[fold.test]]
+    labels = [task.classes[c] for c in task.answers[test]]
+    about = [_about(rows[suite.members[r][0]]) for r in test]
+    heard = [] if data is None else spread(labels, _HEARD)
     for stage in (stage for stage in stages if stage.role != "baseline"):
         placed = embedding_map(stage.of(0)[fold.train], stage.of(0)[test])
-        labels = [task.classes[c] for c in task.answers[test]]
-        panels.append(
-            figures.MapPanel(stage.name, placed.coordinates[1], labels, tuple(placed.explained))
-        )
-    return panels
+        panels.append(figures.MapPanel(stage.name, placed.coordinates[1], placed.explained))
+    places = {point: sound for sound, point in enumerate(heard)}
+    sounds = [_sound(data, suite.members[test[p]][0], labels[p]) for p in heard]
+    return figures.Maps(panels, labels, about, places), sounds
+
+
+def _about(row: Row) -> str:
+    name = Path(row.audio_path).name
+    return f"{name}: {row.report}" if row.report else name
+
+
+def _sound(data: AudioDataset, i: int, label: str) -> Sound:
+    name = f"{Path(data.rows[i].audio_path).name} ({label})"
+    return Sound(name, data.waveform(i), data.sample_rate)
+
+
+def spread(labels: Sequence[object], count: int) -> list[int]:
+    """So many places at most, taken from the labels in turn."""
+    groups: dict[object, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    turns = [group[n] for n in range(count) for group in groups.values() if n < len(group)]
+    return turns[:count]

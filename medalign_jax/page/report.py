@@ -1,27 +1,37 @@
 """`report.html`: one self-contained page about a run.
 
-No script, no network: figures are inline SVG, sounds and pictures are data URIs, and the page's
-own content security policy forbids everything else. All text that comes from data is escaped.
+No network: styles, scripts, sounds and pictures are in the file, and its content security policy
+lets nothing else run or load (the scripts by their hashes). All text that comes from data is
+escaped, in HTML by the templates and in figures by `wording.label`.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
 
 from medalign_jax.core.files import write_text
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval
 from medalign_jax.evaluate.tables import Table
-from medalign_jax.page import figures
-from medalign_jax.page.recordings import Example, Recording, example_card, recording_card
+from medalign_jax.page import figures, media
+from medalign_jax.page.glossary import words_of
+from medalign_jax.page.recordings import Example, Recording, Sound
 from medalign_jax.page.recordings import Nearest as Nearest
-from medalign_jax.page.style import STYLE
-from medalign_jax.page.svg import escape, number
-from medalign_jax.page.tables import html_table, table_of_scores
+from medalign_jax.page.wording import label, number, shorten
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+_ASSETS = importlib.resources.files("medalign_jax.page") / "assets"
+_RESULT_HEAD = ("Task", "Data", "Kind", "Stage", "Metric", "#Value", "#95 % interval", "#Train",
+                "#Test", "#Runs", "Notes")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +53,12 @@ class ReportData:
         is a paragraph.
       summary: a few sentences about what was done; each line is a paragraph.
       facts: name and value: method, encoder, teacher, data, device, git commit, ...
-      bars: comparisons of stages and baselines.
-      tables: scores side by side, below the bars.
+      scores: comparisons of stages and baselines.
+      tables: scores side by side, below the charts.
       curves: training curves.
-      maps: embedding maps before and after.
+      maps: embedding maps before and after, or None.
       map_note: how the maps were made.
+      sounds: recordings that points of the maps play.
       confusions: confusion matrices.
       recordings: a few recordings to play.
       examples: questions about recordings, and what each stage answered.
@@ -61,11 +72,12 @@ class ReportData:
     headline: str
     summary: str = ""
     facts: Sequence[tuple[str, str]] = ()
-    bars: Sequence[figures.Bars] = ()
+    scores: Sequence[figures.Scores] = ()
     tables: Sequence[Table] = ()
     curves: Sequence[figures.Curves] = ()
-    maps: Sequence[figures.MapPanel] = ()
+    maps: figures.Maps | None = None
     map_note: str = ""
+    sounds: Sequence[Sound] = ()
     confusions: Sequence[figures.Confusion] = ()
     recordings: Sequence[Recording] = ()
     examples: Sequence[Example] = ()
@@ -86,35 +98,25 @@ def write_report(path: str | os.PathLike, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """The page as HTML text."""
-    sections = [
-        ("outcome", "Before and after", _bars(data) + "".join(map(table_of_scores, data.tables))),
-        ("map", "Map of the embeddings", _maps(data)),
-        ("confusion", "Which classes are confused", _confusions(data)),
-        ("recordings", "Recordings and their nearest reports", _recordings(data)),
-        ("examples", "Questions and answers", _examples(data)),
-        ("training", "Training", _curves(data)),
-        ("results", "All results", _results(data)),
-        ("unusable", "Rows left out", _unusable(data)),
-        ("limits", "Limits", _limits(data)),
-    ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{name}</h2>'
-        f"{content}</section>"
-        for key, name, content in sections
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{STYLE}</style></head><body>"
-        f'<header><p class="over">medalign_jax</p><h1>{escape(data.title)}</h1>'
-        f"{_lines('headline', data.headline)}{_lines('summary', data.summary)}{_facts(data)}"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
-        f"<main>{body}</main><footer><p>For research; not a medical device.</p></footer>"
-        "</body></html>\n"
-    )
+    drawn = _Drawn()
+    body = _templates().get_template("report.html").render(
+        page=data, data=drawn, sections=_sections(data), words=words_of(data.results),
+        result_head=_RESULT_HEAD, result_rows=[_cells(result) for result in data.results],
+        unusable_rows=[("" if u.row is None else u.row, u.audio_path, u.reason)
+                       for u in data.unusable],
+    )  # fmt: skip
+    sounds = [media.audio_uri(sound.played, sound.sample_rate) for sound in data.sounds]
+    names = [] if data.maps is None else [label(shorten(n, 160)) for n in data.maps.names]
+    heard = {} if data.maps is None else data.maps.heard
+    content = _json({"figures": drawn.figures, "sounds": sounds, "names": names, "heard": heard})
+    scripts = [_asset("plotly-basic.min.js")] * bool(drawn.figures) + [_asset("page.js")]
+    text = _templates().get_template("frame.html").render(
+        title=data.title, body=body, policy=_policy(scripts),
+        style=_asset("style.css"), data=content,
+        scripts=scripts,
+    )  # fmt: skip
+    # The name of a file may hold a lone surrogate, which no file can.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def comparison_sentence(
@@ -158,100 +160,81 @@ def comparison_sentence(
     return f"{text} Fine-tuned with the labels it is {number(reference.value)}."
 
 
-# ------------------------------------------------------------------------------- sections
+class _Drawn:
+    """The figures of a page, in the order in which the template places them."""
+
+    def __init__(self) -> None:
+        self.figures: list[Mapping[str, Any]] = []
+
+    def add(self, figure: figures.Figure) -> int:
+        """Keeps what the script draws; returns its number."""
+        self.figures.append({"traces": figure.traces, "layout": figure.layout})
+        return len(self.figures) - 1
 
 
-def _lines(look: str, text: str) -> str:
-    return "".join(f'<p class="{look}">{escape(line)}</p>' for line in text.split("\n") if line)
+def _sections(data: ReportData) -> dict[str, str]:
+    """Key and name of the sections that have content, in their order."""
+    all_sections = {
+        "outcome": ("Results at a glance", data.scores or data.tables),
+        "map": ("Map of the embeddings", data.maps),
+        "confusion": ("Which classes are confused", data.confusions),
+        "recordings": ("Recordings and their nearest reports", data.recordings),
+        "examples": ("Questions and answers", data.examples),
+        "training": ("Training", data.curves),
+        "results": ("All results", data.results),
+        "unusable": ("Rows left out", data.unusable),
+        "words": ("What the words mean", data.results),
+        "limits": ("Limits", data.limits),
+    }
+    return {key: name for key, (name, content) in all_sections.items() if content}
 
 
-def _grid(parts: Sequence[str], note: str = "") -> str:
-    lead = f"<p>{escape(note)}</p>" if note else ""
-    single = " single" if len(parts) == 1 else ""
-    return f'{lead}<div class="grid{single}">{"".join(parts)}</div>' if parts else ""
-
-
-def _bars(data: ReportData) -> str:
-    return _grid(
-        [figures.interval_bars(chart) for chart in data.bars],
-        "Whiskers and brackets are 95 % intervals over subjects; recordings without a subject "
-        "count as one each.",
-    )
-
-
-def _curves(data: ReportData) -> str:
-    return _grid([figures.line_chart(chart) for chart in data.curves])
-
-
-def _maps(data: ReportData) -> str:
-    if not data.maps:
-        return ""
-    classes = sorted({str(label) for panel in data.maps for label in panel.labels})
-    panels = [figures.scatter_map(panel, classes) for panel in data.maps]
-    note = f"<p>{escape(data.map_note)}</p>" if data.map_note else ""
-    return note + figures.map_legend(classes) + _grid(panels)
-
-
-def _confusions(data: ReportData) -> str:
-    return _grid([figures.confusion_matrix(matrix) for matrix in data.confusions])
-
-
-def _recordings(data: ReportData) -> str:
-    return _grid(
-        [recording_card(recording) for recording in data.recordings],
-        "Played with the loudest sample at 0.9 of full scale. Low-pitched sounds need headphones. "
-        "Numbers beside the reports are cosines of differences from the training means.",
-    )
-
-
-def _examples(data: ReportData) -> str:
-    return _grid([example_card(example) for example in data.examples], data.example_note)
-
-
-def _results(data: ReportData) -> str:
-    if not data.results:
-        return ""
-    head = ["Task", "Data", "Kind", "Stage", "Metric", "#Value", "#95 % interval", "#Train",
-            "#Test", "#Runs", "Notes"]  # fmt: skip
-    return html_table(
-        "One row for each number in evaluation.json", head, map(_result, data.results)
-    )
-
-
-def _result(result: Result) -> str:
+def _cells(result: Result) -> tuple[object, ...]:
     interval = "none"
     if result.ci_low is not None and result.ci_high is not None:
         interval = f"{number(result.ci_low)} to {number(result.ci_high)}"
-    words = [result.dataset, result.kind, result.stage, result.metric]
-    words = [escape(word).replace("_", "_<wbr>") for word in words]
-    numbers = [number(result.value), interval, result.n_train, result.n_test, len(result.seeds)]
+    words = (result.task, result.dataset, result.kind, result.stage, result.metric)
+    counts = (result.n_train, result.n_test, len(result.seeds))
+    return (*words, number(result.value), interval, *counts, result.notes)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medalign_jax.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "WIDTH": media.WIDTH,
+        "audio_uri": media.audio_uri,
+        "columns": lambda head: [head[0], *(f"#{name}" for name in head[1:])],
+        "line_chart": figures.line_chart,
+        "scatter_maps": figures.scatter_maps,
+        "scores_chart": figures.scores_chart,
+        "spectrogram_uri": media.spectrogram_uri,
+        "waveform_path": media.waveform_path,
+    }
+    return environment
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8").strip()
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """For a script element: nothing in it may look like the end of one."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes)
     return (
-        f'<tr><th scope="row">{escape(result.task)}</th>'
-        + "".join(f"<td>{word}</td>" for word in words)
-        + "".join(f'<td class="num">{escape(value)}</td>' for value in numbers)
-        + f'<td class="wrap notes">{escape(result.notes)}</td></tr>'
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "media-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _unusable(data: ReportData) -> str:
-    if not data.unusable:
-        return ""
-    rows = [
-        f'<tr><th scope="row" class="num">{"" if u.row is None else escape(u.row)}</th>'
-        f'<td class="wrap">{escape(u.audio_path)}</td><td class="wrap">{escape(u.reason)}</td></tr>'
-        for u in data.unusable
-    ]
-    count = f"{len(rows)} row{'s' if len(rows) != 1 else ''} of the data could not be used"
-    return html_table(count, ["#Row", "File", "Reason"], rows)
-
-
-def _limits(data: ReportData) -> str:
-    items = "".join(f"<li>{escape(limit)}</li>" for limit in data.limits)
-    return f'<ul class="limits">{items}</ul>' if items else ""
-
-
-def _facts(data: ReportData) -> str:
-    items = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in data.facts
-    )
-    return f'<dl class="facts">{items}</dl>' if items else ""

@@ -59,7 +59,7 @@ from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import columns_of
 from medalign_jax.evaluate.trained import describe_trained
 from medalign_jax.page import report
-from medalign_jax.page.outline import bars_of, headline_of, limits_of, map_of
+from medalign_jax.page.outline import headline_of, limits_of, map_of, scores_of
 
 _RESULTS, _TABLE, _PAGE = "evaluation.json", "evaluation.csv", "report.html"
 _NOT_SHOWN = frozenset({"arguments", "effective_rank"})  # of the facts: the page has them in words
@@ -254,14 +254,16 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     headline = f"{', '.join(names)} on {opened.suite.dataset}."
     if len(names) > 1:
         headline = headline_of(found, opened.suite, names[0], names[-1])
+    maps, sounds = map_of(opened.suite, stages, opened.rows, opened.data)
     data = report.ReportData(
         title=f"Encoders measured on {opened.suite.dataset}",
         headline=headline,
         summary=_summary(opened),
         facts=[(name, str(value)) for name, value in facts.items() if name not in _NOT_SHOWN],
-        bars=bars_of(found, opened.suite),
+        scores=scores_of(found, opened.suite),
         tables=tables,
-        maps=map_of(opened.suite, stages),
+        maps=maps,
+        sounds=sounds,
         map_note="Principal components of the training rows, test rows shown.",
         results=found.results,
         unusable=[

@@ -18,7 +18,7 @@ from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import tables_of
 from medalign_jax.evaluate.tasks import Task
 from medalign_jax.page import figures, report
-from medalign_jax.page.outline import bars_of, headline_of, limits_of, map_of
+from medalign_jax.page.outline import headline_of, limits_of, map_of, scores_of, spread
 from medalign_jax.runs.alignment import Run
 from medalign_jax.runs.parts.audio import samples_of
 from medalign_jax.train.metrics import read_metrics
@@ -45,15 +45,17 @@ def write(
       chosen: where the alignment is one of several candidates: which, and by what.
     """
     headline = headline_of(found, run.suite, "before", "after", "supervised")
+    maps, sounds = map_of(run.suite, stages, run.data.rows, run.data)
     data = report.ReportData(
         title="AcuLa: an audio encoder before and after alignment",
         headline=headline,
         summary="\n".join(filter(None, [_summary(run), chosen[:1].upper() + chosen[1:]])),
         facts=_facts(run, provenance),
-        bars=bars_of(found, run.suite),
+        scores=scores_of(found, run.suite),
         tables=tables_of(found.results),
         curves=_curves(run.parts[0].folder),
-        maps=map_of(run.suite, stages),
+        maps=maps,
+        sounds=sounds,
         map_note="Principal components of the training recordings, test recordings shown.",
         confusions=_confusions(shown),
         recordings=_recordings(run, shown.get("after") or shown.get("before")),
@@ -133,7 +135,7 @@ def _confusions(shown: Mapping[str, Shown]) -> list[figures.Confusion]:
 def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     """A few test recordings, spread over the classes, with their nearest reports."""
     samples, played = samples_of(run.config, run.made.front_end.sample_rate), []
-    for i in _spread(run.suite, run.suite.tasks[0] if shown is None else shown.task):
+    for i in _played(run.suite, run.suite.tasks[0] if shown is None else shown.task):
         row, waveform = run.data.rows[i], run.data.waveform(i)
         window = clip.fit(waveform[:samples], samples)
         own = run.reports.texts[i][0]
@@ -156,15 +158,12 @@ def _recordings(run: Run, shown: Shown | None) -> list[report.Recording]:
     return played
 
 
-def _spread(suite: Suite, task: Task) -> list[int]:
+def _played(suite: Suite, task: Task) -> list[int]:
     """Test recordings of the first fold, taken in turn from the classes of a task."""
-    groups: dict[int, list[int]] = {}
     fold = suite.plans[0][0]
-    for r in fold.test[task.known[fold.test]]:
-        name = task.answers[r] if task.kind == "classification" else 0
-        groups.setdefault(int(name), []).append(int(suite.members[r][0]))
-    turns = [group[n] for n in range(_PLAYED) for group in groups.values() if n < len(group)]
-    return turns[:_PLAYED]
+    test = fold.test[task.known[fold.test]]
+    labels = [task.answers[r] if task.kind == "classification" else 0 for r in test]
+    return [int(suite.members[test[n]][0]) for n in spread(labels, _PLAYED)]
 
 
 def limits_of_run(run: Run, ranks: str) -> list[str]:

@@ -1,6 +1,8 @@
 import base64
 import dataclasses
+import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -14,7 +16,6 @@ from medalign_jax.evaluate.tables import Table
 from medalign_jax.page import figures as report_figures
 from medalign_jax.page import media as report_media
 from medalign_jax.page import report
-from medalign_jax.page import svg as report_svg
 from medalign_jax.page.recordings import Example, Response, Sound
 from medalign_jax.page.report import Nearest, Recording, ReportData, UnusableRow
 
@@ -68,14 +69,15 @@ def data():
         headline=HOSTILE,
         summary=HOSTILE,
         facts=[("teacher " + HOSTILE, HOSTILE)],
-        bars=[
-            report_figures.Bars(
+        scores=[
+            report_figures.Scores(
                 HOSTILE,
                 (
-                    report_figures.Bar("before", 0.91, 0.88, 0.93, "before"),
-                    report_figures.Bar(HOSTILE, 0.95, None, None, HOSTILE),
+                    report_figures.Score("before", 0.91, 0.88, 0.93, "before"),
+                    report_figures.Score(HOSTILE, 0.95, None, None, HOSTILE),
                 ),
                 HOSTILE,
+                "higher",
                 0.5,
                 HOSTILE,
                 HOSTILE,
@@ -89,8 +91,12 @@ def data():
                 HOSTILE,
             )
         ],
-        maps=[report_figures.MapPanel(HOSTILE, points, labels, (0.5, 0.2))] * 2,
+        maps=report_figures.Maps(
+            [report_figures.MapPanel(HOSTILE, points, (0.5, 0.2))] * 2,
+            labels, [HOSTILE] * 12, {3: 0},
+        ),
         map_note=HOSTILE,
+        sounds=[Sound(HOSTILE, tone(), 8000)],
         confusions=[
             report_figures.Confusion(HOSTILE, tuple(labels[:3]), np.eye(3, dtype=int) * 4, HOSTILE)
         ],
@@ -107,43 +113,93 @@ def data():
     )  # fmt: skip
 
 
+def scripts_of(text):
+    """What runs, and the data that it reads."""
+    data = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', text, re.S)
+    return re.findall(r"<script>(.*?)</script>", text, re.S), json.loads(data[1])
+
+
+def markup_of(text):
+    """The page without what is inside of its scripts."""
+    return re.sub(r"(<script[^>]*>).*?(</script>)", r"\1\2", text, flags=re.S)
+
+
 def test_page_parses_and_nothing_from_data_becomes_markup(data, tmp_path):
     path = tmp_path / "report.html"
     report.write_report(path, data)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    assert page.find("script") == []
+    assert len(page.find("script")) == 3, "the data, Plotly and our own"
     assert all(image["src"].startswith("data:image/png") for image in page.find("img"))
-    assert "<script" not in text
-    assert "alert(&#x27;x&#x27;)" in text
+    assert text.count("<script") == 3
+    assert "alert(&#39;x&#39;)" in text
     shown = "".join(page.texts)
     assert shown.count("<script>alert('x')</script>") > 20
 
 
+def test_no_label_of_a_figure_holds_a_tag_of_the_data(data):
+    _, content = scripts_of(report.render(data))
+    allowed = re.compile(r"</?(b|br|extra)>")
+    for text in texts_in(content):
+        assert "<" not in allowed.sub("", text) and ">" not in allowed.sub("", text), text
+    assert any("&lt;script&gt;" in text for text in texts_in(content))
+
+
+def texts_in(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(each)
+
+
 def test_page_reaches_for_nothing_outside(data):
-    page = Page(report.render(data))
+    text = report.render(data)
+    page = Page(text)
     for tag, attributes in page.tags:
         for name in ("src", "href", "action", "srcset", "data", "poster", "xlink:href"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), (tag, value)
         assert not any(name.startswith("on") for name in attributes)
-    (policy,) = [m["content"] for m in page.find("meta") if "http-equiv" in m]
-    assert "default-src 'none'" in policy
-    clean = report.render(ReportData("t", "h", bars=[], limits=["one"]))
-    assert not re.search(r"https?://|@import|url\(", clean)
+    clean = report.render(ReportData("t", "h", limits=["one"]))
+    assert not re.search(r"https?://|@import|url\(", markup_of(clean))
+
+
+def test_policy_lets_these_scripts_run_and_no_others(data):
+    text = report.render(data)
+    (policy,) = [m["content"] for m in Page(text).find("meta") if "http-equiv" in m]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    running, _ = scripts_of(text)
+    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in running]
+    assert rules["script-src"] == " ".join(f"'sha256-{each}'" for each in hashes)
+    assert "unsafe" not in rules["script-src"]
+
+
+def test_page_without_figures_does_not_carry_plotly():
+    text = report.render(ReportData("title", "headline", limits=["one"]))
+    assert len(text) < 30_000
+    assert len(scripts_of(text)[0]) == 1
 
 
 def test_page_can_be_read_without_seeing_it(data):
     page = Page(report.render(data))
-    figures = [s for s in page.find("svg") if "aria-hidden" not in s]
-    assert len(figures) == 6  # bars, two maps, confusion, waveform, curve
-    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 10 for svg in figures)
+    plots = [d for d in page.find("div") if d.get("class") == "plot"]
+    assert len(plots) == 4  # scores, two maps, curve
+    pictures = [*plots, *page.find("svg")]
+    assert all(each["role"] == "img" and len(each["aria-label"]) > 10 for each in pictures)
     assert all(image["alt"] for image in page.find("img"))
     assert all(sound["aria-label"] for sound in page.find("audio"))
-    assert len(page.find("caption")) == len(page.find("table")) == 2
+    assert len(page.find("caption")) == len(page.find("table")) == 3
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for a in page.find("a")} <= set(ids)
+
+
+def test_words_of_the_results_are_explained_and_no_others(data):
+    shown = " ".join(Page(report.render(data)).texts)
+    assert "0.5 is a coin" in shown and "wrong on average" in shown
+    assert "small hidden layer" not in shown and "A minus B" not in shown
 
 
 @pytest.fixture
@@ -164,9 +220,9 @@ def asked(data):
 def test_questions_and_answers_are_shown_and_escaped(asked):
     text = report.render(asked)
     page = Page(text)
-    assert page.find("script") == []
-    assert "<script" not in text
-    assert len(page.find("audio")) == 2  # the recording, and the one sound that there is
+    assert text.count("<script") == 3
+    # The recording, the one sound that there is, and the player of the map.
+    assert len(page.find("audio")) == 3
     assert len(page.find("details")) == 1, "a response that is its answer is not shown twice"
     shown = " ".join(page.texts)
     for words in ("✓ right", "✗ wrong", "✓ yes", "no answer", "Right answer", "✓ blue", "#2"):
@@ -193,8 +249,9 @@ def test_lines_that_share_a_colour_differ_in_dash():
 
 
 def test_numbers_are_on_the_page(data):
-    shown = " ".join(Page(report.render(data)).texts)
-    for text in ("0.910  [0.880, 0.930]", "0.912", "0.900 to 0.950", "12.3", "149", "17"):
+    text = report.render(data)
+    shown = " ".join(Page(text).texts) + " ".join(texts_in(scripts_of(text)[1]))
+    for text in ("0.910 [0.880, 0.930]", "0.912", "0.900 to 0.950", "12.3", "149", "17"):
         assert text in shown
 
 
@@ -225,20 +282,27 @@ def test_headline_calls_a_change_only_what_the_interval_supports():
     assert "fell (better)" in error
 
 
-def test_audio_survives_the_data_uri():
-    uri = report_media.audio_uri(tone(), 8000)
-    kind, content = uri.split(",", 1)
-    assert kind == "data:audio/flac;base64"
-    back, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
-    assert rate == 8000
-    np.testing.assert_allclose(back, tone() * 0.9 / np.abs(tone()).max(), atol=1e-4)
+@pytest.mark.parametrize("rate", [4000, 16_000, 96_000])
+def test_audio_survives_the_data_uri(rate):
+    time = np.arange(rate) / rate
+    wave = (np.sin(2 * np.pi * 150 * time) * 0.01).astype(np.float32)
+    kind, content = report_media.audio_uri(wave, rate).split(",", 1)
+    assert kind == "data:audio/mpeg;base64"
+    back, heard = soundfile.read(io.BytesIO(base64.b64decode(content)))
+    assert heard == {4000: 8000, 16_000: 16_000, 96_000: 48_000}[rate]
+    middle = back[heard // 4 : heard * 3 // 4]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    loudest = spectrum.argmax() * heard / len(middle)
+    assert loudest == pytest.approx(150, abs=3)
+    assert np.abs(middle).max() == pytest.approx(0.9, abs=0.02)
 
 
 def test_long_recordings_are_cut_and_said():
     text = report.render(ReportData("t", "h", recordings=[Recording("r", tone(25), 8000)]))
-    assert "25.0 s, first 20 s shown" in text
-    uri = re.search(r'src="data:audio/flac;base64,([^"]+)"', text).group(1)
-    assert soundfile.info(io.BytesIO(base64.b64decode(uri))).duration == 20
+    assert "25.0 s, first 10 s shown" in text
+    uri = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', text).group(1)
+    heard = soundfile.info(io.BytesIO(base64.b64decode(uri))).duration
+    assert heard == pytest.approx(10, abs=0.15)  # MP3 comes in frames
 
 
 def test_png_is_read_back_by_another_reader():
@@ -278,35 +342,83 @@ def test_long_curves_keep_their_spikes():
 @pytest.mark.parametrize("log", [False, True])
 def test_odd_curves_are_drawn(values, log):
     series = report_figures.Series("s", np.arange(len(values)), np.array(values))
-    svg = report_figures.line_chart(report_figures.Curves("t", (series,), log_y=log))
-    Page(svg)
-    assert "nan" not in svg
+    chart = report_figures.Curves("t", (series,), log_y=log)
+    drawn = report_figures.line_chart(chart)
+    finite = [v for v in values if np.isfinite(v) and (v > 0 or not log)]
+    if not finite:
+        assert drawn is None
+        assert "No values were logged." in report.render(ReportData("t", "h", curves=[chart]))
+        return
+    (trace,) = drawn.traces
+    assert [v for v in trace["y"] if v is not None] == finite
+    assert trace["mode"] == ("lines" if len(finite) > 1 else "markers")
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 1e6), (1e-7, 3e-7), (0.91, 0.97)])
-def test_ticks_are_round_and_inside(low, high):
-    values = report_svg.ticks(low, high)
-    assert 2 <= len(values) <= 11
-    assert all(low - 1e-9 <= v <= high + 1e-9 for v in values)
-    steps = np.diff(values)
-    np.testing.assert_allclose(steps, steps[0])
-    assert float(f"{steps[0]:.0e}") == pytest.approx(steps[0])
+def test_scores_keep_their_intervals_and_say_which_way_is_better():
+    scores = (
+        report_figures.Score("a", 0.4),
+        report_figures.Score("b", 0.9, 0.7, 1.0, "after"),
+    )
+    chart = report_figures.Scores("t", scores, "AUROC", "higher", 0.5)
+    drawn = report_figures.scores_chart(chart)
+    first, second, chance = drawn.traces
+    assert (first["x"], second["x"], chance["x"]) == ([0.4], [0.9], [0.5])
+    assert first["y"] > second["y"], "the first one is on top"
+    assert "error_x" not in first
+    assert second["error_x"]["array"] == [pytest.approx(0.1)]
+    assert second["error_x"]["arrayminus"] == [pytest.approx(0.2)]
+    assert drawn.layout["xaxis"]["title"]["text"] == "AUROC (higher is better)"
+    assert drawn.layout["shapes"][0]["x0"] == 0.5
+    assert "Dotted line: chance, 0.500." in drawn.caption
+    error = report_figures.scores_chart(report_figures.Scores("t", scores, "MAE", "lower"))
+    assert error.layout["xaxis"]["title"]["text"] == "MAE (lower is better)"
+    assert "shapes" not in error.layout and len(error.traces) == 2
 
 
-def test_bars_lie_in_proportion_from_their_origin():
-    bars = (report_figures.Bar("a", 0.6), report_figures.Bar("b", 0.9, 0.8, 1.0, "after"))
-    svg = report_figures.interval_bars(report_figures.Bars("t", bars, "AUROC", 0.5, "chance"))
-    widths = [float(w) for w in re.findall(r'class="bar [^>]*width="([\d.]+)"', svg)]
-    assert widths[1] / widths[0] == pytest.approx(4, rel=0.01)
-    assert "Bars start at chance 0.500." in svg
+def test_maps_share_colours_have_equal_axes_and_keep_what_can_be_heard():
+    rng = np.random.default_rng(0)
+    labels = ["b", "a"] * 2500
+    panels = [report_figures.MapPanel(t, rng.standard_normal((5000, 2))) for t in "xy"]
+    maps = report_figures.Maps(panels, labels, heard={4999: 0, 7: 1})
+    for panel, drawn in zip(panels, report_figures.scatter_maps(maps), strict=True):
+        one, other, rings, chosen = drawn.traces
+        assert [one["name"], other["name"]] == ["a", "b"]
+        assert one["marker"]["color"] != other["marker"]["color"]
+        points = one["customdata"] + other["customdata"]
+        assert len(points) <= 2002 and {4999, 7} <= set(points)
+        at = dict(zip(one["customdata"], zip(one["x"], one["y"], strict=True), strict=True))
+        np.testing.assert_allclose(at[4999], panel.points[4999], atol=1e-4)
+        np.testing.assert_allclose(rings["x"], panel.points[[7, 4999], 0], atol=1e-4)
+        assert chosen["x"] == []
+        assert drawn.layout["yaxis"]["scaleanchor"] == "x"
 
 
 def test_classes_differ_by_shape_and_colour_and_figures_refuse_bad_input():
-    looks = {(k % report_figures.COLOURS, report_figures._marker(k, 0, 0)) for k in range(40)}
-    assert len(looks) == 40
+    names = [f"{k:02d}" for k in range(40)]
+    maps = report_figures.Maps([report_figures.MapPanel("t", np.zeros((40, 2)))], names)
+    (drawn,) = report_figures.scatter_maps(maps)
+    markers = [trace["marker"] for trace in drawn.traces[:40]]
+    assert len({(m["color"], m["symbol"]) for m in markers}) == 40
     with pytest.raises(ValueError, match="2 labels"):
-        report_figures.scatter_map(report_figures.MapPanel("t", np.ones((3, 2)), ["a", "b"]), "ab")
+        report_figures.Maps([report_figures.MapPanel("t", np.ones((3, 2)))], ["a", "b"])
+    with pytest.raises(ValueError, match="3 labels"):
+        report_figures.Maps([report_figures.MapPanel("t", np.full((3, 2), np.nan))], "abc")
+    with pytest.raises(ValueError, match="1 names"):
+        report_figures.Maps([], ["a", "b"], ["x"])
     with pytest.raises(ValueError, match="counts for 3 classes"):
-        report_figures.confusion_matrix(report_figures.Confusion("t", ("a", "b", "c"), np.eye(2)))
+        report_figures.Confusion("t", ("a", "b", "c"), np.eye(2))
     with pytest.raises(ValueError, match="waveform"):
         report_media.audio_uri(np.array([0.0, np.nan]), 8000)
+
+
+def test_a_page_of_many_points_and_sounds_is_small():
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(160_000).astype(np.float32) for _ in range(20)]
+    panels = [report_figures.MapPanel(t, rng.standard_normal((2000, 2))) for t in "xy"]
+    names = ["a report of some length about the sounds of a heart, heard at the apex"] * 2000
+    page = ReportData(
+        "t", "h",
+        maps=report_figures.Maps(panels, ["a", "b"] * 1000, names, {i: i for i in range(20)}),
+        sounds=[Sound(f"{i}.wav", noise[i], 16_000) for i in range(20)],
+    )  # fmt: skip
+    assert len(report.render(page).encode()) < 3_000_000

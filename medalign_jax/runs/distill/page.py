@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medalign_jax.runs.distill.arms import QuestionTask, Setting
 
 AFTER = "after"  # the stage of a run without arms
-_BARS = 12  # more differences than these are in the table alone
+_DIFFERENCES = 12  # more differences than these are in the table alone
 
 
 def write(setting: Setting, found: scoring.Found) -> None:
@@ -52,7 +52,7 @@ def write(setting: Setting, found: scoring.Found) -> None:
         headline="\n".join(lines[:2]),
         summary="\n".join([*lines[2:], _summary(setting, found)]),
         facts=_facts(setting, facts),
-        bars=_bars(setting, tuple(found), results),
+        scores=_scores(setting, tuple(found), results),
         tables=[*distill_tables.tables(results), distill_tables.weights(losses)],
         curves=_curves(setting, tuple(found)),
         examples=distill_examples.examples(setting, found),
@@ -246,7 +246,9 @@ def _limits(setting: Setting, found: scoring.Found) -> list[str]:
 # -------------------------------------------------------------------------------- figures
 
 
-def _bars(setting: Setting, stages: Sequence[str], results: Sequence[Result]) -> list[figures.Bars]:
+def _scores(
+    setting: Setting, stages: Sequence[str], results: Sequence[Result]
+) -> list[figures.Scores]:
     """Of every task its stages, and its differences where they are not too many."""
     charts = []
     for task in setting.tasks:
@@ -257,31 +259,35 @@ def _bars(setting: Setting, stages: Sequence[str], results: Sequence[Result]) ->
         how = {"generate": "answers written", "rank": "likeliest option"}.get(task.how, task.how)
         chance = _chance(task)
         charts.append(
-            figures.Bars(
+            figures.Scores(
                 f"{task.name}: {metric}",
-                tuple(_bar(r, "before" if r.stage == scoring.BEFORE else "after") for r in scores),
+                tuple(
+                    _score(r, "before" if r.stage == scoring.BEFORE else "after") for r in scores
+                ),
                 metric,
-                chance,
-                "chance" if chance else "",
+                "higher",
+                chance or None,
+                "a blind choice",
                 f"{task.dataset}, {len(task.questions)} questions, {how}.",
             )
         )
-        if 0 < len(changes) <= _BARS:
+        if 0 < len(changes) <= _DIFFERENCES:
             charts.append(
-                figures.Bars(
+                figures.Scores(
                     f"{task.name}: paired differences",
-                    tuple(_bar(r, "after") for r in changes),
+                    tuple(_score(r, "after") for r in changes),
                     f"difference in {metric}",
+                    "higher",
                     0.0,
-                    "no difference,",
+                    "no difference",
                     f"Paired intervals over {_covered(setting)}.",
                 )
             )
     return charts
 
 
-def _bar(result: Result, role: str) -> figures.Bar:
-    return figures.Bar(result.stage, result.value, result.ci_low, result.ci_high, role)
+def _score(result: Result, role: str) -> figures.Score:
+    return figures.Score(result.stage, result.value, result.ci_low, result.ci_high, role)
 
 
 def _chance(task: QuestionTask) -> float:
