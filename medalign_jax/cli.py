@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": ("embed", "a table of embeddings of audio files"),
     "query": ("query", "what recordings sound like: nearest reports, your own words, recordings"),
     "ask": ("ask", "put a question about recordings to an audio language model"),
+    "app": ("app.__main__", "listen in a browser: drop a sound, see what a model makes of it"),
     "push": ("push", "an export, with its model card, to the Hugging Face Hub"),
     "models": ("models.__main__", "what can be loaded, from where, with sizes and licences"),
     "plan": ("plan", "does the full-size step fit a machine that is not here?"),

@@ -17,8 +17,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from medalign_jax.core.files import write_text
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.statistics import Interval
@@ -27,6 +25,7 @@ from medalign_jax.page import figures, media
 from medalign_jax.page.glossary import words_of
 from medalign_jax.page.recordings import Example, Recording, Sound
 from medalign_jax.page.recordings import Nearest as Nearest
+from medalign_jax.page.templating import environment
 from medalign_jax.page.wording import label, number, shorten
 
 _ASSETS = importlib.resources.files("medalign_jax.page") / "assets"
@@ -99,7 +98,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """The page as HTML text."""
     drawn = _Drawn()
-    body = _templates().get_template("report.html").render(
+    body = environment().get_template("report.html").render(
         page=data, data=drawn, sections=_sections(data), words=words_of(data.results),
         result_head=_RESULT_HEAD, result_rows=[_cells(result) for result in data.results],
         unusable_rows=[("" if u.row is None else u.row, u.audio_path, u.reason)
@@ -110,7 +109,7 @@ def render(data: ReportData) -> str:
     heard = {} if data.maps is None else data.maps.heard
     content = _json({"figures": drawn.figures, "sounds": sounds, "names": names, "heard": heard})
     scripts = [_asset("plotly-basic.min.js")] * bool(drawn.figures) + [_asset("page.js")]
-    text = _templates().get_template("frame.html").render(
+    text = environment().get_template("frame.html").render(
         title=data.title, body=body, policy=_policy(scripts),
         style=_asset("style.css"), data=content,
         scripts=scripts,
@@ -196,28 +195,6 @@ def _cells(result: Result) -> tuple[object, ...]:
     words = (result.task, result.dataset, result.kind, result.stage, result.metric)
     counts = (result.n_train, result.n_test, len(result.seeds))
     return (*words, number(result.value), interval, *counts, result.notes)
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medalign_jax.page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "WIDTH": media.WIDTH,
-        "audio_uri": media.audio_uri,
-        "columns": lambda head: [head[0], *(f"#{name}" for name in head[1:])],
-        "line_chart": figures.line_chart,
-        "scatter_maps": figures.scatter_maps,
-        "scores_chart": figures.scores_chart,
-        "spectrogram_uri": media.spectrogram_uri,
-        "waveform_path": media.waveform_path,
-    }
-    return environment
 
 
 @functools.cache
