@@ -80,6 +80,8 @@ def base() -> ConfigDict:
             "log_every": 10,  # steps
             "eval_every": 100,  # also saves
             "patience": 0,  # evaluations without a better one before the run ends; 0: never
+            "tensorboard": True,  # events in WORKDIR/tensorboard
+            "wandb": "",  # project at Weights & Biases that metrics go to as well; "": nowhere
         }
     )
     config.optimizer = ConfigDict(

@@ -59,7 +59,7 @@ def embed_files(
       encoder: what embeds them.
       files: recordings.
       out: table with audio_path, seconds, embedding and problem, and the columns beside: Parquet
-        (a list of float32 per embedding), or CSV if it ends so (one column per number).
+        (a list of float32 per embedding), or by its ending CSV (one column per number) or .npz.
       max_seconds: what is read of a longer recording; None reads all of it.
 
     Returns:
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--encoder", help="name of the encoder, for weights that do not say it")
     parser.add_argument(
-        "--out", default="embeddings.parquet", help="table to write: .parquet, or .csv"
+        "--out", default="embeddings.parquet", help="table to write: .parquet, .csv or .npz"
     )
     parser.add_argument("--max_seconds", type=commands.seconds, help="read no more of a recording")
     return parser

@@ -19,6 +19,7 @@ from medalign_jax.core.errors import UserError
 from medalign_jax.core.host_memory import keep_host_memory
 from medalign_jax.core.registry import Registry
 from medalign_jax.runs.numbers import check_numbers
+from medalign_jax.train.metrics import import_wandb
 
 # `run(config, workdir, defaults, restart)`, or where it is: each is imported when it is named.
 METHODS: Registry[Any] = Registry(
@@ -65,6 +66,8 @@ def main() -> None:
     if config.method not in METHODS:
         raise UserError(f"config.method {config.method!r} is not one of {', '.join(METHODS)}")
     check_numbers(config)
+    if config.get("train", {}).get("wandb"):
+        import_wandb()  # before there is anything to track
     if _cpu_only():
         keep_host_memory()
     import jax

@@ -27,10 +27,10 @@
 
 # %% tags=["parameters"]
 READING = 3000  # textual questions that the teacher learns from
-STUDENT_STEPS = 500
+STUDENT_STEPS = 400
 TEACHER_STEPS = 300
 STEPS = 150  # of each distillation
-TEST = 120  # recordings that questions are asked about
+TEST = 80  # recordings that questions are asked about
 
 # %%
 import importlib.util
@@ -96,7 +96,7 @@ if not Path("hearts").exists():
              "--seed", 5)  # fmt: skip
 path = sorted(Path("hearts/audio").iterdir())[0]
 display(Audio(read(path, 16_000), rate=16_000))
-export = sorted(Path(RUN).glob("**/export"))[-1]
+export = sorted(Path(RUN).glob("arms/layers*/export"))[0]
 model = medalign_jax.load_language_model(export, dtype="float32")
 print(model)
 print(model.answer("Is there a murmur?", path, choices=["yes", "no"], max_new_tokens=72))

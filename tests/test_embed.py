@@ -134,11 +134,43 @@ def test_csv_holds_what_parquet_holds(workdir, tmp_path):
         assert [x and np.float32(x) for x in found] == [x and np.float32(x) for x in vector]
 
 
+def test_npz_holds_what_parquet_holds_and_is_read_back(workdir, tmp_path):
+    tables = {}
+    for name in ("x.npz", "x.parquet"):
+        embed.main(["--checkpoint", str(workdir), "--out", str(tmp_path / name), str(workdir)])
+        tables[name] = embedding_table.read_table(tmp_path / name)
+    one, other = tables.values()
+    np.testing.assert_array_equal(one.embeddings, other.embeddings)
+    assert one.columns == other.columns and one.numbers == other.numbers
+    assert [p.row for p in one.problems] == [p.row for p in other.problems] and one.problems
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        assert arrays["embedding"].shape == (4, 32) and np.isnan(arrays["embedding"]).any()
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (lambda path: path.write_bytes(b"PK\x03\x04 and no more"), "cannot be read as .npz"),
+        (lambda path: np.savez(path, embeding=np.ones((2, 3))), "did you mean 'embeding'"),
+        (lambda path: np.savez(path, embedding=np.ones((2, 3)), label=np.array(["a"])),
+         "'label' is (1,), not (2,)"),
+        (lambda path: np.savez(path, embedding=np.array([["a"]])), "no array 'embedding'"),
+        (lambda path: np.savez(path, embedding=np.array([[{}]])), "cannot be read as .npz"),
+        (lambda path: np.savez_compressed(path, embedding=np.ones((2, 3))), "is compressed"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_table_are_refused(tmp_path, save, said):
+    save(tmp_path / "x.npz")
+    with pytest.raises(UserError) as refused:
+        embedding_table.read_table(tmp_path / "x.npz")
+    assert said in str(refused.value)
+
+
 def test_a_table_of_another_kind_is_refused_at_once(workdir, tmp_path, capsys):
     out = tmp_path / "x.xlsx"
     arguments = ["--checkpoint", str(tmp_path / "none"), f"--out={out}", str(workdir / "a.wav")]
     assert embed.main(arguments) == 1
-    assert "ends in .parquet or .csv" in capsys.readouterr().err
+    assert "ends in .parquet, .csv or .npz" in capsys.readouterr().err
     arguments[2] = f"--out={tmp_path}"
     assert embed.main(arguments) == 1
     assert f"error: {tmp_path} is a folder; name a file in it" in capsys.readouterr().err

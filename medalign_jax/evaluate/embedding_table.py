@@ -1,11 +1,12 @@
-"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, or CSV with one
-column per number ("embedding_0", "embedding_1", ...), as ``python -m medalign_jax.embed`` writes
-them.
+"""Reads embeddings that were made elsewhere: Parquet with a column of vectors, CSV with one column
+per number ("embedding_0", "embedding_1", ...), or NumPy's .npz with an array (N, D), as
+``python -m medalign_jax.embed`` writes them.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from medalign_jax.data import tables
 from medalign_jax.data.recordings.manifest import Problem
 from medalign_jax.data.tables import check_unpacked
 
-SUFFIXES = (".parquet", ".pq", ".csv")
+SUFFIXES = (".parquet", ".pq", ".csv", ".npz")
 
 _PROBLEM = "problem"
 
@@ -49,7 +50,7 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
     out and named in `problems`.
 
     Args:
-      path: Parquet or, by its ending, CSV.
+      path: Parquet or, by its ending, CSV or .npz.
       column: that of the vectors, lists of numbers; in CSV the beginning of their columns' names.
 
     Raises:
@@ -59,7 +60,7 @@ def read_table(path: str | Path, column: str = "embedding") -> EmbeddingTable:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no table of embeddings at {path}; check the path")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
+    read = {".csv": _read_csv, ".npz": _read_npz}.get(path.suffix.lower(), _read_parquet)
     vectors, texts = read(path, column)
     reasons = texts.pop(_PROBLEM, [""] * len(vectors))
     paths = texts.get("audio_path", [""] * len(vectors))
@@ -112,6 +113,28 @@ def _vector(path: Path, row: int, cells: dict[str, str]) -> np.ndarray | None:
                 f"{path}: row {row}: {cells[name]!r} in column {name!r} is not a number"
             )
     return np.array(list(numbers.values()), np.float32)
+
+
+def _read_npz(path: Path, column: str) -> _Columns:
+    """An array of vectors, rows of NaN where there is none, and arrays of as many texts."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # what is stored as it is cannot be a bomb
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise UserError(f"{path} is compressed; write it with numpy.savez")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as .npz ({error})") from error
+    vectors = found.pop(column, None)
+    if vectors is None or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        near = did_you_mean(column, found)
+        raise UserError(f"{path} has no array {column!r} (N, D) of numbers{near}")
+    for name, cells in found.items():
+        if cells.shape != (len(vectors),):
+            raise UserError(f"{path}: array {name!r} is {cells.shape}, not ({len(vectors)},)")
+    texts = {name: [_text(cell) for cell in cells.tolist()] for name, cells in found.items()}
+    rows = vectors.astype(np.float32)
+    return [None if np.isnan(row).all() else row for row in rows], texts
 
 
 def _read_parquet(path: Path, column: str) -> _Columns:

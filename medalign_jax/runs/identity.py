@@ -28,7 +28,10 @@ SUPERVISED = "supervised"  # decides the supervised reference, which has a folde
 RULES = (
     (r"evaluate\..*", FREE),  # what it asks of splits and folds is compared with the recordings
     (r"mesh\..*", FREE),
-    (r"train\.(log_every|accumulate)", FREE),  # parts of a batch give what the whole gives
+    (
+        r"train\.(log_every|accumulate|tensorboard|wandb)",
+        FREE,
+    ),  # parts of a batch give what the whole gives
     (r"train\.(steps|epochs)", LONGER),
     (r"data\.(manifest|questions|audio|iemocap|emodb)", FREE),  # what lies there is compared
     (r"data\.(mmau|mmau_audio)", FREE),  # only measured on

@@ -45,6 +45,8 @@ class LoopConfig:
       accumulate: equal parts that a batch is computed in; the result is the same for any number.
       seed: of the parameters and of all training noise.
       patience: evaluations without a new best before the run ends early; 0 never ends early.
+      tensorboard: whether TensorBoard events are written.
+      wandb: project at Weights & Biases that metrics go to as well, or "".
     """
 
     total_steps: int
@@ -53,6 +55,8 @@ class LoopConfig:
     accumulate: int = 1
     seed: int = 0
     patience: int = 0
+    tensorboard: bool = True
+    wandb: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ class _Run:
         lines = read_metrics(self.workdir / "metrics.jsonl")
         past = [line for line in lines if line["step"] <= self.begun]
         self._scores = [self._score(line) for line in past if method.select[0] in line]
-        self.writer = MetricWriter(self.workdir, self.begun, writes=jax.process_index() == 0)
+        self.writer = MetricWriter(
+            self.workdir, self.begun, jax.process_index() == 0, config.tensorboard, config.wandb
+        )
         self.monitors = monitors.Monitors(config.total_steps)
         self.monitors.replay(past)
         self.eval_step = make_eval_step(method, mesh)

@@ -179,6 +179,7 @@ def _write_embeddings(folder: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((5, 4)).tolist()
     columns = {"audio_path": list("abcde"), "label": list("ababa"), "embedding": vectors}
     pq.write_table(pa.table(columns), folder / "a.parquet")
+    np.savez(folder / "a.npz", **{name: np.array(cells) for name, cells in columns.items()})
 
 
 def _read_embeddings(path: Path) -> None:

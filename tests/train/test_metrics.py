@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -94,6 +96,53 @@ def test_no_file_has_no_lines(tmp_path):
 def test_tensorboard_events_are_written(tmp_path):
     write(tmp_path, (1,))
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_no_events_are_written_where_none_are_wanted(tmp_path):
+    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+class FakeWandb(ModuleType):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.logged = [], []
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        return self
+
+    def log(self, metrics, step):
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.logged.append("finished")
+
+
+def test_weights_and_biases_gets_every_line_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for restored in (0, 1):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        writer = MetricWriter(tmp_path / "mine", restored, wandb="hearts")
+        writer.write(restored + 1, {"loss": 0.5})
+        writer.close()
+    (tmp_path / "other").mkdir()
+    MetricWriter(tmp_path / "other", wandb="hearts").close()
+    first, second, other = fake.started
+    assert first == second and first["resume"] == "allow" and first["name"] == "mine"
+    assert first["project"] == "hearts" and other["id"] != first["id"]
+    assert fake.logged[:3] == [(1, {"loss": 0.5}), "finished", (2, {"loss": 0.5})]
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        MetricWriter(tmp_path, wandb="hearts")
 
 
 def test_a_process_that_does_not_write_leaves_the_file_alone(tmp_path):

@@ -88,6 +88,8 @@ def loop_config(config: ConfigDict, examples: int, what: str) -> LoopConfig:
         accumulate=block.accumulate,
         seed=config.seed,
         patience=block.patience,
+        tensorboard=block.tensorboard,
+        wandb=block.wandb,
     )
 
 
