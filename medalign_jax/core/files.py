@@ -7,7 +7,10 @@ import functools
 import os
 import re
 import socket
+import struct
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +18,12 @@ from medalign_jax.core.errors import UserError
 
 # The host and the process that writes: what the dead have left can be told from work in progress.
 _TEMPORARY = re.compile(r"\.writing-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}")
+
+# What `zipfile` raises of damaged files: names that are not text and headers that are cut, too.
+DAMAGED_ZIP = (
+    zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 @contextlib.contextmanager

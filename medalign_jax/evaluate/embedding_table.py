@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medalign_jax.core.errors import UserError
+from medalign_jax.core.files import DAMAGED_ZIP
 from medalign_jax.core.words import did_you_mean, finite_number, is_missing, is_none_in_words
 from medalign_jax.data import tables
 from medalign_jax.data.recordings.manifest import Problem
@@ -123,8 +124,10 @@ def _read_npz(path: Path, column: str) -> _Columns:
                 raise UserError(f"{path} is compressed; write it with numpy.savez")
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
+    except (*DAMAGED_ZIP, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as .npz ({error})") from error
+    if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise UserError(f"{path}: what is called {odd[0]!r} is not an array")
     vectors = found.pop(column, None)
     if vectors is None or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         near = did_you_mean(column, found)

@@ -8,9 +8,9 @@ named by a persistent id, and whose `NAME/data/KEY` are the storages, not compre
 import io
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
+from medalign_jax.core.files import DAMAGED_ZIP
 from medalign_jax.weights.lazy import FileTensor, WeightError
 from medalign_jax.weights.torch_pickle import (
     MAX_PICKLE_BYTES,
@@ -20,12 +20,6 @@ from medalign_jax.weights.torch_pickle import (
     load_pickle,
     located,
 )
-
-# What `zipfile` raises of damaged files: names that are not text and headers that are cut, too.
-_DAMAGED = (
-    zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError,
-    struct.error, zlib.error,
-)  # fmt: skip
 
 
 def open_torch_zip(path: Path) -> dict[str, FileTensor]:
@@ -46,7 +40,7 @@ def open_torch_zip(path: Path) -> dict[str, FileTensor]:
             }
     except WeightError:  # a ValueError too
         raise
-    except _DAMAGED as error:
+    except DAMAGED_ZIP as error:
         raise WeightError(f"{path}: damaged PyTorch zip file ({error})") from error
 
     def find(key: str) -> Stretch | None:
