@@ -28,6 +28,7 @@ CONTROLS = {
     "shuffled reports": {"reports": {"pairing": "shuffled"}},
     "one vector per class": {"reports": {"pairing": "classes"}},
     "a random vector per report": {"reports": {"pairing": "random"}},
+    "words, no language model": {"teacher": {"source": "words"}},
     "self-supervision alone": {"loss": {"align_weight": 0.0}},
     "from scratch": {"encoder": {"random": True}},
 }
@@ -142,8 +143,8 @@ def _paper() -> ConfigDict:
             "per_class": 10,  # also with so many labels of each class; 0: not
             "draws": 20,  # of few labels
             "seeds": 5,  # of probes that start at random
-            # of majority, metadata, spectral, nearest, random
-            "baselines": ("majority", "metadata", "spectral", "nearest", "random"),
+            # of majority, metadata, spectral, nearest, random, ridge (the reports by a linear map)
+            "baselines": ("majority", "metadata", "spectral", "nearest", "random", "ridge"),
             "metadata": (),  # columns for the baseline beside those that it knows
             "sentences": True,  # nearest class sentence, retrieval
             "map": "procrustes",  # CKA leaves a rotation between the two sides open
@@ -226,7 +227,8 @@ def _few_tokens(config: ConfigDict) -> None:
 
 def _demo(config: ConfigDict) -> None:
     """Simulated valve disease and fewer steps: minutes instead of half an hour."""
-    config.seed = 1  # settings were chosen on the world of seed 0
+    # Settings were chosen on the world of seed 0; seeds 1 and 2 had been looked at before.
+    config.seed = 6
     config.data.update({"simulated": 600, "simulated_seconds": 4.0, "simulated_kinds": ("valves",)})
     _few_tokens(config)
     # Half a dozen directions: normal or not, phase and features; the rest is wording.

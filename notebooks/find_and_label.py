@@ -26,6 +26,7 @@
 FOLDER = ""  # your recordings; "" simulates hearts
 CHECKPOINT = ""  # workdir or export of an AcuLa run, for words; "" trains a small one here
 COUNT = 300  # recordings to simulate
+OTHERS = 400  # recordings to train it on
 STEPS = 300  # of pre-training the small encoder
 ALIGN_STEPS = 120  # of aligning it with reports
 ROUNDS = 3  # of twenty labels
@@ -75,7 +76,7 @@ if not CHECKPOINT:
     CHECKPOINT = "words_encoder"
     medalign(
         "train", "--config=configs/acula.py:demo", f"--workdir={CHECKPOINT}",
-        "--config.data.simulated=400", "--config.seed=5",
+        f"--config.data.simulated={OTHERS}", "--config.seed=5",
         f"--config.pretrain.changes.train.steps={STEPS}", f"--config.train.steps={ALIGN_STEPS}",
         "--config.supervised.enabled=False", "--config.evaluate.probes=('linear',)",
         "--config.evaluate.baselines=('majority',)", "--config.evaluate.per_class=0",

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import gradio as gr
+import numpy as np
 
 from medalign_jax.app import render
 from medalign_jax.app.listener import Listener, read_sound, shown_name
@@ -18,7 +19,6 @@ MOST_TOKENS = 512  # of an answer
 _KEPT = (60, 120)  # seconds: how often old uploads are looked for, and how old they get
 _HEAD = "For research; **not a medical device**. Sounds stay on this machine and are deleted."
 _TEXTS = "Words to compare with, one per line"
-_EXAMPLE = "Auscultation reveals a systolic murmur.\nNormal heart sounds, no murmur."
 
 
 class Answers:
@@ -74,7 +74,9 @@ def blocks(listeners: Sequence[Listener], model: LanguageModel | None) -> gr.Blo
         shown, inputs = gr.HTML(elem_id="shown"), [sound]
         triggers = [sound.change]
         if any(listener.space is not None for listener in listeners):
-            inputs.append(gr.Textbox(_EXAMPLE, label=_TEXTS, lines=2, max_lines=MOST_TEXTS))
+            inputs.append(
+                gr.Textbox(_example(listeners), label=_TEXTS, lines=2, max_lines=MOST_TEXTS)
+            )
             triggers.append(gr.Button("Compare", elem_id="compare").click)
         heard = gr.HTML(elem_id="heard")
         gr.on(triggers, answers.listen, inputs, [shown, heard], api_visibility="private")
@@ -86,6 +88,16 @@ def blocks(listeners: Sequence[Listener], model: LanguageModel | None) -> gr.Blo
             answer = gr.HTML(elem_id="answer")
             button.click(answers.ask, [sound, question, options], answer, api_visibility="private")
     return page
+
+
+def _example(listeners: Sequence[Listener]) -> str:
+    """Two training reports that say different things: words are best written as reports are."""
+    meetings = [listener.space.meeting for listener in listeners if listener.space is not None]
+    for meeting in meetings:
+        if len(meeting.reports) > 1:
+            other = int(np.argmin(meeting.vectors @ meeting.vectors[0]))
+            return f"{meeting.reports[0]}\n{meeting.reports[other]}"
+    return ""
 
 
 def _without_folder(error: UserError, path: str) -> str:

@@ -20,7 +20,8 @@ from medalign_jax.evaluate.stages import CONSTANT, METADATA, NEAREST, PLAIN, Gue
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tasks import Task
 
-BASELINES = ("majority", "metadata", "spectral", "nearest", "random")  # random: see the callers
+# random and ridge: see the callers, who have an encoder, and reports
+BASELINES = ("majority", "metadata", "spectral", "nearest", "random", "ridge")
 
 _OF_NUMBERS = (
     "the mean of the training answers; of all constants their median has the least absolute error"

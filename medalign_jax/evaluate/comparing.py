@@ -10,7 +10,7 @@ from medalign_jax.evaluate import statistics
 from medalign_jax.evaluate.collected import MEAN_OF, Measured, add_identical, add_result
 from medalign_jax.evaluate.folds import Fold, describe_classes
 from medalign_jax.evaluate.probes import PROBES
-from medalign_jax.evaluate.stages import MINUS, PLAIN, Settings, Stage
+from medalign_jax.evaluate.stages import BY_RIDGE, MINUS, PLAIN, Settings, Stage
 from medalign_jax.evaluate.tasks import Task
 
 Scores = Mapping[str, statistics.Statistic]  # by stage
@@ -137,10 +137,14 @@ class _Table:
         )
 
     def _pairs(self, by_stage: Scores) -> list[tuple[str, str]]:
-        """Each stage against the first, and each encoder against the plain statistics."""
+        """Each stage against the first, each encoder against the plain statistics, and each that
+        was trained with reports against what these bring to fixed features."""
         first = self.stages[0].name
         pairs = [(s.name, first) for s in self.stages[1:] if s.role != "baseline"]
-        pairs += [(s.name, PLAIN) for s in self.stages if s.role == "encoder"]
+        encoders = [s.name for s in self.stages if s.role == "encoder"]
+        pairs += [(name, PLAIN) for name in encoders]
+        ridge = [s.name for s in self.stages if s.name.endswith(BY_RIDGE)]
+        pairs += [(name, other) for name in encoders if name != first for other in ridge]
         return [(a, b) for a, b in pairs if a in by_stage and b in by_stage and a != b]
 
     def _notes(self, task: str, kind: str, stage: str) -> str:

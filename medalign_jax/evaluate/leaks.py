@@ -19,6 +19,7 @@ from medalign_jax.evaluate.suite import Suite
 
 _NO_SOUND = "Nobody looked for near-copies: there are embeddings only, and no recordings."
 _EXAMPLES = 3
+_NONE = ("No two of the", "None lies across")  # how sentences begin that say that all is well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Findings:
     def sentences(self) -> tuple[str, ...]:
         """All of them, for the screen and the page."""
         return (*self.copies, *self.subjects, *self.trained)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those that say that something did leak, or may have."""
+        clean = any(sentence.startswith(_NONE) for sentence in self.copies)
+        return (*(() if clean else self.copies), *self.subjects, *self.trained)
 
     def provenance(self) -> dict[str, Any]:
         """For evaluation.json."""

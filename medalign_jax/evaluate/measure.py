@@ -67,7 +67,8 @@ def measure(
         _guess(guess, tasks, plans, settings.probes[0], found)
     if by_subject:
         _average_by_subject(np.asarray(subjects, str), {g.name for g in guesses}, found)
-    stage_notes = {key: _joined(counts) for key, counts in notes.items()} | {
+    fits = {key: counts.pop("") for key, counts in notes.items()}
+    stage_notes = {key: _joined(counts, fits[key]) for key, counts in notes.items()} | {
         (task.name, settings.probes[0], guess.name): guess.notes.get(task.kind, "")
         for guess in guesses for task in tasks
     }  # fmt: skip
@@ -76,9 +77,11 @@ def measure(
     return found
 
 
-def _joined(counts: Mapping[str, int]) -> str:
-    """Notes of the fits of one stage, each once."""
-    return "; ".join(note if n == 1 else f"{note} ({n} fits)" for note, n in counts.items())
+def _joined(counts: Mapping[str, int], fits: int) -> str:
+    """Notes of the fits of one stage, each once, and of how many of the fits it is said."""
+    return "; ".join(
+        note if n == fits == 1 else f"{note} ({n} of {fits} fits)" for note, n in counts.items()
+    )
 
 
 def _check(stages: Sequence[Stage], plans: Sequence[Sequence[Fold]], count: int) -> None:
@@ -135,8 +138,7 @@ def _probe(stage, kind, tasks, plans, groups, settings, found: Measured, notes) 
         for (task, p, _, r, problem), prediction in zip(listed, outcome, strict=True):
             runs = max(job[3] for job in listed if job[0] is task) + 1
             _place(filled, task, problem.test, p * runs + r, runs * len(plans), prediction, found)
-            if prediction.note:
-                _note(notes, (task.name, kind, stage.name), prediction.note)
+            _note(notes, (task.name, kind, stage.name), prediction.note)
     for task in tasks:
         if task.name in filled:
             found.scores[task.name, kind, stage.name] = filled[task.name]
@@ -176,9 +178,11 @@ def _place(filled, task, rows, run, runs, prediction, found: Measured) -> None:
 
 
 def _note(notes: dict, key: tuple[str, str, str], note: str) -> None:
-    """Several runs often say the same: it is noted once, with how many said it."""
-    counts = notes.setdefault(key, {})
-    counts[note] = counts.get(note, 0) + 1
+    """Several fits often say the same: it is noted once, with how many said it; "" counts all."""
+    counts = notes.setdefault(key, {"": 0})
+    counts[""] += 1
+    if note:
+        counts[note] = counts.get(note, 0) + 1
 
 
 def _average_by_subject(subjects: np.ndarray, guesses: Container[str], found: Measured) -> None:

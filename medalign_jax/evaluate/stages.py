@@ -17,6 +17,7 @@ METADATA = "metadata"
 CONSTANT = "majority or mean"
 NEAREST = "nearest training waveform"
 BASELINE_STAGES = frozenset({PLAIN, METADATA, CONSTANT, NEAREST})  # no other stage is called so
+BY_RIDGE = ", reports by ridge"  # after a stage's name: a linear map to the reports' vectors
 RANDOM = ", random weights"  # after an encoder's name: its architecture before any training
 MINUS = " minus "  # between the names of two stages: the difference of their results
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 
 from medalign_jax.evaluate.results import Result
 from medalign_jax.evaluate.stages import MINUS
+
+# Parts of a result's notes without which its number misleads.
+_TELLING = re.compile(
+    r"no interval|converged|does not follow|the most frequent class alone|a random order|fitted on"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +25,13 @@ class Table:
       caption: what it shows.
       head: (C,) names of the columns.
       rows: (C,) texts each.
+      notes: what a reader must know of them, below the table.
     """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -67,14 +75,27 @@ def _table(kind: str, metrics: Sequence[str], differences: bool, rows: Sequence[
     lines = tuple(
         (stage, *(cells.get((stage, *column), "") for column in columns)) for stage in stages
     )
-    return Table(caption, ("stage", *(head.replace("_", " ") for head in heads)), lines)
+    names = ("stage", *(head.replace("_", " ") for head in heads))
+    return Table(caption, names, lines, () if differences else _notes(rows))
+
+
+def _notes(rows: Sequence[Result]) -> tuple[str, ...]:
+    """What `_TELLING` finds in the notes, each once, with the stages of which it is said."""
+    stages: dict[str, dict[str, None]] = {}
+    for result in rows:
+        for note in filter(_TELLING.search, result.notes.split("; ")):
+            stages.setdefault(note, {})[result.stage] = None
+    every = len({result.stage for result in rows})
+    return tuple(
+        note if len(of) == every else f"{', '.join(of)}: {note}" for note, of in stages.items()
+    )
 
 
 def _cell(result: Result, signed: bool) -> str:
     form = "+.3f" if signed else ".3f"
     value = format(result.value, form)
     if result.ci_low is None or result.ci_high is None:
-        return value
+        return f"{value} (no interval)"
     return f"{value} ({result.ci_low:{form}} to {result.ci_high:{form}})"
 
 
@@ -87,7 +108,8 @@ def _text(table: Table) -> str:
     lines = [table.head, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
     rows = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join([table.caption, *(row.rstrip() for row in rows)])
+    notes = [f"  {note}" for note in table.notes]
+    return "\n".join([table.caption, *(row.rstrip() for row in rows), *notes])
 
 
 def csv_of(results: Sequence[Result]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medalign_jax.page.wording import label, number, shorten
+from medalign_jax.page.wording import label, number, shorten, shorten_middle
 
 COLOURS = 8
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
@@ -244,7 +244,7 @@ def scores_chart(chart: Scores) -> Figure:
             text
             for i, score in enumerate(chart.scores)
             for text in (
-                _beside(shorten(score.name, 36), count - 1 - i, 0, "left", "$ink"),
+                _beside(shorten_middle(score.name, 36), count - 1 - i, 0, "left", "$ink"),
                 _beside(score.words, count - 1 - i, 1, "right", "$soft"),
             )
         ],

@@ -50,6 +50,7 @@ class ReportData:
       title: what was run, in a few words.
       headline: the outcome in one or two plain sentences, see `comparison_sentence`; each line
         is a paragraph.
+      warnings: what casts doubt on the numbers, such as leaks.
       summary: a few sentences about what was done; each line is a paragraph.
       facts: name and value: method, encoder, teacher, data, device, git commit, ...
       scores: comparisons of stages and baselines.
@@ -69,6 +70,7 @@ class ReportData:
 
     title: str
     headline: str
+    warnings: Sequence[str] = ()
     summary: str = ""
     facts: Sequence[tuple[str, str]] = ()
     scores: Sequence[figures.Scores] = ()

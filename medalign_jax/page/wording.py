@@ -22,6 +22,14 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def shorten_middle(text: str, length: int) -> str:
+    """At most `length` characters: names that differ at their ends stay different."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
+
+
 def label(text: object) -> str:
     """Text from data for a figure: Plotly reads a few tags in its labels, so none may be left."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

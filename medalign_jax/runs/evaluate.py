@@ -62,6 +62,7 @@ from medalign_jax.page import report
 from medalign_jax.page.outline import headline_of, limits_of, map_of, scores_of
 
 _RESULTS, _TABLE, _PAGE = "evaluation.json", "evaluation.csv", "report.html"
+_BASELINES = tuple(name for name in BASELINES if name != "ridge")  # there are no vectors of reports
 _NOT_SHOWN = frozenset({"arguments", "effective_rank"})  # of the facts: the page has them in words
 
 
@@ -259,7 +260,8 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
         title=f"Encoders measured on {opened.suite.dataset}",
         headline=headline,
         summary=_summary(opened),
-        facts=[(name, str(value)) for name, value in facts.items() if name not in _NOT_SHOWN],
+        warnings=opened.findings.warnings,
+        facts=[(name, str(value)) for name, value in facts.items() if _shown(name, value)],
         scores=scores_of(found, opened.suite),
         tables=tables,
         maps=maps,
@@ -277,6 +279,11 @@ def _write(out: Path, arguments, opened: _Opened, stages: Sequence[Stage], found
     )
     report.write_report(out / _PAGE, data)
     print(f"{headline}\npage: {out / _PAGE}", flush=True)
+
+
+def _shown(name: str, value: object) -> bool:
+    """Facts of one line; what was found stands in sentences."""
+    return name not in _NOT_SHOWN and isinstance(value, str | int | float)
 
 
 def _summary(opened: _Opened) -> str:
@@ -350,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draws", type=int, default=20, help="draws of few labels")
     add("--seeds", type=int, default=5, help="seeds of probes that start at random")
     add("--seed", type=int, default=0, help="of the folds")
-    add("--baselines", nargs="*", default=list(BASELINES), help=", ".join(BASELINES))
+    add("--baselines", nargs="*", default=list(_BASELINES), help=", ".join(_BASELINES))
     add("--metadata", nargs="*", default=[], help="more columns for the metadata baseline")
     add("--ignore_copies", action="store_true", help="do not look for near-copies")
     add("--cache", help="folder of embeddings (default: OUT/embeddings)")

@@ -16,9 +16,11 @@ from medalign_jax.evaluate.collected import Measured
 from medalign_jax.evaluate.embeddings import EmbeddingStore
 from medalign_jax.evaluate.folds import Fold
 from medalign_jax.evaluate.measure import measure
+from medalign_jax.evaluate.report_ridge import predicted_reports
 from medalign_jax.evaluate.results import write_results
 from medalign_jax.evaluate.sentences import Shown, Space, Words, measure_sentences
 from medalign_jax.evaluate.spread import describe_ranks, ranks_of
+from medalign_jax.evaluate.stages import BY_RIDGE, PLAIN, Stage
 from medalign_jax.evaluate.suite import Suite
 from medalign_jax.evaluate.tables import csv_of, tables_of, text_of
 from medalign_jax.evaluate.tasks import Task
@@ -109,6 +111,8 @@ def measure_run(
     )  # fmt: skip
     if jax.process_index():
         return
+    if "ridge" in config.evaluate.baselines and config.teacher.mode == "cached":
+        plain += _by_ridge(run, aligned, [stages[0], *plain])
     found = measure(
         suite.tasks, suite.plans, suite.subjects, [*stages, *plain], suite.options.settings,
         guesses, by_subject=suite.options.aggregate == "scores",
@@ -134,6 +138,24 @@ def _features(found: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     """One matrix where all folds have the same, as of published weights."""
     same = all(np.array_equal(found[0], other) for other in found[1:])
     return found[0] if same else found
+
+
+def _by_ridge(run: Run, aligned: Sequence[Aligned], stages: Sequence[Stage]) -> list[Stage]:
+    """What the reports bring to fixed features: those of the first stage, and the plain ones.
+
+    Rows that are means over a subject's recordings get the mean of its reports' vectors.
+    """
+    means = run.suite.gather(run.texts(run.config).means(run.reports))
+    groups = np.unique(np.asarray(run.suite.subjects, str), return_inverse=True)[1]
+    made = []
+    for stage in (s for s in stages if s.name in (stages[0].name, PLAIN)):
+        found = []
+        for k, (fold, outcome) in enumerate(zip(run.suite.choice_folds(), aligned, strict=True)):
+            vectors = means if outcome.whitening is None else outcome.whitening(means)
+            found.append(predicted_reports(stage.of(k), vectors, fold.train, groups))
+        features = found[0] if len(found) == 1 else tuple(found)
+        made.append(Stage(f"{stage.name}{BY_RIDGE}", features, "baseline"))
+    return made
 
 
 # ------------------------------------------------------------------------------- words

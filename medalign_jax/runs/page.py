@@ -49,6 +49,7 @@ def write(
     data = report.ReportData(
         title="AcuLa: an audio encoder before and after alignment",
         headline=headline,
+        warnings=run.findings.warnings,
         summary="\n".join(filter(None, [_summary(run), chosen[:1].upper() + chosen[1:]])),
         facts=_facts(run, provenance),
         scores=scores_of(found, run.suite),

@@ -1,5 +1,6 @@
 """How the hidden states of a text become one vector."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -42,6 +43,15 @@ class Reading:
             raise TeacherError(f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
         if self.max_tokens < 1:
             raise TeacherError(f"max_tokens has to be at least 1, not {self.max_tokens}")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises TeacherError naming the first entry that is not text or empty."""
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TeacherError(f"text {index} is {type(text).__name__}, not a string")
+        if not text.strip():
+            raise TeacherError(f"text {index} is empty: an embedding of nothing means nothing")
 
 
 def pool(hidden: jax.Array, mask: jax.Array, pooling: str) -> jax.Array:

@@ -27,7 +27,14 @@ from medalign_jax.models.language.bert import Bert, BertConfig, bert_config, rob
 from medalign_jax.models.language.decoder import Decoder
 from medalign_jax.models.language.decoder_config import DECODER_CONFIGS, DecoderConfig
 from medalign_jax.models.layers.layer_stack import normalise_layers
-from medalign_jax.teachers.reading import OverlongWarning, Reading, TeacherError, pool
+from medalign_jax.teachers import words
+from medalign_jax.teachers.reading import (
+    OverlongWarning,
+    Reading,
+    TeacherError,
+    check_texts,
+    pool,
+)
 from medalign_jax.text.tokenizers import (
     FolderTokenizer,
     GgufTokenizer,
@@ -196,11 +203,7 @@ class Teacher:
 
     def check_texts(self, texts: Sequence[str]) -> None:
         """Raises TeacherError naming the first entry that is not text or empty."""
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TeacherError(f"text {index} is {type(text).__name__}, not a string")
-            if not text.strip():
-                raise TeacherError(f"text {index} is empty: an embedding of nothing means nothing")
+        check_texts(texts)
 
     def overlong(self, texts: Sequence[str]) -> str:
         """What is to be said of texts that have more than ``max_tokens`` tokens; "" for none."""
@@ -266,10 +269,11 @@ def load_teacher(
     dtype: Any = jnp.float32,
     config: Mapping[str, Any] | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
-) -> Teacher:
+) -> Teacher | words.WordTeacher:
     """Loads a published language model as a frozen teacher.
 
-    Only the layers that are read are loaded.
+    Only the layers that are read are loaded. "words" is no model but which words a text has
+    (`teachers.words`), and takes no notice of what else is asked.
 
     Args:
       source: what ``weights.source.resolve`` takes: Hub id, folder, file, mapping of tensors.
@@ -286,6 +290,8 @@ def load_teacher(
       WeightError: if the tensors are not those of the architecture.
       TokenizerError: if there is no readable tokeniser.
     """
+    if source == words.SOURCE:
+        return words.WordTeacher()
     weights = resolve(source)
     full = _read_config(config or weights.config, weights.label)
     asked = Reading(layer, pooling, max_tokens, lowercase, normalise)
@@ -315,6 +321,8 @@ def teacher_width(
     Raises:
       UserError: what `load_teacher` would refuse, as far as the files' headers say it.
     """
+    if source == words.SOURCE:
+        return words.WIDTH
     weights = resolve(source)
     full = _read_config(weights.config, weights.label)
     model, _, _ = unfilled(full, Reading(layer, pooling, max_tokens), dtype)

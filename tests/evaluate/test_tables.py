@@ -29,11 +29,24 @@ def test_a_stage_a_row_and_a_task_a_column():
     assert values.head == ("stage", "AS", "MR")
     assert values.rows == (
         ("before", "0.700 (0.600 to 0.800)", "0.600 (0.500 to 0.700)"),
-        ("after", "0.800 (0.700 to 0.900)", "0.650"),
+        ("after", "0.800 (0.700 to 0.900)", "0.650 (no interval)"),
     )
     assert differences.rows == (("after minus before", "+0.100 (+0.020 to +0.180)"),)
     assert accuracy.caption == "linear: accuracy"
     assert retrieval.head == ("stage", "audio to report recall@1", "audio to report recall@5")
+
+
+def test_what_a_number_would_mislead_without_stands_below_it():
+    few = "no interval: only 1 subject of class 'a'; an interval needs 5"
+    slow = "the chosen epoch is the last of 64: not converged (4 of 5 fits)"
+    rows = [
+        Result("AS", "toy", "linear", stage, "auroc", 0.6, None, None, 60, 40,
+               notes=f"{few}; p 0.3" + (f"; {slow}" if stage == "after" else ""))
+        for stage in ("before", "after")
+    ]  # fmt: skip
+    (table,) = tables_of(rows)
+    assert table.notes == (few.partition("; ")[0], f"after: {slow}")
+    assert text_of([table]).splitlines()[-1] == f"  after: {slow}"
 
 
 def test_text_is_aligned():

@@ -76,10 +76,12 @@ def _runs(x: np.ndarray, runs: list[Problem], config: ProbeConfig) -> list[Predi
     else:
         scores = opera_protocol.regression_probe(*arguments, **options)
         outputs = scores.predictions
+    first = config.select_every  # the first epoch that may be chosen is the one before it
     last = (config.epochs // config.select_every) * config.select_every - 1
+    notes = [why or _note(int(epoch), first, last, config.epochs) for epoch in scores.best_epoch]
     return [
-        Prediction(np.asarray(output, np.float64), why or _note(int(epoch), last, config.epochs))
-        for output, epoch in zip(outputs, scores.best_epoch, strict=True)
+        Prediction(np.asarray(output, np.float64), note)
+        for output, note in zip(outputs, notes, strict=True)
     ]
 
 
@@ -93,16 +95,7 @@ def _validation(problem: Problem) -> tuple[np.ndarray | None, str]:
     return rows, ""
 
 
-def _note(epoch: int, last: int, epochs: int) -> str:
-    if epoch < last:
-        return ""
-    return f"the chosen epoch is the last of {epochs}: not converged"
-
-
-def summary(notes: Sequence[str]) -> str:
-    """One sentence for several runs: how many chose their last epoch, and whatever else was said.
-
-    "the chosen epoch is the last of 64: not converged (4 of 5 runs)"
-    """
-    counted = collections.Counter(note for note in notes if note)
-    return "; ".join(f"{note} ({n} of {len(notes)} runs)" for note, n in counted.items())
+def _note(epoch: int, first: int, last: int, epochs: int) -> str:
+    if epoch < first:
+        return f"the chosen epoch is the first of {epochs}: validation does not follow training"
+    return "" if epoch < last else f"the chosen epoch is the last of {epochs}: not converged"
