@@ -189,6 +189,8 @@ if TRUTH:
             model = fitted(known)
             curve.append((len(known), score(model, held_out)))
             left = [n for n in pool if n not in known]
+            if not left:
+                break
             known = known + (unsure(model, left) if name.startswith("least") else left[:20])
     figure, axes = plt.subplots(figsize=(6, 4))
     for name, curve in curves.items():

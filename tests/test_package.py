@@ -60,8 +60,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_whole_package_and_its_configs_and_nothing_beside(wheel):
     whole = {p.relative_to(ROOT) for p in (ROOT / "medalign_jax").rglob("*.py")}
     whole |= {Path("medalign_jax/py.typed")}
-    whole |= {p.relative_to(ROOT) for room in ("assets", "templates")
-              for p in (ROOT / "medalign_jax/page" / room).iterdir()}  # fmt: skip
+    whole |= {p.relative_to(ROOT) for room in ("page", "app") for kind in ("assets", "templates")
+              for p in (ROOT / "medalign_jax" / room / kind).iterdir()}  # fmt: skip
     whole |= {Path("medalign_jax/shipped") / p.relative_to(ROOT)
               for p in (ROOT / "configs").glob("*.py")}  # fmt: skip
     info = next(wheel.glob("*.dist-info"))
