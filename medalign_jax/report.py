@@ -26,10 +26,12 @@ from medalign_jax.page.outline import chart_of
 
 _RESULTS = "evaluation.json"
 _MOST = 20  # rows of a chart
+_LONGEST = 60  # characters of a run's name
 _APART = (
     "Runs stand side by side. Intervals that overlap do not show that there is no difference, nor "
     "those that do not that one run caused it: measure the encoders together "
-    "(medalign evaluate --encoder A --encoder B) for a paired interval."
+    "(medalign evaluate --encoder A --encoder B) for a paired interval. Data sets of one name need "
+    "not hold the same recordings."
 )
 
 
@@ -50,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     check_no_folders(out.parent, (out.name,))
     runs = [_read(name, folder) for name, folder in _named(arguments.runs)]
-    results, shared = _together(runs)
+    results, shared = _together([_with_data(run, runs) for run in runs])
     tables = tables_of(results)
     names = ", ".join(run.name for run in runs)
     page = report.ReportData(
@@ -74,10 +76,20 @@ def _named(given: Sequence[str]) -> list[tuple[str, Path]]:
     named = []
     for text in given:
         name, equals, path = text.partition("=")
-        folder = Path(path if equals and not Path(text).exists() else text)
-        named.append((name if folder != Path(text) else folder.resolve().name, folder))
+        own = bool(equals) and "/" not in name  # of a folder with "=" in it ./ says that it is one
+        folder = Path(path if own else text)
+        named.append((name if own else folder.resolve().name, folder))
+    for name, folder in named:
+        if not name or MINUS in name or ": " in name or len(name) > _LONGEST:
+            raise UserError(
+                f"{name[:40]!r} cannot be the name of a run (1 to {_LONGEST} characters, without "
+                f"'{MINUS}' and ': '); give another: NAME={folder}"
+            )
     if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
-        raise UserError(f"two runs are called {twice[0]!r}; name them: A={given[0]} B=...")
+        folders = [folder for name, folder in named if name == twice[0]]
+        raise UserError(
+            f"two runs are called {twice[0]!r}; name them: A={folders[0]} B={folders[1]}"
+        )
     return named
 
 
@@ -89,6 +101,14 @@ def _read(name: str, folder: Path) -> _Run:
             "medalign evaluate"
         )
     return _Run(name, *read_results(path))
+
+
+def _with_data(run: _Run, runs: Sequence[_Run]) -> _Run:
+    """Tasks with their data set behind them, where there are several data sets."""
+    if len({result.dataset for each in runs for result in each.results}) == 1:
+        return run
+    results = [dataclasses.replace(r, task=f"{r.task} ({r.dataset})") for r in run.results]
+    return dataclasses.replace(run, results=results)
 
 
 def _together(runs: Sequence[_Run]) -> tuple[list[Result], list[str]]:

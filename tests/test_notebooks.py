@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import quick
+
 jupytext = pytest.importorskip("jupytext", reason="the notebooks' tools are not installed")
 papermill = pytest.importorskip("papermill", reason="the notebooks' tools are not installed")
 
@@ -39,7 +41,8 @@ def test_a_notebook_is_its_text_without_outputs(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, request):
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, request, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", quick.FLAGS)  # for few steps compiling is most of the work
     parameters = dict(SMALL[name])
     if name == "embed_my_folder":  # the Hub is not at hand
         weights = request.getfixturevalue("shared") / "weights/whisper_base_encoder"

@@ -57,7 +57,11 @@ def test_other_recordings_are_named(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda a, b: [a, a], "two runs are called 'one'"),
+        (lambda a, b: [a, a], "two runs are called 'one'; name them: A="),
+        (lambda a, b: [f"A={a}", f"A={b}"], "name them: A=/"),
+        (lambda a, b: [f"x minus y={a}"], "cannot be the name of a run"),
+        (lambda a, b: [f"={a}"], "cannot be the name of a run"),
+        (lambda a, b: [f"{'L' * 300}={a}"], "cannot be the name of a run"),
         (lambda a, b: [a + "/nothing"], "has no evaluation.json"),
         (lambda a, b: ["x=" + a + "/nothing"], "has no evaluation.json"),
         (lambda a, b: [a, "--out", a], "is given twice"),
@@ -72,6 +76,13 @@ def test_what_is_no_run_is_said(folders, tmp_path, capsys, given, said):
     assert status in (1, 2)
     assert said in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+def test_tasks_of_several_data_sets_are_told_apart(folders, tmp_path, capsys):
+    write_results(tmp_path / "two" / "evaluation.json", results(0.9, data="lungs"), {})
+    assert cli.main(["report", *folders, "--out", str(tmp_path / "p.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "murmur (hearts)" in shown and "murmur (lungs)" in shown
 
 
 def test_a_damaged_run_is_named(folders, tmp_path, capsys):

@@ -59,24 +59,23 @@ def _page(arguments: argparse.Namespace):
     except ImportError as error:
         raise UserError(f"{_INSTALL} ({error})") from error
     from medalign_jax.app.interface import blocks, launch
-    from medalign_jax.app.listener import open_listener
+    from medalign_jax.app.listener import compared_with, open_listener
     from medalign_jax.language_model import load_language_model
 
     recordings = _recordings(arguments.recordings, arguments.label)
     names = [Path(checkpoint).resolve().name for checkpoint in arguments.checkpoint]
+    # All are loaded before anything is embedded: what cannot be loaded is said at once.
     listeners = [
-        open_listener(
-            name if names.count(name) == 1 else checkpoint, checkpoint, arguments.encoder,
-            recordings, arguments.label,
-        )
-        for name, checkpoint in zip(names, arguments.checkpoint, strict=True)
-    ]  # fmt: skip
+        open_listener(name if names.count(name) == 1 else given, given, arguments.encoder)
+        for name, given in zip(names, arguments.checkpoint, strict=True)
+    ]
     model = None
     if arguments.model:
         model = load_language_model(arguments.model, dtype="float32", identity=False)
         if not model.takes_audio:
             raise UserError(f"{arguments.model} is a text-only model; --model has to take audio")
-    return blocks(listeners, model), launch
+    compared = [compared_with(each, recordings, arguments.label) for each in listeners]
+    return blocks(compared, model), launch
 
 
 def _recordings(given: str, label: str) -> list[Item]:

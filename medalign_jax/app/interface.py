@@ -33,13 +33,12 @@ class Answers:
         if not path:
             return "", ""
         try:
-            waveform, rate = read_sound(path)
-            asked = _lines(texts)
+            heard, asked = read_sound(path), _lines(texts)
             with self._busy:
-                found = [each.listen(waveform, rate, asked) for each in self.listeners]
+                found = [each.listen(heard.waveform, heard.rate, asked) for each in self.listeners]
         except UserError as error:
             return render.problem(_without_folder(error, path)), ""
-        return render.sound(waveform, rate, shown_name(path)), render.heard(found)
+        return render.sound(heard, shown_name(path)), render.heard(found)
 
     def ask(self, path: str | None, question: str, options: str) -> str:
         """HTML of the language model's answer."""
@@ -75,7 +74,13 @@ def blocks(listeners: Sequence[Listener], model: LanguageModel | None) -> gr.Blo
         triggers = [sound.change]
         if any(listener.space is not None for listener in listeners):
             inputs.append(
-                gr.Textbox(_example(listeners), label=_TEXTS, lines=2, max_lines=MOST_TEXTS)
+                gr.Textbox(
+                    _example(listeners),
+                    label=_TEXTS,
+                    lines=2,
+                    max_lines=MOST_TEXTS,
+                    max_length=4000,
+                )
             )
             triggers.append(gr.Button("Compare", elem_id="compare").click)
         heard = gr.HTML(elem_id="heard")

@@ -19,6 +19,7 @@ from medalign_jax.search.index import EmbeddingIndex, Hit
 from medalign_jax.search.judge import Judge, Judgement
 
 MAX_SECONDS = 60.0  # what is read of a recording
+MIN_SECONDS = 1.0  # about a heart cycle
 NEAREST = 3
 
 
@@ -88,28 +89,39 @@ class Listener:
         return tuple(Nearest(texts[n], float(cosines[n])) for n in order), ""
 
 
-def open_listener(
-    name: str, checkpoint: str, encoder: str | None, recordings: Sequence[Item], label: str
-) -> Listener:
-    """Loads a checkpoint and embeds the recordings that it compares with.
+def open_listener(name: str, checkpoint: str, encoder: str | None) -> Listener:
+    """Loads a checkpoint.
 
     Args:
       name: shown to the user.
       checkpoint: workdir or export of an AcuLa run, or weights.
       encoder: its name, for weights that do not say it.
-      recordings: to compare with, with their table's columns beside; may be empty.
-      label: column of their labels; "" for none.
 
     Raises:
-      UserError: what `load_encoder` refuses, or labels that nothing can be learnt from.
+      UserError: what `load_encoder` refuses.
     """
     try:
         space = load_space(checkpoint) if encoder is None else None
     except SpaceError:
         space = None
     loaded = load_encoder(encoder, checkpoint) if space is None else space.encoder
+    return Listener(name, loaded, space)
+
+
+def compared_with(listener: Listener, recordings: Sequence[Item], label: str) -> Listener:
+    """Embeds the recordings that a checkpoint compares with.
+
+    Args:
+      listener: the checkpoint.
+      recordings: with their table's columns beside; may be empty.
+      label: column of their labels; "" for none.
+
+    Raises:
+      UserError: none of them can be read, or labels that nothing can be learnt from.
+    """
+    loaded, name = listener.encoder, listener.name
     index, judge = _compared_with(loaded, recordings, label, name)
-    listener = Listener(name, loaded, space, index, judge)
+    listener = dataclasses.replace(listener, index=index, judge=judge)
     # What is compiled now need not be waited for when somebody listens.
     seconds = np.random.default_rng(0).standard_normal(10 * loaded.sample_rate)
     listener.listen(seconds.astype(np.float32), loaded.sample_rate, ["murmur"])
@@ -146,15 +158,42 @@ def _compared_with(
     return EmbeddingIndex(vectors, columns), judge
 
 
-def read_sound(path: str) -> tuple[np.ndarray, int]:
+@dataclasses.dataclass(frozen=True)
+class Listened:
+    """What is listened to of a file.
+
+    Attributes:
+      waveform: (samples,) float32.
+      rate: Hz.
+      note: what was left out, or "".
+    """
+
+    waveform: np.ndarray
+    rate: int
+    note: str = ""
+
+
+def read_sound(path: str) -> Listened:
     """The first `MAX_SECONDS` of a file at 16 kHz, checked.
 
     Raises:
-      AudioError: it is not a recording that can be read, or silent.
+      AudioError: it is not a recording that can be read, silent, or shorter than `MIN_SECONDS`.
     """
-    waveform = io.read(path, 16_000, MAX_SECONDS)
+    info, rate = io.probe(path), 16_000
+    seconds, note = info.frames / info.sample_rate, ""
+    waveform = io.read(path, rate, MAX_SECONDS)
+    if seconds > MAX_SECONDS + 0.5:
+        note = f"The first {MAX_SECONDS:.0f} s of {seconds:.0f} s were listened to."
+        if not waveform.any():
+            raise io.AudioError(
+                path, f"is silent for its first {MAX_SECONDS:.0f} s, which are all that is read; "
+                "cut them off"
+            )  # fmt: skip
     io.check_waveform(waveform, Path(path).name)
-    return waveform, 16_000
+    if len(waveform) < MIN_SECONDS * rate:
+        length = len(waveform) / rate
+        raise io.AudioError(path, f"is {length:.2f} s long; record {MIN_SECONDS:.0f} s or more")
+    return Listened(waveform, rate, note)
 
 
 def shown_name(path: str) -> str:

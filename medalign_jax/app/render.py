@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from medalign_jax.app.listener import Heard, read_sound, shown_name
+from medalign_jax.app.listener import Heard, Listened, read_sound, shown_name
 from medalign_jax.audio.io import AudioError
 from medalign_jax.page import media
 from medalign_jax.page.recordings import Sound
@@ -20,10 +20,11 @@ _TOP_DB = 70.0  # of the picture
 _HIGHEST = 4000.0  # Hz; above it there is little in auscultation
 
 
-def sound(waveform: np.ndarray, rate: int, name: str) -> str:
+def sound(heard: Listened, name: str) -> str:
     """Player, waveform and spectrogram in step."""
-    shown = Sound(name, waveform, rate)
-    return _render("sound.html", sound=shown, picture=_spectrogram(shown.played, rate))
+    shown = Sound(name, heard.waveform, heard.rate)
+    picture = _spectrogram(shown.played, heard.rate)
+    return _render("sound.html", sound=shown, picture=picture, note=heard.note)
 
 
 def heard(found: Sequence[Heard]) -> str:
@@ -51,9 +52,11 @@ def response(text: str) -> str:
 def _similar(path: str) -> Sound:
     name = shown_name(path)
     try:
-        return Sound(name, *read_sound(path))
-    except AudioError as error:  # moved since it was embedded
-        return Sound(name, None, problem=error.reason)
+        heard = read_sound(path)
+    except AudioError as error:
+        gone = "the file is no longer where it was"
+        return Sound(name, None, problem=error.reason if Path(path).exists() else gone)
+    return Sound(name, heard.waveform, heard.rate)
 
 
 def _spectrogram(waveform: np.ndarray, rate: int) -> str:

@@ -5,9 +5,12 @@
 
 A linear probe is fitted on all labelled recordings. How sure it may be is taken from the same probe
 fitted without each subject in turn (five folds by subject): one temperature for its log-odds
-(Guo et al. 2017), and one threshold such that the true label is among those named for 9 of 10
-subjects (split conformal prediction over folds, Vovk 2015; every subject counts as one). Both hold
-for recordings like those that were labelled: another device, place or kind of patient is not.
+(Guo et al. 2017), and for each class a threshold such that it is named for 9 of 10 subjects who
+have it (label-conditional conformal prediction over folds, Vovk 2015; every subject counts as one).
+So a rare class is as safe as a common one: one of fewer than nine subjects is never excluded.
+
+All of it holds for recordings like those that were labelled. One that is less like any of them than
+95 of 100 labelled ones are like another subject's is said to be unlike.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from medalign_jax.evaluate.tasks import Task
 
 FOLDS = 5
 COVERAGE = 0.9
+_FAMILIAR = 0.95  # share of labelled subjects that are not to be called unlike
 _LEAST = 1e-12  # probability
 
 
@@ -41,15 +45,17 @@ class Judgement:
     Attributes:
       probabilities: class -> calibrated probability, most likely first.
       possible: classes that cannot be excluded at `COVERAGE`.
+      unlike: whether it is unlike everything that was labelled; what is said then means little.
     """
 
     probabilities: dict[str, float]
     possible: tuple[str, ...]
+    unlike: bool = False
 
     @property
     def unsure(self) -> bool:
-        """Whether somebody should look: not exactly one class is possible."""
-        return len(self.possible) != 1
+        """Whether somebody should look: not exactly one class is possible, or it is unlike all."""
+        return self.unlike or len(self.possible) != 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +66,9 @@ class Judge:
       model: fitted on all labelled recordings.
       classes: names, in the model's order.
       temperature: that its log-probabilities are divided by.
-      least: smallest calibrated probability of a class that is possible.
+      least: (C,) smallest calibrated probability at which each class is possible.
+      known: (N, D) unit vectors of the labelled recordings, standardised.
+      near: cosine to the nearest of them below which a recording is unlike.
       counts: class -> labelled recordings.
       subjects: how many subjects were labelled.
       accuracy: of recordings whose subject was left out.
@@ -69,7 +77,9 @@ class Judge:
     model: LinearModel
     classes: tuple[str, ...]
     temperature: float
-    least: float
+    least: np.ndarray
+    known: np.ndarray
+    near: float
     counts: dict[str, int]
     subjects: int
     accuracy: float
@@ -107,22 +117,29 @@ class Judge:
             logs[fold.test] = _logs(fitted(x[fold.test]))
         temperature = _temperature(logs, numbers)
         own = _tempered(logs, temperature)[np.arange(len(x)), numbers]
+        least = [_reached(own[numbers == c], groups[numbers == c], COVERAGE)
+                 for c in range(len(names))]  # fmt: skip
+        unit = _unit(model.scaling(x))
         return cls(
-            model, names, temperature, _least(own, groups),
+            model, names, temperature, np.array(least), unit,
+            _reached(_nearest_other(unit, groups), groups, _FAMILIAR, -2.0),
             {name: int((numbers == c).sum()) for c, name in enumerate(names)},
             len(group), float((logs.argmax(axis=1) == numbers).mean()),
         )  # fmt: skip
 
     def __call__(self, embeddings: np.ndarray) -> list[Judgement]:
         """One judgement for each row of embeddings (M, D)."""
-        rows = _tempered(_logs(self.model(np.asarray(embeddings))), self.temperature)
-        return [self._judged(row) for row in rows]
+        x = np.asarray(embeddings)
+        rows = _tempered(_logs(self.model(x)), self.temperature)
+        near = (_unit(self.model.scaling(x)) @ self.known.T).max(axis=1)
+        return [self._judged(*each) for each in zip(rows, near, strict=True)]
 
-    def _judged(self, row: np.ndarray) -> Judgement:
+    def _judged(self, row: np.ndarray, near: float) -> Judgement:
         order = np.argsort(-row, kind="stable")
         return Judgement(
             {self.classes[c]: float(row[c]) for c in order},
-            tuple(self.classes[c] for c in order if row[c] >= self.least),
+            tuple(self.classes[c] for c in order if row[c] >= self.least[c]),
+            bool(near < self.near),
         )
 
 
@@ -172,11 +189,25 @@ def _temperature(logs: np.ndarray, numbers: np.ndarray) -> float:
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def _least(own: np.ndarray, groups: np.ndarray) -> float:
-    """What the true class's probability reaches for `COVERAGE` of the subjects; 0 for too few."""
-    weights = 1 / np.bincount(groups)[groups]
-    order = np.argsort(-own)
-    reached = np.cumsum(weights[order])
-    needed = COVERAGE * (groups.max() + 2)  # one more subject: the new one
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _nearest_other(unit: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(N,) cosine to the nearest recording of another subject."""
+    cosines = unit @ unit.T
+    cosines[groups[:, None] == groups[None, :]] = -1.0
+    return cosines.max(axis=1)
+
+
+def _reached(values: np.ndarray, groups: np.ndarray, share: float, unknown: float = 0.0) -> float:
+    """What the share of the subjects, and of one more, reach; `unknown` where they are too few.
+
+    Every subject counts as one, in equal parts of its recordings.
+    """
+    _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(-values)
+    reached = np.cumsum((1 / counts[number])[order])
+    needed = share * (len(counts) + 1)
     at = np.searchsorted(reached, needed - 1e-9)
-    return float(own[order[at]]) if at < len(own) else 0.0
+    return float(values[order[at]]) if at < len(values) else unknown

@@ -249,6 +249,8 @@ ARGUMENTS = {
     "embed": ["--checkpoint=x", "a.wav"],
     "query": ["--checkpoint=x", "a.wav"],
     "push": ["--checkpoint=x", "--repo=a/b"],
+    "app": ["--checkpoint=x"],
+    "report": ["x", "--out=y.html"],
     "ask": ["--model=x", "a.wav", "--question=?"],
     "evaluate": ["--encoder=x", "--manifest=y", "--tasks=z", "--out=o"],
     "models": [],

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from medalign_jax.app import render
-from medalign_jax.app.listener import Heard, open_listener
+from medalign_jax.app.listener import Heard, compared_with, open_listener
 from medalign_jax.search.common_space import Nearest
 from medalign_jax.search.files import read_items
 from medalign_jax.search.judge import Judgement
@@ -33,7 +33,8 @@ def resident_bytes():
 @pytest.fixture(scope="module")
 def listeners(finished):
     items = read_items(finished / "simulated" / "metadata.csv")
-    return [open_listener(name, str(finished), None, items, "label") for name in ("one", "two")]
+    opened = [open_listener(name, str(finished), None) for name in ("one", "two")]
+    return [compared_with(each, items, "label") for each in opened]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_memory_does_not_grow_with_uploads(listeners, tmp_path):
     answers, rng = Answers(listeners[:1], None), np.random.default_rng(0)
     path, sizes = tmp_path / "noise.wav", []
     for n in range(200):
-        noise = rng.standard_normal(8000 * (1 + n % 6)) * 0.1
+        noise = rng.standard_normal(16_000 * (1 + n % 4)) * 0.1
         soundfile.write(path, noise, 16_000)
         assert 'class="heard"' in answers.listen(str(path), "a murmur")[1]
         sizes.append(resident_bytes())
@@ -158,7 +159,20 @@ def test_who_should_look_is_said():
     assert "Look at this yourself: a and b cannot be told apart here." in said
     assert "cannot be told apart" not in render.heard([Heard("x", judgement=None)])
     strange = Judgement({"a": 0.5, "b": 0.5}, ())
-    assert "it is like none of what was labelled" in render.heard([Heard("x", judgement=strange)])
+    assert "it is like no class clearly enough" in render.heard([Heard("x", judgement=strange)])
+    unlike = Judgement({"a": 0.99, "b": 0.01}, ("a",), unlike=True)
+    assert "unlike every recording" in render.heard([Heard("x", judgement=unlike)])
+
+
+def test_what_is_left_out_of_a_recording_is_said(listeners, tmp_path):
+    answers, path = Answers(listeners[:1], None), tmp_path / "x.wav"
+    tone = np.sin(np.arange(4000 * 70) * 0.2) * 0.3
+    soundfile.write(path, tone, 4000)
+    assert "The first 60 s of 70 s were listened to." in answers.listen(str(path))[0]
+    soundfile.write(path, tone[:200], 4000)
+    assert "is 0.05 s long; record 1 s or more" in answers.listen(str(path))[0]
+    soundfile.write(path, np.where(np.arange(4000 * 70) < 4000 * 62, 0.0, tone), 4000)
+    assert "is silent for its first 60 s" in answers.listen(str(path))[0]
 
 
 def test_the_command_serves_until_it_is_ended_and_leaves_nothing(finished, tmp_path):

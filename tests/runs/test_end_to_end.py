@@ -119,7 +119,7 @@ def test_other_splits_of_the_same_recordings_are_refused(finished, tmp_path):
     config.data.manifest = with_splits_exchanged(manifest, tmp_path / "metadata.csv")
     page = (finished / "report.html").read_bytes()
     words = (
-        r"54 of 60 are changed, the first: row 1 \('.*sim1-00000-0\.wav'\): split train there, test"
+        r"54 of 60 are changed, the first: row 1 \('.*sim6-00000-0\.wav'\): split train there, test"
     )
     with pytest.raises(UserError, match=words):
         experiment.run(config, finished)

@@ -60,7 +60,8 @@ def test_cosines_are_those_of_heads_whitening_and_map(finished, sounds):
     )
     audio = (audio - space["map.audio_mean"]) @ space["map.matrix"]
     found = load_space(finished).compare(waves, RATE, WORDS)
-    np.testing.assert_allclose(found, unit(audio) @ unit(words).T, atol=1e-5)
+    # Whitening divides by small deviations, and what float32 has lost before grows with it.
+    np.testing.assert_allclose(found, unit(audio) @ unit(words).T, atol=3e-5)
 
 
 def test_nearest_reports_are_training_reports_and_need_no_language_model(

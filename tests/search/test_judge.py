@@ -69,4 +69,32 @@ def test_few_labels_exclude_nothing():
     labels = ["crackle", "none", "wheeze"] * 2
     x = rng.standard_normal((6, 4))
     judge = Judge.fit(x, labels, range(6))
-    assert judge.least == 0 and all(len(j.possible) == len(judge.classes) for j in judge(x))
+    assert not judge.least.any() and all(len(j.possible) == len(judge.classes) for j in judge(x))
+
+
+def test_a_rare_class_is_excluded_no_more_often_than_a_common_one():
+    rng = np.random.default_rng(4)
+    rare, common = [], []
+    for few in (4, 12):
+        for _ in range(12):
+            labels = np.repeat(["common", "rare"], [40, few])
+            middles = np.where(labels == "rare", 1.2, 0.0)[:, None] * np.eye(1, 8)
+            x = middles + rng.standard_normal((40 + few, 8))
+            judge = Judge.fit(x, labels.tolist(), range(len(labels)))
+            said = judge(np.eye(1, 8) * 1.2 + rng.standard_normal((200, 8)))
+            rare.append(np.mean(["rare" in each.possible for each in said]))
+            said = judge(rng.standard_normal((200, 8)))
+            common.append(np.mean(["common" in each.possible for each in said]))
+        if few == 4:
+            assert rare == [1.0] * 12, "four subjects exclude nothing"
+            rare.clear()
+    assert np.mean(rare) > 0.87 and np.mean(common) > 0.87
+
+
+def test_what_is_like_nothing_labelled_is_said_to_be():
+    rng = np.random.default_rng(5)
+    judge = Judge.fit(*drawn(rng, 120, noise=0.4))
+    x, _, _ = drawn(rng, 200, noise=0.4, each=1)
+    assert np.mean([each.unlike for each in judge(x)]) < 0.12
+    (far,) = judge(-5.0 * np.eye(3, 8).sum(axis=0, keepdims=True))
+    assert far.unlike and far.unsure
